@@ -1,0 +1,93 @@
+"""One frozen value for every knob that can be turned after training."""
+
+import dataclasses
+import warnings
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from lib import WorkbookError
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """Where on its trade-off a trained network is run. `None` means "this knob is not used".
+
+    noise: scale s of the weight noise s * alpha * eta, 0 ... 1 (above 1 warns); a float or one value per image.
+    batch_norm: 0 = clean statistics BN_C, 1 = adversarial statistics BN_A, between = the two outputs interpolated.
+    draw: None = fresh noise at each forward pass, an int = that frozen draw.
+    code: OAT's lambda, one of the trained set; a float or a tensor with one value per image.
+    width: one of the trained widths.
+    exits: which exits (numbered from 1, the last always counts) may be taken; None = all.
+    thresholds: entropy threshold per exit but the last; an image leaves where its entropy is strictly below; a closed
+        exit has threshold -inf, not 0.
+
+    Raises WorkbookError for a value outside its range. Whether a network has the knob is checked by the network.
+    """
+
+    noise: float | Tensor | None = None
+    batch_norm: float | None = None
+    draw: int | None = None
+    code: float | Tensor | None = None
+    width: float | None = None
+    exits: tuple[int, ...] | None = None
+    thresholds: tuple[float, ...] | None = None
+
+    def __post_init__(self):
+        if isinstance(self.noise, (int, float)):
+            if self.noise < 0 or self.noise != self.noise:
+                raise WorkbookError(f"noise scale {self.noise} is outside its range; use 0 (off) to 1 (as trained)")
+            if self.noise > 1:
+                warnings.warn(f"noise scale {self.noise} is above 1, the strength used in training", stacklevel=3)
+        if self.batch_norm is not None and not 0 <= self.batch_norm <= 1:
+            raise WorkbookError(f"batch_norm {self.batch_norm} is outside 0 (clean) to 1 (adversarial)")
+        for name in ("exits", "thresholds"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+        if self.thresholds is not None and any(t != t for t in self.thresholds):
+            raise WorkbookError("a threshold is not a number; a closed exit has threshold -inf")
+
+    @classmethod
+    def from_lambda(cls, lambda_n: float, lambda_th: float = 0.0, **others) -> "OperatingPoint":
+        """FLOAT's one knob (section 3.2 and Eq. 5, for any switch lambda_th in [0, 1)).
+
+        lambda_n <= lambda_th: noise lambda_n / lambda_th with BN_C; above it: (lambda_n - lambda_th) / (1 - lambda_th)
+        with BN_A. The published cases are lambda_th = 0 and 0.5. Raises WorkbookError for values out of range.
+        """
+        if not 0 <= lambda_th < 1:
+            raise WorkbookError(f"lambda_th {lambda_th} is outside [0, 1); the published values are 0 and 0.5")
+        if not lambda_n >= 0:
+            raise WorkbookError(f"lambda_n {lambda_n} is below 0; use 0 (most accurate) to 1 (most robust)")
+        if lambda_n <= lambda_th:
+            return cls(noise=lambda_n / lambda_th if lambda_th else 0.0, batch_norm=0.0, **others)
+        return cls(noise=(lambda_n - lambda_th) / (1 - lambda_th), batch_norm=1.0, **others)
+
+    def replace(self, **changes) -> "OperatingPoint":
+        return dataclasses.replace(self, **changes)
+
+    def used(self) -> frozenset[str]:
+        """The names of the knobs that are set."""
+        return frozenset(f.name for f in dataclasses.fields(self) if getattr(self, f.name) is not None)
+
+    def to_json(self) -> dict:
+        """Only the knobs that are set, as JSON can hold them (-inf becomes the text "-inf")."""
+
+        def plain(value):
+            if isinstance(value, Tensor):
+                return value.tolist()
+            if isinstance(value, tuple):
+                return [str(v) if v in (float("inf"), float("-inf")) else v for v in value]
+            return value
+
+        return {name: plain(getattr(self, name)) for name in sorted(self.used())}
+
+    @classmethod
+    def from_json(cls, values: dict) -> "OperatingPoint":
+        """The inverse of `to_json`; raises WorkbookError on an unknown knob."""
+        names = {f.name for f in dataclasses.fields(cls)}
+        if unknown := set(values) - names:
+            raise WorkbookError(f"unknown knob {', '.join(sorted(unknown))}; the knobs are {', '.join(sorted(names))}")
+        values = dict(values)
+        if values.get("thresholds") is not None:
+            values["thresholds"] = tuple(float(t) for t in values["thresholds"])
+        return cls(**values)
