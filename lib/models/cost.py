@@ -1,0 +1,74 @@
+"""What a network costs, in both conventions: as the paper counts, and as a deployed network pays.
+
+Counted by `torch.utils.flop_counter` (2 FLOPs = 1 multiply-accumulate) on one image, part by part.
+"""
+
+from dataclasses import asdict, dataclass
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from lib.models.network import Network
+from lib.operating_point import OperatingPoint
+
+MEBI = 2**20
+
+
+@dataclass(frozen=True)
+class ExitCost:
+    """One image leaving at one exit.
+
+    paper_macs: convolutions to the tap and of this exit's own head (Hu et al. charge no earlier head, no linear layer).
+    paper_mflops: the same / 2^20, the paper's "MFlops" (which it cuts to two decimals).
+    cumulative_conv_macs: convolutions of the backbone and of every head on the way.
+    cumulative_macs: convolutions and linear layers of the backbone and of every head on the way: the true cost.
+    """
+
+    paper_macs: int
+    paper_mflops: float
+    cumulative_conv_macs: int
+    cumulative_macs: int
+
+
+@dataclass(frozen=True)
+class Cost:
+    """parameters of the whole network; macs of one image through everything (convolutions and linear layers)."""
+
+    parameters: int
+    macs: int
+    exits: tuple[ExitCost, ...]
+
+    def to_json(self) -> dict:
+        return {"parameters": self.parameters, "macs": self.macs, "exits": [asdict(e) for e in self.exits]}
+
+
+def cost(network: Network, point: OperatingPoint | None = None) -> Cost:
+    """Count one image at an operating point (its width and disabled exits count; thresholds do not)."""
+    device = next(network.parameters()).device
+    was_training = network.training
+    network.eval()
+    at = network.conditions(point, torch.Generator(device=device).manual_seed(0))
+    enabled = set(point.exits) | {network.num_exits} if point and point.exits is not None else None
+    x = torch.zeros(1, *network.input_shape, device=device)
+    backbone_conv = backbone_all = heads_conv = heads_all = 0
+    exits = []
+    with torch.no_grad():
+        for k, head in enumerate(network.heads):
+            (conv, every), x = _count(lambda x=x, k=k: network.advance(x, k, at))
+            backbone_conv, backbone_all = backbone_conv + conv, backbone_all + every
+            (conv, every), _ = _count(lambda x=x, head=head: head(x, at))
+            if enabled is None or k + 1 in enabled:
+                heads_conv, heads_all = heads_conv + conv, heads_all + every
+            paper = backbone_conv + conv
+            exits.append(ExitCost(paper, paper / MEBI, backbone_conv + heads_conv, backbone_all + heads_all))
+    network.train(was_training)
+    return Cost(network.weight_count(), exits[-1].cumulative_macs, tuple(exits))
+
+
+def _count(run) -> tuple[tuple[int, int], torch.Tensor]:
+    """((convolution MACs, convolution + linear MACs), what `run` returned)."""
+    with FlopCounterMode(display=False) as counter:
+        result = run()
+    per_operator = counter.get_flop_counts()["Global"]
+    conv = sum(flops for operator, flops in per_operator.items() if "conv" in str(operator))
+    return (conv // 2, sum(per_operator.values()) // 2), result

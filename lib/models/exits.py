@@ -1,0 +1,81 @@
+"""Early exits: when an image leaves, the prefix up to one exit, and inference that really drops what has left."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from lib import WorkbookError
+from lib.models.network import Network
+from lib.operating_point import OperatingPoint
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """Entropy of the softmax over the last dimension, natural log, -sum p log(p + 1e-5) (released code; Eq. 6)."""
+    p = logits.softmax(-1)
+    return -(p * (p + 1e-5).log()).sum(-1)
+
+
+def effective_thresholds(point: OperatingPoint, num_exits: int) -> tuple[float, ...]:
+    """The point's thresholds with disabled exits closed (-inf). Raises WorkbookError when thresholds are missing."""
+    if point.thresholds is None:
+        if num_exits == 1:
+            return ()
+        raise WorkbookError(f"routing needs thresholds: give OperatingPoint(thresholds=…) with {num_exits - 1} values")
+    if point.exits is None:
+        return point.thresholds
+    return tuple(t if k + 1 in point.exits else -math.inf for k, t in enumerate(point.thresholds))
+
+
+def decide(entropies: Tensor, thresholds) -> Tensor:
+    """Exit (N,), 0-based, of each image from its entropies (exits, N): the first k with H_k < t_k, else the last."""
+    num_exits = entropies.shape[0]
+    if len(thresholds) != num_exits - 1:
+        raise WorkbookError(f"{len(thresholds)} thresholds for {num_exits} exits; give {num_exits - 1}")
+    leaves = entropies[:-1] < torch.as_tensor(thresholds, dtype=entropies.dtype, device=entropies.device)[:, None]
+    last = torch.ones_like(entropies[:1], dtype=torch.bool)
+    return torch.cat([leaves, last]).to(torch.uint8).argmax(0)
+
+
+def prefix(network: Network, images: Tensor, exit: int, point: OperatingPoint | None = None,
+           generator: torch.Generator | None = None) -> Tensor:
+    """Logits (N, classes) of one exit (0-based): the backbone up to its tap and its own head, nothing else."""
+    network.check_images(images)
+    at = network.conditions(point, generator)
+    x = images
+    for k in range(exit + 1):
+        x = network.advance(x, k, at)
+    return network.heads[exit](x, at)
+
+
+def route(network: Network, images: Tensor, point: OperatingPoint, generator: torch.Generator | None = None,
+          compact_above: float = 0.0) -> tuple[Tensor, Tensor]:
+    """The deployed decision: (prediction (N,), exit (N,) 0-based). Images that left are dropped from the batch.
+
+    Heads of disabled exits are not run. `compact_above`: shrink the batch only where more than this share of it left
+    (a gather costs time too); the decisions are the same for every value.
+    """
+    network.check_images(images)
+    at = network.conditions(point, generator)
+    last = network.num_exits - 1
+    thresholds = effective_thresholds(point, network.num_exits)
+    prediction = torch.empty(len(images), dtype=torch.long, device=images.device)
+    exits = torch.full_like(prediction, last)
+    x, rows, staying = images, torch.arange(len(images), device=images.device), None
+    for k in range(last + 1):
+        x = network.advance(x, k, at)
+        if k < last and thresholds[k] == -math.inf:
+            continue
+        logits = network.heads[k](x, at)
+        leaves = entropy(logits) < thresholds[k] if k < last else torch.ones_like(rows, dtype=torch.bool)
+        if staying is not None:
+            leaves = leaves & staying
+        prediction[rows[leaves]] = logits[leaves].argmax(-1)
+        exits[rows[leaves]] = k
+        staying = ~leaves if staying is None else staying & ~leaves
+        remaining = int(staying.sum())
+        if remaining == 0:
+            break
+        if len(rows) - remaining > compact_above * len(rows):
+            x, rows, staying = x[staying], rows[staying], None
+    return prediction, exits

@@ -1,0 +1,75 @@
+"""The building blocks a backbone asks for: the only place where conditioning and widths are decided.
+
+A backbone says `parts.conv(16, 32, 3)`; whether that convolution carries noise, how many batch-norm banks stand behind
+it and which widths it serves is decided here, once, so that no backbone is ever written twice.
+"""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from torch import nn
+
+from lib import WorkbookError
+from lib.models.layers import BatchNorm2d, Conv2d, Linear
+
+CONDITIONINGS = ("none", "float", "dual_bn", "oat", "pni")
+
+
+class Tap(NamedTuple):
+    """One exit: the head reads the output of stage `stage` (0-based)."""
+
+    stage: int
+    head: nn.Module
+
+
+@dataclass
+class Backbone:
+    """Ordered stages and the exits on them, the original output last. Listing these is all a new backbone has to do."""
+
+    stages: list[nn.Module] = field(default_factory=list)
+    taps: list[Tap] = field(default_factory=list)
+    paper_thresholds: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Makes layers for one conditioning and one set of widths. `multiplier` scales every channel count asked for."""
+
+    conditioning: str = "none"
+    widths: tuple[float, ...] = (1.0,)
+    multiplier: float = 1.0
+    code_size: int = 128
+    noise_granularity: str = "layer"
+
+    def __post_init__(self):
+        if self.conditioning not in CONDITIONINGS:
+            raise WorkbookError(f"unknown conditioning '{self.conditioning}'; choose from {', '.join(CONDITIONINGS)}")
+        if self.noise_granularity not in ("layer", "channel", "element"):
+            raise WorkbookError(f"unknown noise granularity '{self.noise_granularity}'; use layer, channel or element")
+        if not self.widths or any(not 0 < w <= 1 for w in self.widths) or max(self.widths) != 1:
+            raise WorkbookError(f"widths {self.widths} must lie in (0, 1] and include 1.0")
+
+    @property
+    def noisy(self) -> str | None:
+        return self.noise_granularity if self.conditioning in ("float", "pni") else None
+
+    @property
+    def banks(self) -> int:
+        return 2 if self.conditioning in ("float", "dual_bn", "oat") else 1
+
+    def channels(self, count: int) -> int:
+        """A published channel count under the width multiplier (a smaller network of the same shape)."""
+        return max(1, round(count * self.multiplier))
+
+    def conv(self, in_channels, out_channels, kernel_size, stride=1, padding=None, groups=1, bias=False, slim_in=True):
+        """Convolution with 'same' padding unless told otherwise."""
+        padding = kernel_size // 2 if padding is None else padding
+        return Conv2d(in_channels, out_channels, kernel_size, stride, padding, groups, bias, self.noisy, slim_in)
+
+    def linear(self, in_features, out_features, classifier=False):
+        return Linear(in_features, out_features, noisy=self.noisy, slim_out=not classifier)
+
+    def norm(self, channels, film=False):
+        """Batch norm; `film=True` where OAT modulates (main path before a ReLU, never shortcuts)."""
+        code_size = self.code_size if film and self.conditioning == "oat" else None
+        return BatchNorm2d(channels, self.banks, self.widths, code_size)

@@ -1,0 +1,130 @@
+"""CIFAR ResNets: ResNet-38 with RDI's exits (Hu et al. 2020), ResNet-34 (OAT, FLOAT) and ResNet-20 (PNI)."""
+
+import math
+
+import torch.nn.functional as F
+from torch import nn
+
+from lib import WorkbookError
+from lib.models.layers import Chain, Conv2d, GlobalAveragePool, MaxPool, ReLU
+from lib.models.parts import Backbone, Parts, Tap
+
+PAPER_THRESHOLDS = (0.32, 0.36, 0.39, 0.83, 1.12, 1.35)
+
+
+class FanOutChain(Chain):
+    """Every convolution inside starts N(0, sqrt(2 / (k k C_out))) (He, fan-out), as in the RDI and PNI code."""
+
+    def initialise_children(self, generator):
+        for layer in self.modules():
+            if isinstance(layer, Conv2d):
+                out_channels, _, height, width = layer.weight.shape
+                nn.init.normal_(layer.weight, 0.0, math.sqrt(2 / (height * width * out_channels)), generator=generator)
+
+
+class BasicBlock(nn.Module):
+    """conv3x3 - BN - ReLU - conv3x3 - BN, plus shortcut, ReLU. `inner` cuts the width between the two convolutions.
+
+    A shortcut that changes shape is a 1x1 convolution with BN ("projection") or, parameter-free, subsampling by an
+    average pool with zero channels appended ("pad", type A).
+    """
+
+    def __init__(self, parts: Parts, in_channels: int, channels: int, stride: int = 1, inner: int | None = None,
+                 shortcut: str = "projection"):
+        super().__init__()
+        inner = inner or channels
+        self.main = Chain(parts.conv(in_channels, inner, 3, stride), parts.norm(inner, film=True), ReLU(),
+                          parts.conv(inner, channels, 3), parts.norm(channels, film=True))
+        self.stride, self.shortcut = stride, None
+        if (stride != 1 or in_channels != channels) and shortcut == "projection":
+            self.shortcut = Chain(parts.conv(in_channels, channels, 1, stride), parts.norm(channels))
+
+    def forward(self, x, at):
+        y = self.main(x, at)
+        if self.shortcut is not None:
+            x = self.shortcut(x, at)
+        elif x.shape != y.shape:
+            x = F.pad(F.avg_pool2d(x, 1, self.stride), (0, 0, 0, 0, 0, y.shape[1] - x.shape[1]))
+        return F.relu(x + y)
+
+
+def resnet(parts: Parts, groups: list[int], channels: list[int], *, input_shape, chain=Chain, shortcut="projection",
+           inner: list[list[int]] | None = None) -> list[nn.Module]:
+    """Stem and residual blocks as stages, one block each; groups after the first start with stride 2."""
+    stages = [chain(parts.conv(input_shape[0], channels[0], 3, slim_in=False), parts.norm(channels[0], film=True), ReLU())]
+    width = channels[0]
+    for group, (blocks, out) in enumerate(zip(groups, channels, strict=True)):
+        for block in range(blocks):
+            stride = 2 if group and block == 0 else 1
+            cut = inner[group][block] if inner else None
+            stages.append(chain(BasicBlock(parts, width, out, stride, cut, shortcut)))
+            width = out
+    return stages
+
+
+def classifier(parts: Parts, channels: int, classes: int) -> Chain:
+    return Chain(GlobalAveragePool(), parts.linear(channels, classes, classifier=True))
+
+
+def resnet38(parts: Parts, *, exits: str, classes: int, input_shape, depth: float, inner=None) -> Backbone:
+    """3 groups of 6 basic blocks at 16/32/64 channels; K = 6 side exits after blocks 1 and 4 (0-based) of each group.
+
+    exits "rdi": the released heads, whose two 5x5 ones cost 14.8 of the 17.0 Mi MACs that all heads add.
+    exits "cheap": heads that pool first, so that the whole multi-exit path costs under 2 % above the backbone.
+    inner: channel-pruned inner widths per group and block (Fig. 6).
+    """
+    blocks = max(2, round(6 * depth))
+    channels = [parts.channels(c) for c in (16, 32, 64)]
+    stages = resnet(parts, [blocks] * 3, channels, input_shape=input_shape, chain=FanOutChain, inner=inner)
+    main = Tap(len(stages) - 1, classifier(parts, channels[2], classes))
+    if exits == "none":
+        return Backbone(stages, [main])
+    if exits not in HEADS:
+        raise WorkbookError(f"resnet38 has no '{exits}' exits; choose none, {' or '.join(HEADS)}")
+    taps = [Tap(1 + group * blocks + block, HEADS[exits](parts, group, channels, classes))
+            for group in range(3) for block in (blocks // 4, 3 * blocks // 4)]
+    return Backbone(stages, [*taps, main], PAPER_THRESHOLDS)
+
+
+def rdi_head(parts: Parts, group: int, channels: list[int], classes: int) -> nn.Module:
+    """The released heads (group 0: 5x5 and 3x3 convolutions; group 1: a basic block; group 2: pooling only)."""
+    if group == 0:
+        return FanOutChain(MaxPool(2), parts.conv(channels[0], channels[2], 5), parts.norm(channels[2]), ReLU(), MaxPool(2),
+                           parts.conv(channels[2], channels[1], 3), parts.norm(channels[1]),
+                           *classifier(parts, channels[1], classes))
+    if group == 1:
+        return FanOutChain(MaxPool(2), BasicBlock(parts, channels[1], channels[1]),
+                           *classifier(parts, channels[1], classes))
+    return classifier(parts, channels[2], classes)
+
+
+def cheap_head(parts: Parts, group: int, channels: list[int], classes: int) -> nn.Module:
+    """Pool by 4 first, then one 3x3 convolution (0.28 Mi MACs); group 2 pools only, as in the released design."""
+    if group == 2:
+        return classifier(parts, channels[2], classes)
+    width = channels[group + 1]
+    return FanOutChain(MaxPool(4), parts.conv(channels[group], width, 3), parts.norm(width), ReLU(),
+                       *classifier(parts, width, classes))
+
+
+HEADS = {"rdi": rdi_head, "cheap": cheap_head}
+
+
+def resnet34(parts: Parts, *, exits: str, classes: int, input_shape, depth: float) -> Backbone:
+    """3, 4, 6, 3 basic blocks at 64/128/256/512 channels, stride-1 stem, no max-pool (OAT's CIFAR form)."""
+    return plain(parts, [3, 4, 6, 3], (64, 128, 256, 512), exits, classes, input_shape, depth)
+
+
+def resnet20(parts: Parts, *, exits: str, classes: int, input_shape, depth: float) -> Backbone:
+    """3 groups of 3 basic blocks at 16/32/64 channels with parameter-free shortcuts (PNI)."""
+    return plain(parts, [3, 3, 3], (16, 32, 64), exits, classes, input_shape, depth, chain=FanOutChain, shortcut="pad")
+
+
+def plain(parts, groups, channels, exits, classes, input_shape, depth, **options) -> Backbone:
+    """A ResNet with its original output only."""
+    if exits != "none":
+        raise WorkbookError("only smallcnn, resnet38 and mobilenet_v2 have side exits; use exits='none'")
+    channels = [parts.channels(c) for c in channels]
+    groups = [max(1, round(g * depth)) for g in groups]
+    stages = resnet(parts, groups, channels, input_shape=input_shape, **options)
+    return Backbone(stages, [Tap(len(stages) - 1, classifier(parts, channels[-1], classes))])

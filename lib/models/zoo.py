@@ -1,0 +1,51 @@
+"""Names -> networks. A network of your own joins by `register`-ing a function that lists its stages and exits."""
+
+import difflib
+import inspect
+from collections.abc import Callable
+
+from lib import WorkbookError
+from lib.models import resnet, smallcnn
+from lib.models.network import Network
+from lib.models.parts import Backbone, Parts
+
+BACKBONES: dict[str, Callable[..., Backbone]] = {
+    "smallcnn": smallcnn.smallcnn,
+    "resnet20": resnet.resnet20,
+    "resnet34": resnet.resnet34,
+    "resnet38": resnet.resnet38,
+}
+
+
+def register(name: str, backbone: Callable[..., Backbone]):
+    """Make `backbone(parts, *, exits, classes, input_shape, depth, **options) -> Backbone` buildable by name."""
+    BACKBONES[name] = backbone
+
+
+def build(name: str, *, exits: str = "none", conditioning: str = "none", widths=(1.0,), classes: int = 10,
+          input_shape=(3, 32, 32), width_multiplier: float = 1.0, depth_multiplier: float = 1.0, code_size: int = 128,
+          codes=(0.0, 0.2, 0.7, 1.0), noise_granularity: str = "layer", seed: int = 0, **options) -> Network:
+    """A freshly initialised network in train mode.
+
+    name: see BACKBONES.  exits: none | rdi | cheap | released.  conditioning: none | float (weight noise and dual batch
+    norm) | dual_bn (FLOAT's control: the same without noise) | oat (FiLM and dual batch norm) | pni.
+    widths: trained widths, 1.0 among them.  width_multiplier, depth_multiplier: the same network, smaller.
+    code_size, codes: OAT's code length d and its lambdas.  options: what the backbone alone understands.
+    `network.config` holds every argument but the seed. Raises WorkbookError on unknown names.
+    """
+    if name not in BACKBONES:
+        near = difflib.get_close_matches(name, BACKBONES, 1)
+        raise WorkbookError(f"unknown model '{name}'{f' (did you mean {near[0]}?)' if near else ''}; "
+                            f"the models are {', '.join(sorted(BACKBONES))}")
+    known = inspect.signature(BACKBONES[name]).parameters
+    if unknown := [o for o in options if o not in known]:
+        raise WorkbookError(f"{name} has no option {', '.join(unknown)}")
+    config = dict(name=name, exits=exits, conditioning=conditioning, widths=list(widths), classes=classes,
+                  input_shape=list(input_shape), width_multiplier=width_multiplier, depth_multiplier=depth_multiplier,
+                  code_size=code_size, codes=list(codes), noise_granularity=noise_granularity, **options)
+    parts = Parts(conditioning, tuple(sorted(widths, reverse=True)), width_multiplier, code_size, noise_granularity)
+    backbone = BACKBONES[name](parts, exits=exits, classes=classes, input_shape=tuple(input_shape),
+                               depth=depth_multiplier, **options)
+    network = Network(backbone, parts, config)
+    network.initialise(seed)
+    return network
