@@ -1,6 +1,7 @@
 """One frozen value for every knob that can be turned after training."""
 
 import dataclasses
+import math
 import warnings
 from dataclasses import dataclass
 
@@ -35,7 +36,7 @@ class OperatingPoint:
 
     def __post_init__(self):
         if isinstance(self.noise, (int, float)):
-            if self.noise < 0 or self.noise != self.noise:
+            if not self.noise >= 0:
                 raise WorkbookError(f"noise scale {self.noise} is outside its range; use 0 (off) to 1 (as trained)")
             if self.noise > 1:
                 warnings.warn(f"noise scale {self.noise} is above 1, the strength used in training", stacklevel=3)
@@ -44,7 +45,7 @@ class OperatingPoint:
         for name in ("exits", "thresholds"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, tuple(getattr(self, name)))
-        if self.thresholds is not None and any(t != t for t in self.thresholds):
+        if self.thresholds is not None and any(math.isnan(t) for t in self.thresholds):
             raise WorkbookError("a threshold is not a number; a closed exit has threshold -inf")
 
     @classmethod
