@@ -1,0 +1,243 @@
+"""The front door: python3 -m lib run | test | lab | doctor | train | evaluate | cost | bench.
+
+A bare Python is enough to start: the standard library alone up to the moment a verb begins, so that help and wrong
+flags answer at once. Written plainly enough for an old Python to read it and be told that it is too old.
+"""
+
+import sys
+
+if sys.version_info < (3, 11):
+    print("error: the workbook needs Python 3.11 or newer and this is %d.%d; repeat the command with a newer one, "
+          "such as python3.12 -m lib" % sys.version_info[:2], file=sys.stderr)
+    sys.exit(2)
+
+import argparse
+import importlib
+
+from lib import WorkbookError, environment
+
+# What a verb needs before it starts: only the core packages, all of them, or nothing but Python.
+NEEDS = {"run": "all", "test": "all", "lab": "all", "doctor": None,
+         "train": "core", "evaluate": "core", "cost": "core", "bench": "core"}
+
+
+def number(text, low=0.0, high=float("inf")):
+    """A finite number or a fraction such as 8/255 within [low, high]."""
+    over, slash, under = text.partition("/")
+    try:
+        value = float(over) / float(under) if slash else float(over)
+    except (ValueError, ZeroDivisionError):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number; write 0.03 or 8/255") from None
+    if not low <= value < float("inf") or value > high:
+        bounds = f"at least {low:g}" if high == float("inf") else f"between {low:g} and {high:g}"
+        raise argparse.ArgumentTypeError(f"'{text}' has to be {bounds}")
+    return value
+
+
+def unit(text):
+    return number(text, 0.0, 1.0)
+
+
+def count(text):
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least 1")
+    return int(text)
+
+
+def names(text):
+    """Comma-separated names, each once: clean,main,average."""
+    parts = tuple(part.strip() for part in text.split(","))
+    if "" in parts or len(set(parts)) < len(parts):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a list of different names; write them as a,b,c")
+    return parts
+
+
+def widths(text):
+    """Comma-separated width factors in (0, 1], each once."""
+    values = tuple(unit(part) for part in names(text))
+    if 0 in values:
+        raise argparse.ArgumentTypeError("a width has to be above 0")
+    return values
+
+
+def image_range(text):
+    """A:B, counted from 0, B left out; either end may be missing, and N alone means the first N. -> (start, stop)"""
+    start, colon, stop = text.partition(":")
+    if not colon:
+        start, stop = "", start
+    if not all(part == "" or part.isdecimal() for part in (start, stop)) or (not colon and not stop):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a range of images; write 500:1017 or 1000")
+    first, last = int(start or 0), int(stop) if stop else None
+    if last is not None and last <= first:
+        raise argparse.ArgumentTypeError(f"'{text}' holds no image; the second number has to be the larger one")
+    return first, last
+
+
+def input_shape(text):
+    """CxHxW, such as 3x32x32."""
+    parts = text.split("x")
+    if len(parts) != 3 or not all(part.isdecimal() and int(part) for part in parts):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a shape; write channels x height x width, such as 3x32x32")
+    return tuple(int(part) for part in parts)
+
+
+def thresholds(text):
+    """paper, calibrated, or one entropy per exit but the last; `closed` (minus infinity) closes an exit."""
+    if text in ("paper", "calibrated"):
+        return text
+    try:
+        values = tuple(float("-inf" if part == "closed" else part) for part in text.split(","))
+    except ValueError:
+        values = (float("nan"),)
+    if any(value != value for value in values):
+        raise argparse.ArgumentTypeError(f"'{text}' is neither paper nor calibrated nor a list such as 0.5,0.9,closed")
+    return values
+
+
+def add_run(add):
+    verb = add("run", "execute the notebooks headlessly and write an index page")
+    verb.add_argument("--preset", choices=("quick", "laptop", "paper"), default="quick", help="size (default quick)")
+    verb.add_argument("--weights", choices=("train", "shipped"), default="train",
+                      help="train networks in this run (default), or take those that came along")
+    verb.add_argument("--only", type=names, metavar="10,12", help="only these notebooks, by number or name")
+    verb.add_argument("--list", action="store_true", help="list the notebooks and stop")
+    verb.add_argument("--name", metavar="NAME", help="folder below data/runs (default: made from the settings)")
+    verb.add_argument("--seed", type=int, default=0)
+    verb.add_argument("-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
+                      help="set a notebook parameter; may be repeated")
+    verb.add_argument("--dataset", metavar="NAME", help="the dataset, in notebooks that let it be chosen")
+    verb.add_argument("--jobs", type=count, default=1, metavar="N", help="notebooks at a time (default 1)")
+    verb.add_argument("--allow-cpu", action="store_true", help="let preset paper start without a GPU")
+
+
+def add_test(add):
+    verb = add("test", "run unit tests, notebook tests and the browser test", usage="%(prog)s [--fast] [pytest ...]",
+               epilog="Everything else goes to pytest, such as tests/test_data.py, -k NAME or -x.")
+    verb.add_argument("--fast", action="store_true", help="only unit tests, without the slow ones and the browser")
+    verb.set_defaults(arguments=[])
+
+
+def add_lab(add):
+    verb = add("lab", "open JupyterLab on the first notebook")
+    verb.add_argument("notebook", nargs="?", metavar="NOTEBOOK", help="another notebook to open")
+    verb.add_argument("--port", type=count, help="port to serve on (default: Jupyter's, 8888)")
+    verb.add_argument("--no-browser", action="store_true", help="only print the address")
+
+
+def add_train(add):
+    verb = add("train", "train a recipe; the same command continues a stopped training")
+    verb.add_argument("recipe", nargs="?", metavar="RECIPE", help="see --list")
+    verb.add_argument("--list", action="store_true", help="list the recipes and stop")
+    verb.add_argument("--minutes", type=number, metavar="M", help="stop cleanly after M minutes")
+    verb.add_argument("--seed", type=int, default=None, help="another seed than the recipe's")
+    verb.add_argument("--folder", metavar="DIR", help="where checkpoints go (default: made from the recipe)")
+    add_common(verb)
+
+
+def add_evaluate(add):
+    verb = add("evaluate", "clean and attacked accuracy of a checkpoint, routed through its exits")
+    verb.add_argument("checkpoint", metavar="CHECKPOINT")
+    verb.add_argument("--dataset", required=True, metavar="NAME_OR_FOLDER")
+    verb.add_argument("--attack", type=names, metavar="clean,main,...", help="attack forms (default: clean and all)")
+    verb.add_argument("--epsilon", type=unit, help="L-infinity budget, such as 8/255 (default: the dataset's)")
+    verb.add_argument("--step-size", type=unit, help="such as 2/255 (default: the dataset's)")
+    verb.add_argument("--steps", type=count, help="attack steps (default: the dataset's)")
+    verb.add_argument("--images", type=image_range, metavar="A:B", help="part of the test set (default: all of it)")
+    verb.add_argument("--batch-size", type=count, default=250)
+    verb.add_argument("--thresholds", type=thresholds, default="paper", metavar="paper|calibrated|t1,t2,...",
+                      help="when an image leaves: entropy below the exit's threshold (default paper)")
+    verb.add_argument("--mode", choices=("eval", "batch", "authors"), default="eval",
+                      help="state of batch norm and dropout while attacking (default eval)")
+    verb.add_argument("--seed", type=int, default=0)
+    verb.add_argument("--save-atlas", metavar="FILE", help="keep the record of every image")
+    add_common(verb)
+
+
+def add_cost(add):
+    verb = add("cost", "parameters and multiply-accumulates, per exit and width")
+    verb.add_argument("model", metavar="MODEL", help="such as smallcnn, resnet38 or wrn40_2")
+    verb.add_argument("--exits", choices=("none", "rdi", "cheap", "released"), default="none")
+    verb.add_argument("--conditioning", choices=("none", "float", "dual_bn", "oat", "pni"), default="none")
+    verb.add_argument("--widths", type=widths, default=(1.0,), metavar="0.5,1.0")
+    verb.add_argument("--classes", type=count, default=10)
+    verb.add_argument("--input", type=input_shape, default=None, metavar="3x32x32",
+                      help="image shape (default: what the model was published for)")
+    verb.add_argument("--json", metavar="FILE", help="write the numbers there as well")
+
+
+def add_bench(add):
+    verb = add("bench", "measure how fast this machine trains and attacks")
+    verb.add_argument("--only", type=names, metavar="NAMES", help="only these measurements")
+    verb.add_argument("--rounds", type=count, default=None, metavar="N", help="repetitions of each measurement")
+    verb.add_argument("--record", action="store_true", help="add the result to the recorded ones")
+    add_common(verb)
+
+
+def add_doctor(add):
+    verb = add("doctor", "say what this machine can do")
+    verb.add_argument("--json", action="store_true", help="as JSON")
+
+
+def add_common(verb):
+    verb.add_argument("--device", help="cpu, cuda, cuda:1 (default: the GPU if there is one)")
+    verb.add_argument("--json", metavar="FILE", help="write the numbers there as well")
+
+
+def build_parser():
+    parser = argparse.ArgumentParser(
+        prog="python3 -m lib", allow_abbrev=False,
+        description="The trade-off workbook: accuracy, adversarial robustness and computation in one trained network. "
+                    "The first verb that needs packages sets them up in .venv, unless this Python has them already.")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+
+    def add(name, summary, **more):
+        return verbs.add_parser(name, help=summary, description=summary.capitalize() + ".", allow_abbrev=False, **more)
+
+    for one in (add_run, add_test, add_lab, add_doctor, add_train, add_evaluate, add_cost, add_bench):
+        one(add)
+    return parser
+
+
+def parse(argv):
+    """The arguments, checked; whatever `test` does not know itself is left for pytest, in the order given."""
+    rest = []
+    if argv[:1] == ["test"]:
+        rest = [a for a in argv[1:] if a not in ("--fast", "-h", "--help")]
+        argv = [a for a in argv if a not in rest]
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if args.verb == "test":
+        args.arguments = rest
+    if args.verb == "train" and not (args.recipe or args.list):
+        parser.error("train needs the name of a recipe; see train --list")
+    return args
+
+
+def start(args):
+    """Run the verb in this process, which has the packages; returns its exit code."""
+    if args.verb == "test":
+        return environment.pytest(args.arguments, args.fast)
+    if args.verb == "lab":
+        return environment.lab(args.notebook, args.port, args.no_browser)
+    if args.verb == "doctor":
+        return importlib.import_module("lib.doctor").main(args, NEEDS)
+    if args.verb == "run":
+        return importlib.import_module("lib.workbook.runs").main(args)
+    return getattr(importlib.import_module("lib.commands"), args.verb)(args)
+
+
+def main(argv):
+    args = parse(argv)
+    try:
+        environment.ensure(NEEDS[args.verb], argv)
+        return start(args) or 0
+    except WorkbookError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped; what was finished is kept, and the same command goes on from there", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

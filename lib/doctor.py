@@ -1,0 +1,130 @@
+"""What this machine can do: device, driver, packages, disk, datasets, browser, and a verdict for every verb.
+
+Standard library only: torch is asked in a process of its own, in whichever environment has it. Changes nothing.
+"""
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+
+from lib import DATASETS, ROOT, WorkbookError, environment, packages
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+OLDEST_DRIVER = {12: 525, 13: 580}  # NVIDIA driver that wheels of a CUDA major version need at least (Linux)
+PROBE = """
+import json, torch
+print(json.dumps({"cuda": torch.version.cuda, "available": torch.cuda.is_available(),
+                  "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]}))
+"""
+
+
+def browser() -> str | None:
+    """The path of an installed Chromium or Chrome, for pictures of figures and for the browser test."""
+    return next(filter(None, map(shutil.which, BROWSERS)), None)
+
+
+def output_of(command: list[str]) -> str | None:
+    """What `command` prints; None where it cannot run or fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+def driver() -> str | None:
+    """The version of the NVIDIA driver, None without one."""
+    said = output_of(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"])
+    return said.split()[0] if said and said.split() else None
+
+
+def device_sentence(torch: dict | None, driver: str | None) -> str:
+    """Which device training will use and, where a GPU stays unused, why and what to do. torch: what PROBE said."""
+    if torch is None:
+        return "no torch yet" + (f"; NVIDIA driver {driver} is there" if driver else "; no NVIDIA driver: CPU")
+    if torch["available"]:
+        return f"{', '.join(torch['gpus'])} (CUDA {torch['cuda']}, driver {driver or 'unknown'})"
+    if driver is None:
+        return "CPU (no NVIDIA driver)"
+    if torch["cuda"] is None:
+        return f"CPU: torch is a build without CUDA though driver {driver} is there; install a CUDA build"
+    oldest = OLDEST_DRIVER.get(packages.release(torch["cuda"])[0])
+    if oldest and packages.release(driver)[0] < oldest:
+        return (f"CPU: driver {driver} is too old for torch's CUDA {torch['cuda']}; update it to {oldest} or newer, "
+                "or install torch for an older CUDA")
+    return f"CPU: torch's CUDA {torch['cuda']} sees no GPU though driver {driver} is there; check CUDA_VISIBLE_DEVICES"
+
+
+def place_of(need: str | None) -> tuple[bool, str]:
+    """Whether a verb with this need-set can run here, and where or why not."""
+    if need is None or not packages.missing(need):
+        return True, "ready in this Python"
+    if environment.ready():
+        return True, "ready in .venv"
+    if sentence := environment.obstacle():
+        return False, sentence
+    return True, "sets up .venv first (about 6 GB, a few minutes, a network)"
+
+
+def examine(needs: dict[str, str | None]) -> dict:
+    """Everything that is printed, as JSON can hold it. needs: need-set per verb."""
+    places = {need: place_of(need) for need in set(needs.values())}
+    if places["core"][1].endswith("in this Python"):
+        python, path = sys.executable, None
+    else:
+        version = environment.venv_version()
+        python, path = (environment.PYTHON, [str(environment.site_packages(version))]) if version else (None, [])
+    probe = output_of([python, "-c", PROBE]) if python else None
+    torch = json.loads(probe) if probe else None
+    found = {one.name: packages.distribution(one.name, path) for one in packages.requirements()}
+    datasets = sorted(f.name for f in DATASETS.iterdir() if f.name[0] != ".") if DATASETS.is_dir() else []
+    return {
+        "python": f"{platform.python_version()} at {sys.executable}",
+        "system": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "device": device_sentence(torch, driver()),
+        "torch": torch,
+        "versions": {name: package.version if package else None for name, package in found.items()},
+        "free_gb": round(shutil.disk_usage(ROOT).free / 1e9, 1),
+        "datasets": {"folder": str(DATASETS), "found": datasets},
+        "browser": browser(),
+        "verbs": {verb: {"works": places[need][0], "how": places[need][1]} for verb, need in needs.items()},
+    }
+
+
+def main(args, needs: dict[str, str | None]) -> int:
+    """Print the findings; the exit code is 1 if a verb cannot work here."""
+    try:
+        findings = examine(needs)
+    except OSError as error:
+        raise WorkbookError(f"{ROOT} cannot be examined ({error}); copy the folder to a place that you own") from None
+    if args.json:
+        print(json.dumps(findings, indent=2))
+    else:
+        show(findings)
+    return 0 if all(verb["works"] for verb in findings["verbs"].values()) else 1
+
+
+def show(findings: dict):
+    versions = [f"{name} {version or '-'}" for name, version in findings["versions"].items()]
+    has_gpu = bool(findings["torch"] and findings["torch"]["available"])
+    datasets = findings["datasets"]
+    lines = {
+        "python": findings["python"],
+        "system": findings["system"],
+        "device": findings["device"],
+        "packages": ", ".join(versions),
+        "disk": f"{findings['free_gb']} GB free",
+        "datasets": f"digits (with scikit-learn); {', '.join(datasets['found']) or 'nothing'} in {datasets['folder']}",
+        "browser": findings["browser"] or "none; pictures of figures and the browser test need Chromium",
+    }
+    notes = {"run": "" if has_gpu else "; preset paper needs a CUDA device, quick and laptop do not",
+             "test": "" if findings["browser"] else "; the browser test is skipped"}
+    for verb, verdict in findings["verbs"].items():
+        how = verdict["how"] + notes.get(verb, "")
+        lines[f"lib {verb}"] = how if verdict["works"] else f"cannot work: {how}"
+    width = max(map(len, lines))
+    for name, text in lines.items():
+        print(f"{name:<{width}}  {text}")
