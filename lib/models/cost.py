@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from lib.models.factors import composed
 from lib.models.network import Network
 from lib.operating_point import OperatingPoint
 
@@ -43,7 +44,11 @@ class Cost:
 
 
 def cost(network: Network, point: OperatingPoint | None = None) -> Cost:
-    """Count one image at an operating point (its width and disabled exits count; thresholds do not)."""
+    """Count one image at an operating point (its width and disabled exits count; thresholds do not).
+
+    Factors are composed once before deployment; the network is counted with its composed weights.
+    """
+    network = composed(network)
     device = next(network.parameters()).device
     was_training = network.training
     network.eval()

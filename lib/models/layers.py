@@ -61,6 +61,7 @@ class Weighted(nn.Module):
         self.bias = nn.Parameter(torch.empty(weight_shape[0])) if bias else None
         shapes = {"layer": (), "channel": (weight_shape[0],) + (1,) * (len(weight_shape) - 1), "element": weight_shape}
         self.alpha = nn.Parameter(torch.full(shapes[noisy], 0.25)) if noisy else None
+        self.factors = None  # or a module that composes the weight (`models.factors`); `weight` is None then
         self.slim_in, self.slim_out = slim_in, slim_out
         self.noise_start = 0  # set by the network: where this layer's noise lies in the pass's buffer
 
@@ -83,7 +84,7 @@ class Weighted(nn.Module):
 
     def parts(self, at: Conditions) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """(theta, alpha * eta or None, bias or None), all cut to the active width."""
-        weight = self._slice(self.weight, at)
+        weight = self._slice(self.weight if self.factors is None else self.factors(), at)
         bias = self.bias if self.bias is None else self._slice(self.bias, at)
         if self.alpha is None or not at.noisy:
             return weight, None, bias
@@ -187,6 +188,17 @@ class Chain(nn.Sequential):
 class ReLU(nn.Module):
     def forward(self, x, at):
         return F.relu(x)
+
+
+class ScaledReLU(nn.Module):
+    """ReLU(scale * x), one factor per channel, 1 at the start: what sparse structure selection drives to zero."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(channels))
+
+    def forward(self, x, at):
+        return F.relu(x * self.scale[:, None, None])
 
 
 class Flatten(nn.Module):

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lib import WorkbookError
-from lib.models.layers import Chain, Conv2d, GlobalAveragePool, MaxPool, ReLU
+from lib.models.layers import Chain, Conv2d, GlobalAveragePool, MaxPool, ReLU, ScaledReLU
 from lib.models.parts import Backbone, Parts, Tap
 
 PAPER_THRESHOLDS = (0.32, 0.36, 0.39, 0.83, 1.12, 1.35)
@@ -25,15 +25,17 @@ class FanOutChain(Chain):
 class BasicBlock(nn.Module):
     """conv3x3 - BN - ReLU - conv3x3 - BN, plus shortcut, ReLU. `inner` cuts the width between the two convolutions.
 
+    scaled: one learnable factor per inner channel, before the first ReLU (sparse structure selection).
     A shortcut that changes shape is a 1x1 convolution with BN ("projection") or, parameter-free, subsampling by an
     average pool with zero channels appended ("pad", type A).
     """
 
     def __init__(self, parts: Parts, in_channels: int, channels: int, stride: int = 1, inner: int | None = None,
-                 shortcut: str = "projection"):
+                 shortcut: str = "projection", scaled: bool = False):
         super().__init__()
         inner = inner or channels
-        self.main = Chain(parts.conv(in_channels, inner, 3, stride), parts.norm(inner, film=True), ReLU(),
+        self.main = Chain(parts.conv(in_channels, inner, 3, stride), parts.norm(inner, film=True),
+                          ScaledReLU(inner) if scaled else ReLU(),
                           parts.conv(inner, channels, 3), parts.norm(channels, film=True))
         self.stride, self.shortcut = stride, None
         if (stride != 1 or in_channels != channels) and shortcut == "projection":
@@ -49,7 +51,7 @@ class BasicBlock(nn.Module):
 
 
 def resnet(parts: Parts, groups: list[int], channels: list[int], *, input_shape, chain=Chain, shortcut="projection",
-           inner: list[list[int]] | None = None) -> list[nn.Module]:
+           inner: list[list[int]] | None = None, scaled: bool = False) -> list[nn.Module]:
     """Stem and residual blocks as stages, one block each; groups after the first start with stride 2."""
     stages = [chain(parts.conv(input_shape[0], channels[0], 3, slim_in=False), parts.norm(channels[0], film=True), ReLU())]
     width = channels[0]
@@ -57,7 +59,7 @@ def resnet(parts: Parts, groups: list[int], channels: list[int], *, input_shape,
         for block in range(blocks):
             stride = 2 if group and block == 0 else 1
             cut = inner[group][block] if inner else None
-            stages.append(chain(BasicBlock(parts, width, out, stride, cut, shortcut)))
+            stages.append(chain(BasicBlock(parts, width, out, stride, cut, shortcut, scaled)))
             width = out
     return stages
 
@@ -66,16 +68,19 @@ def classifier(parts: Parts, channels: int, classes: int) -> Chain:
     return Chain(GlobalAveragePool(), parts.linear(channels, classes, classifier=True))
 
 
-def resnet38(parts: Parts, *, exits: str, classes: int, input_shape, depth: float, inner=None) -> Backbone:
+def resnet38(parts: Parts, *, exits: str, classes: int, input_shape, depth: float, inner=None,
+             channel_scales: bool = False) -> Backbone:
     """3 groups of 6 basic blocks at 16/32/64 channels; K = 6 side exits after blocks 1 and 4 (0-based) of each group.
 
     exits "rdi": the released heads, whose two 5x5 ones cost 14.8 of the 17.0 Mi MACs that all heads add.
     exits "cheap": heads that pool first, so that the whole multi-exit path costs under 2 % above the backbone.
-    inner: channel-pruned inner widths per group and block (Fig. 6).
+    inner: channel-pruned inner widths per group and block (Fig. 6).  channel_scales: a learnable factor on each inner
+    channel, by which `training.sparsity` chooses the widths.
     """
     blocks = max(2, round(6 * depth))
     channels = [parts.channels(c) for c in (16, 32, 64)]
-    stages = resnet(parts, [blocks] * 3, channels, input_shape=input_shape, chain=FanOutChain, inner=inner)
+    stages = resnet(parts, [blocks] * 3, channels, input_shape=input_shape, chain=FanOutChain, inner=inner,
+                    scaled=channel_scales)
     main = Tap(len(stages) - 1, classifier(parts, channels[2], classes))
     if exits == "none":
         return Backbone(stages, [main])

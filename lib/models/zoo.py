@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from lib import WorkbookError
 from lib.models import resnet, smallcnn
+from lib.models.factors import factorise
 from lib.models.network import Network
 from lib.models.parts import Backbone, Parts
 
@@ -24,13 +25,15 @@ def register(name: str, backbone: Callable[..., Backbone]):
 
 def build(name: str, *, exits: str = "none", conditioning: str = "none", widths=(1.0,), classes: int = 10,
           input_shape=(3, 32, 32), width_multiplier: float = 1.0, depth_multiplier: float = 1.0, code_size: int = 128,
-          codes=(0.0, 0.2, 0.7, 1.0), noise_granularity: str = "layer", seed: int = 0, **options) -> Network:
+          codes=(0.0, 0.2, 0.7, 1.0), noise_granularity: str = "layer", factorised: bool = False, seed: int = 0,
+          **options) -> Network:
     """A freshly initialised network in train mode.
 
     name: see BACKBONES.  exits: none | rdi | cheap | released.  conditioning: none | float (weight noise and dual batch
     norm) | dual_bn (FLOAT's control: the same without noise) | oat (FiLM and dual batch norm) | pni.
     widths: trained widths, 1.0 among them.  width_multiplier, depth_multiplier: the same network, smaller.
-    code_size, codes: OAT's code length d and its lambdas.  options: what the backbone alone understands.
+    code_size, codes: OAT's code length d and its lambdas.  factorised: weights as low rank plus sparse (see `factors`).
+    options: what the backbone alone understands.
     `network.config` holds every argument but the seed. Raises WorkbookError on unknown names.
     """
     if name not in BACKBONES:
@@ -42,10 +45,11 @@ def build(name: str, *, exits: str = "none", conditioning: str = "none", widths=
         raise WorkbookError(f"{name} has no option {', '.join(unknown)}")
     config = dict(name=name, exits=exits, conditioning=conditioning, widths=list(widths), classes=classes,
                   input_shape=list(input_shape), width_multiplier=width_multiplier, depth_multiplier=depth_multiplier,
-                  code_size=code_size, codes=list(codes), noise_granularity=noise_granularity, **options)
+                  code_size=code_size, codes=list(codes), noise_granularity=noise_granularity,
+                  factorised=False, **options)
     parts = Parts(conditioning, tuple(sorted(widths, reverse=True)), width_multiplier, code_size, noise_granularity)
     backbone = BACKBONES[name](parts, exits=exits, classes=classes, input_shape=tuple(input_shape),
                                depth=depth_multiplier, **options)
     network = Network(backbone, parts, config)
     network.initialise(seed)
-    return network
+    return factorise(network) if factorised else network
