@@ -1,0 +1,144 @@
+"""How to step: the threat (budget, step, algorithm, per-sample loss) and the ascents that keep to it.
+
+What is maximised is decided in `forms`. Here `loss(x)` is any scalar to ascend, summed over the samples, so that a
+sample's step does not depend on its batch. All images are floats in [0, 1]; distances are l_inf in the same unit.
+Random starts come from the generator that is passed in, drawn on the generator's device; nothing waits for the host.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from numbers import Integral, Real
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lib import WorkbookError
+from lib.attacks import eot
+
+ALGORITHMS = ("pgd", "fgsm", "fgsm_authors", "wrm", "wrm_authors")
+LOSSES = ("ce", "margin")
+KAPPA = 50.0  # margin at which the C&W loss stops: so large that it is the plain logit margin
+
+Loss = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Threat:
+    """What the attacker may do.
+
+    epsilon: l_inf budget in [0, 1]; for WRM the weight of the loss against the squared distance, not a radius.
+    step_size, steps: needed by pgd; what an algorithm fixes itself is filled in here, so that a record states what ran.
+    random_start: begin at a uniform point of the epsilon-ball.
+    algorithm: pgd | fgsm (one step of epsilon from the clean image, inside the ball) | fgsm_authors (released code:
+        random start and no projection, so up to 2 epsilon) | wrm (penalised ascent with rates 1/sqrt(t+2), Sinha et al.
+        2018) | wrm_authors (released code: cross-entropy averaged over the batch, which makes it tiny).
+    loss: ce | margin (C&W: -relu(z_y - max other + 50)), per sample, usable with every algorithm.
+    draws: gradients averaged at each step (EOT), for networks that draw fresh noise.
+
+    Raises WorkbookError for values outside their range or missing.
+    """
+
+    epsilon: float
+    step_size: float | None = None
+    steps: int | None = None
+    random_start: bool = True
+    algorithm: str = "pgd"
+    loss: str = "ce"
+    draws: int = 1
+
+    def __post_init__(self):
+        for name, value, known in (("attack algorithm", self.algorithm, ALGORITHMS), ("loss", self.loss, LOSSES)):
+            if value not in known:
+                raise WorkbookError(f"unknown {name} '{value}'; choose from {', '.join(known)}")
+        if not isinstance(self.epsilon, Real) or not 0 <= self.epsilon <= 1:
+            raise WorkbookError(f"epsilon {self.epsilon} is outside [0, 1], the range of the images; write 8/255")
+        fixed = {"fgsm": dict(step_size=self.epsilon, steps=1, random_start=False),
+                 "fgsm_authors": dict(step_size=self.epsilon, steps=1),
+                 "wrm": dict(step_size=None), "wrm_authors": dict(step_size=None)}
+        for name, value in fixed.get(self.algorithm, {}).items():
+            object.__setattr__(self, name, value)
+        if self.algorithm == "pgd" and not (isinstance(self.step_size, Real) and 0 < self.step_size < math.inf):
+            raise WorkbookError(f"step_size {self.step_size} is not above 0; give PGD a step such as 2/255")
+        for name in ("steps", "draws"):
+            value = getattr(self, name)
+            if not isinstance(value, Integral) or value < 1:
+                raise WorkbookError(f"{name} {value} is not a whole number of at least 1")
+
+    @property
+    def reach(self) -> float:
+        """The largest l_inf distance from the clean image that the algorithm may end at."""
+        if self.algorithm.startswith("wrm"):
+            return 1.0
+        return min(1.0, 2 * self.epsilon) if self.algorithm == "fgsm_authors" and self.random_start else self.epsilon
+
+    @property
+    def batch_mean(self) -> bool:
+        """Whether the loss is a mean over the batch, which only the released WRM can tell from a sum."""
+        return self.algorithm == "wrm_authors"
+
+
+def per_sample(logits: Tensor, labels: Tensor, loss: str = "ce") -> Tensor:
+    """Loss of each sample: logits (..., N, classes), labels (N,) -> (..., N).
+
+    ce: cross-entropy.  margin: -relu(z_y - max_{j != y} z_j + 50), Carlini & Wagner's f with kappa = 50.
+    """
+    labels = labels.expand(logits.shape[:-1])
+    if loss == "ce":
+        return F.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="none").view(labels.shape)
+    true = logits.gather(-1, labels[..., None]).squeeze(-1)
+    other = logits.scatter(-1, labels[..., None], -math.inf).max(-1).values
+    return -F.relu(true - other + KAPPA)
+
+
+def begin(images: Tensor, threat: Threat, generator: torch.Generator | None) -> Tensor:
+    """Where the ascent starts: x + U(-epsilon, epsilon), NOT clamped to [0, 1] before the first gradient, or x."""
+    if not threat.random_start:
+        return images
+    if generator is None:
+        raise WorkbookError("a random start draws numbers: pass generator=…, or use Threat(random_start=False)")
+    noise = torch.empty(images.shape, dtype=images.dtype, device=generator.device)  # drawn in NCHW order for any layout
+    return images + noise.uniform_(-threat.epsilon, threat.epsilon, generator=generator).to(images.device)
+
+
+def ascend(loss: Loss, images: Tensor, threat: Threat, generator: torch.Generator | None = None, *,
+           start: Tensor | None = None, exits: int = 1) -> Tensor:
+    """Run the threat's algorithm from `start` (drawn by `begin` unless given); the last iterate (N, C, H, W), detached.
+
+    exits: read by wrm_authors alone, see `wrm`.
+    """
+    images = images.detach()
+    start = begin(images, threat, generator) if start is None else start
+    if threat.algorithm.startswith("wrm"):
+        return wrm(loss, images, threat, start=start, exits=exits if threat.algorithm == "wrm_authors" else 1)
+    return pgd(loss, images, threat, start=start)
+
+
+def pgd(loss: Loss, images: Tensor, threat: Threat, generator: torch.Generator | None = None, *,
+        start: Tensor | None = None) -> Tensor:
+    """Projected gradient ascent, Madry et al. 2018: step along the sign, project, clamp; no restarts, last iterate.
+
+    FGSM is its one-step case. Projection and clamp are one elementwise clamp: the same values, bit for bit.
+    """
+    images = images.detach()
+    low, high = (images - threat.reach).clamp(min=0), (images + threat.reach).clamp(max=1)
+    x = begin(images, threat, generator) if start is None else start
+    for _ in range(threat.steps):
+        x = torch.clamp(x + threat.step_size * eot.gradient(loss, x, threat.draws).sign(), low, high)
+    return x
+
+
+def wrm(loss: Loss, images: Tensor, threat: Threat, generator: torch.Generator | None = None, *,
+        start: Tensor | None = None, exits: int = 1) -> Tensor:
+    """Ascend epsilon * loss - ||x - images||^2 / 2 at rates 1/sqrt(t+2), t = 0, 1, ...; clamp to [0, 1], no projection.
+
+    exits: the released average attack adds loss and penalty once per exit: `exits` times the mean exit's step, so its
+    early steps overshoot and bounce off the clamp.
+    """
+    images = images.detach()
+    x = begin(images, threat, generator) if start is None else start
+    for t in range(threat.steps):
+        ascent = threat.epsilon * eot.gradient(loss, x, threat.draws) - (x - images)
+        x = (x + exits / math.sqrt(t + 2) * ascent).clamp(0, 1)
+    return x
