@@ -10,7 +10,7 @@ PADDING = {"none": 0, "crop4_flip": 4, "crop8_flip": 8}
 
 
 def augment(images: Tensor, generator: torch.Generator, how: str) -> Tensor:
-    """A training batch: every image zero-padded, cropped back to its size at a random place and flipped half of the time.
+    """A training batch: every image is zero-padded, cropped back to its size at random, and flipped half of the time.
 
     images: uint8 (B, C, H, W). how: "none", "crop4_flip" (padding 4) or "crop8_flip" (padding 8). All randomness comes
     from `generator`, which lives on the images' device; nothing is read back to the host.

@@ -1,37 +1,29 @@
-"""Readers of the official files: each returns the training and test images in their official order."""
+"""Readers of official files: each returns the labelled training and test images in their official order."""
 
 import gzip
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch.nn.functional import interpolate
 
 from lib import WorkbookError
-from lib.data.splits import Split, stratified
+from lib.data.splits import Raw, Split, stratified
 
 TEN_DIGITS = tuple("0123456789")
 IDX_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
 
-class Raw(NamedTuple):
-    """All of a dataset's labelled images, before a validation split is held out of `train`."""
-
-    train: Split
-    test: Split
-    classes: tuple[str, ...]
-    variant: str
-
-
 def digits(shape: tuple[int, int, int] | None = None) -> Raw:
-    """scikit-learn's 1,797 handwritten digits, 8x8 with 17 grey levels, scaled up bilinearly to `shape` (1x28x28).
+    """scikit-learn's 1,797 handwritten digits (8x8, 17 grey levels), scaled up bilinearly to `shape`, 1x28x28 if None.
 
-    The 500 test images are spread evenly over the classes and over the set's order (which goes by writer).
+    The 500 test images are spread evenly over the classes and over the set's order, which goes by writer.
     """
-    channels, height, width = shape or (1, 28, 28)
+    channels, height, width = (*shape, 0, 0, 0)[:3] if shape else (1, 28, 28)
     if channels not in (1, 3) or min(height, width) < 8:
-        raise WorkbookError(f"digits come with 1 or 3 channels and sides of at least 8, not {shape_text(shape)}.")
+        raise WorkbookError("Digits are made with 1 or 3 channels and sides of at least 8 pixels, such as 1x28x28, "
+                            f"not {shape_text(shape)}.")
     try:
         from sklearn.datasets import load_digits
     except ImportError:
@@ -45,17 +37,16 @@ def digits(shape: tuple[int, int, int] | None = None) -> Raw:
     return Raw(whole[~is_test], whole[is_test], TEN_DIGITS, "embedded")
 
 
-def idx(folder: Path, classes: tuple[str, ...]) -> Raw:
-    """The four idx files of the MNIST family in `folder`, plain or .gz; they may hold fewer images than the official."""
-    arrays = [idx_file(find_idx(folder, name)) for name in IDX_FILES]
-    splits = []
-    for images, labels, name in ((*arrays[:2], "training"), (*arrays[2:], "test")):
-        if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels) or labels.max(initial=0) >= len(classes):
-            raise WorkbookError(f"The {name} images and labels in {folder} do not fit together; get the files again.")
+def idx(folder: Path, classes: tuple[str, ...] = TEN_DIGITS) -> Raw:
+    """The four idx files of the MNIST family in `folder`, plain or .gz; `variant` says when they hold fewer images."""
+    splits, missing = [], []
+    for name, official, files in (("training", 60_000, IDX_FILES[:2]), ("test", 10_000, IDX_FILES[2:])):
+        images, labels = (idx_file(find_idx(folder, file)) for file in files)
+        if images.ndim != 3 or labels.shape != images.shape[:1] or labels.max(initial=0) >= len(classes):
+            raise WorkbookError(f"The {name} images and labels in {folder} do not fit together; get them again.")
         splits.append(Split(torch.from_numpy(images)[:, None], torch.from_numpy(labels).long()))
-    train, test = splits
-    counts = [f"{len(train):,} training"] * (len(train) != 60_000) + [f"{len(test):,} test"] * (len(test) != 10_000)
-    return Raw(train, test, classes, f"first {' and '.join(counts)} images" if counts else "official")
+        missing += [f"{len(images):,} {name}"] * (len(images) != official)
+    return Raw(*splits, classes, f"first {' and '.join(missing)} images" if missing else "official")
 
 
 def find_idx(folder: Path, name: str) -> Path | None:
@@ -64,15 +55,56 @@ def find_idx(folder: Path, name: str) -> Path | None:
 
 
 def idx_file(path: Path) -> np.ndarray:
-    """The unsigned bytes of one idx file (magic 0 0 8 ndim, big-endian sizes, data), of any number of dimensions."""
+    """The unsigned bytes of one idx file: 0 0 8 ndim, then the sizes big-endian, then exactly the data."""
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         if content[:3] != b"\0\0\x08":
-            raise ValueError("it is no idx file of unsigned bytes")
-        shape = np.frombuffer(content, ">u4", content[3], 4)
-        return np.frombuffer(bytearray(content), np.uint8, offset=4 + 4 * content[3]).reshape(shape)
+            raise ValueError("no idx file of unsigned bytes")
+        start = 4 + 4 * content[3]
+        shape = np.frombuffer(content[4:start], ">u4")
+        return np.frombuffer(bytearray(content), np.uint8, offset=start).reshape(shape)
     except (OSError, EOFError, ValueError, IndexError) as reason:
         raise WorkbookError(f"{path} is damaged or cut short ({reason}); delete it and get it again.") from None
+
+
+def cifar(folder: Path, loader: str) -> Raw:
+    """CIFAR10 or CIFAR100 (`loader`) by torchvision, which compares every file with its published checksum."""
+    from torchvision import datasets
+
+    parts = [getattr(datasets, loader)(folder.parent, train=train) for train in (True, False)]
+    return Raw(*(Split(channels_first(part.data), torch.tensor(part.targets)) for part in parts),
+               tuple(parts[0].classes), "official")
+
+
+cifar10, cifar100 = partial(cifar, loader="CIFAR10"), partial(cifar, loader="CIFAR100")
+
+
+def svhn(folder: Path) -> Raw:
+    """SVHN's cropped digits (without the extra set) by torchvision; the digit 0 is class 0."""
+    from torchvision import datasets
+
+    try:
+        parts = [datasets.SVHN(folder, split) for split in ("train", "test")]
+    except ImportError:
+        raise WorkbookError("SVHN's files are read with scipy, which is missing: pip install scipy.") from None
+    return Raw(*(Split(torch.from_numpy(np.ascontiguousarray(part.data)), torch.from_numpy(part.labels))
+                 for part in parts), TEN_DIGITS, "official")
+
+
+def stl10(folder: Path) -> Raw:
+    """STL-10's labelled images by torchvision."""
+    from torchvision import datasets
+
+    class Labelled(datasets.STL10):
+        train_list = datasets.STL10.train_list[:2]  # else torchvision insists on the 2.6 GB of unlabelled images
+
+    parts = [Labelled(folder.parent, split) for split in ("train", "test")]
+    return Raw(*(Split(torch.from_numpy(np.ascontiguousarray(part.data)), torch.from_numpy(part.labels).long())
+                 for part in parts), tuple(parts[0].classes), "official")
+
+
+def channels_first(pixels: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
 
 
 def shape_text(shape: tuple[int, ...]) -> str:

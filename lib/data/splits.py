@@ -1,6 +1,7 @@
 """What a dataset is here: three splits, each one uint8 tensor of images and one tensor of labels on the same device."""
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -59,6 +60,15 @@ class Dataset:
     def shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of one image."""
         return tuple(self.test.images.shape[1:])
+
+
+class Raw(NamedTuple):
+    """What a reader returns: all labelled images in their official order, before some of `train` are held out."""
+
+    train: Split
+    test: Split
+    classes: tuple[str, ...]
+    variant: str
 
 
 def stratified(labels: Tensor, count: int) -> Tensor:
