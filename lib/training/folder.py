@@ -1,0 +1,103 @@
+"""A training's folder: one recipe, one process at a time, and a clean stop when somebody asks for one.
+
+    recipe.json        what is trained here            last.safetensors   the network as it is now
+    history.csv        what the training reported      best.safetensors   the best one on held-out images
+    state.safetensors  what a killed training resumes from; gone when it is finished
+"""
+
+import csv
+import fcntl
+import io
+import json
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from lib import WorkbookError, checkpoints
+from lib.training.recipes import WATCHED, Recipe
+
+
+@dataclass
+class Stop:
+    """Whether SIGINT or SIGTERM asked the training to stop after the step it is in."""
+
+    asked: bool = False
+
+
+@contextmanager
+def claimed(folder: Path, recipe: Recipe) -> Iterator[None]:
+    """Hold `folder` for this process and recipe.
+
+    Raises WorkbookError when another process trains there, the folder holds another recipe, or it may not be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / ".lock", "a+")  # noqa: SIM115 - held open until the training ends
+    except OSError as error:
+        raise WorkbookError(f"{folder} may not be written ({error.strerror}); choose another folder") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise WorkbookError(f"another process is training in {folder}; wait for it or choose another folder") from None
+        _check_recipe(folder, recipe)
+        yield
+
+
+def _check_recipe(folder: Path, recipe: Recipe) -> None:
+    note = folder / "recipe.json"
+    if note.exists():
+        try:
+            other = Recipe.from_json(json.loads(note.read_text()))
+        except ValueError:
+            raise WorkbookError(f"{note} is damaged; remove {folder} or choose another folder") from None
+        if other.digest() != recipe.digest():
+            raise WorkbookError(f"{folder} holds another training ({difference(other, recipe)}); choose another folder")
+    checkpoints.replace(note, (json.dumps(recipe.to_json(), indent=2) + "\n").encode())
+
+
+def difference(there: Recipe, here: Recipe) -> str:
+    """The fields in which two recipes would train different networks, in words."""
+    a, b = there.to_json(), here.to_json()
+    return ", ".join(f"{name} {a[name]} instead of {b[name]}" for name in a if name not in WATCHED and a[name] != b[name])
+
+
+@contextmanager
+def stop_signals() -> Iterator[Stop]:
+    """Turn the first SIGINT or SIGTERM into a request to stop; a second one interrupts at once. Main thread only."""
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def ask(number, frame):
+        if stop.asked:
+            raise KeyboardInterrupt
+        stop.asked = True
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def write_history(folder: Path, rows: list[dict]) -> None:
+    """The rows so far as history.csv: one column for everything that any row reports."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    checkpoints.replace(folder / "history.csv", text.getvalue().encode())
+
+
+def live() -> bool:
+    """Whether somebody watches: WORKBOOK_LIVE where it is set, else inside Jupyter or at a terminal."""
+    told = os.environ.get("WORKBOOK_LIVE")
+    return told not in ("0", "") if told is not None else "JPY_SESSION_NAME" in os.environ or os.isatty(2)

@@ -1,0 +1,211 @@
+"""Recipes: everything that determines a trained network's weights, composed from network, dataset, defence and preset.
+
+    recipes.find("rdi_smallcnn-mnist-max_average-laptop")
+
+Presets: `paper` is the published schedule (Hu et al. 2020, section 4.1, and the released code where the paper is
+silent), `laptop` takes minutes on a CPU core, `quick` takes seconds.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+
+from lib import WorkbookError, data
+from lib.attacks.steps import Threat
+
+PRESETS = ("quick", "laptop", "paper")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One training. Fields from `network` to `seed` determine the weights; the last three only what is watched.
+
+    network: arguments of `zoo.build`.  dataset: a name of `data.load`.  defence: "standard" or the form of the attack.
+    objective: a name of `losses.OBJECTIVES`.  threat: the training attack, None for standard.
+    attack_mode: state of the network while it is attacked, see `attacks.modes`.
+    exit_weights: w_i of the loss, one per exit; None = 1 each.  adversarial_weight: share of the adversarial loss.
+    iterations or epochs: how long, exactly one of them. An epoch drops the last incomplete batch.
+    schedule: "multistep" (x0.1 at each milestone, in iterations), "linear" or "cosine" (to 0; cosine falls once per
+    epoch), "constant"; before it the rate rises linearly over `warmup`, a share of the iterations.
+    epsilon_warmup: share of the iterations over which epsilon and step size of the training attack rise linearly.
+    sampler: "epoch" (permutations) or "iid" (each batch the head of a fresh permutation, as the released code).
+    augmentation: None = the dataset's.
+    validate_every: iterations between validations, each on `validation_images` held-out images under `validation`.
+    """
+
+    name: str
+    network: dict
+    dataset: str
+    defence: str
+    objective: str
+    threat: Threat | None = None
+    attack_mode: str = "eval"
+    exit_weights: tuple[float, ...] | None = None
+    adversarial_weight: float = 0.5
+    iterations: int | None = None
+    epochs: float | None = None
+    batch_size: int = 128
+    learning_rate: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    schedule: str = "constant"
+    milestones: tuple[int, ...] = ()
+    warmup: float = 0.0
+    epsilon_warmup: float = 0.0
+    sampler: str = "epoch"
+    augmentation: str | None = None
+    seed: int = 0
+    validate_every: int = 1000
+    validation_images: int = 1000
+    validation: Threat | None = None
+
+    def __post_init__(self):
+        if (self.iterations is None) == (self.epochs is None):
+            raise WorkbookError(f"recipe {self.name} needs either iterations or epochs")
+        for name, value, known in (("schedule", self.schedule, ("multistep", "linear", "cosine", "constant")),
+                                   ("sampler", self.sampler, ("epoch", "iid"))):
+            if value not in known:
+                raise WorkbookError(f"recipe {self.name}: unknown {name} '{value}'; choose from {', '.join(known)}")
+
+    def per_epoch(self, images: int) -> int:
+        """Iterations in an epoch of `images` training images. Raises WorkbookError when they do not fill one batch."""
+        if images < self.batch_size:
+            raise WorkbookError(f"recipe {self.name} needs batches of {self.batch_size}, but there are only {images} "
+                                "training images; use a smaller batch_size")
+        return images // self.batch_size
+
+    def total(self, images: int) -> int:
+        """Iterations of the whole training."""
+        per_epoch = self.per_epoch(images)
+        return self.iterations if self.iterations is not None else max(1, round(self.epochs * per_epoch))
+
+    def rate_at(self, step: int, total: int, per_epoch: int) -> float:
+        """Learning rate of iteration `step` (from 0)."""
+        rising = round(self.warmup * total)
+        if step < rising:
+            return self.learning_rate * (step + 1) / rising
+        if self.schedule == "multistep":
+            return self.learning_rate * 0.1 ** sum(step >= m for m in self.milestones)
+        if self.schedule == "linear":
+            return self.learning_rate * (total - step) / (total - rising)
+        if self.schedule == "cosine":
+            return self.learning_rate * (1 + math.cos(math.pi * (step // per_epoch) * per_epoch / total)) / 2
+        return self.learning_rate
+
+    def threat_at(self, step: int, total: int) -> Threat | None:
+        """The training attack of iteration `step`, weaker while epsilon still rises."""
+        rising = round(self.epsilon_warmup * total)
+        if self.threat is None or step >= rising:
+            return self.threat
+        share = (step + 1) / rising
+        return dataclasses.replace(self.threat, epsilon=self.threat.epsilon * share,
+                                   step_size=self.threat.step_size * share)
+
+    def to_json(self) -> dict:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict) -> "Recipe":
+        """The inverse of `to_json`. Raises WorkbookError on fields that this version does not know."""
+        values = dict(values)
+        try:
+            for name in ("threat", "validation"):
+                if values.get(name) is not None:
+                    values[name] = Threat(**values[name])
+            for name in ("exit_weights", "milestones"):
+                if values.get(name) is not None:
+                    values[name] = tuple(values[name])
+            return cls(**values)
+        except TypeError as error:
+            raise WorkbookError(f"this recipe was written by another version of the project ({error})") from error
+
+    def digest(self) -> str:
+        """A hash of all that determines the weights. Fields at their default are left out, so that a field added by a
+        later version does not rename the recipes of this one."""
+        fields = [f for f in dataclasses.fields(self) if f.name not in WATCHED and getattr(self, f.name) != f.default]
+        values = {f.name: self.to_json()[f.name] for f in fields}
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+WATCHED = ("name", "validate_every", "validation_images", "validation")
+
+# Every network of a recipe's name: arguments of zoo.build, and what the papers train it with.
+RDI, PLAIN = ("standard", "main", "average", "max_average"), ("standard", "main")
+BACKBONES = {
+    "smallcnn": dict(iterations=13_100, milestones=(12_000, 12_900), batch_size=256, learning_rate=0.033,
+                     weight_decay=5e-4),
+    "resnet38": dict(iterations=55_000, milestones=(32_000, 48_000), learning_rate=0.1, weight_decay=1e-4),
+    "mobilenet_v2": dict(iterations=76_000, milestones=(62_000, 70_000), learning_rate=0.05, weight_decay=1e-4),
+}
+EXIT_WEIGHTS = {"rdi_resnet38": (0.5, 0.5, 0.7, 0.7, 0.9, 0.9, 2.0), "rdi_mobilenet_v2": (0.5, 0.5, 1.0)}
+NETWORKS = {prefix + name: dict(name=name, exits=exits)
+            for prefix, exits in (("rdi_", "rdi"), ("", "none")) for name in BACKBONES}  # fmt: skip
+
+GREY, COLOUR = ("digits", "mnist", "fashion_mnist"), ("digits", "cifar10", "cifar100", "svhn")
+COPIES = {"cifar10_jpeg": "cifar10", "cifar10_png": "cifar10"}  # image folders of a named dataset's images
+CLASSES = {"cifar100": 100}
+THREATS = {"digits": data.DIGITS_THREAT} | {name: source.threat for name, source in data.SOURCES.items()}
+
+
+def names() -> tuple[str, ...]:
+    """Every recipe's name, "<network>-<dataset>-<defence>-<preset>"."""
+    return tuple(f"{network}-{dataset}-{defence}-{preset}" for network in NETWORKS for dataset in _datasets(network)
+                 for defence in (RDI if network.startswith("rdi_") else PLAIN) for preset in PRESETS)
+
+
+def _datasets(network: str) -> tuple[str, ...]:
+    return GREY if network.endswith("smallcnn") else COLOUR + tuple(COPIES)
+
+
+def find(name: str) -> Recipe:
+    """The recipe of that name. Raises WorkbookError with the nearest names when there is none."""
+    if name not in names():
+        near = difflib.get_close_matches(str(name), names(), 3, 0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else "a name is <network>-<dataset>-<defence>-<preset>"
+        raise WorkbookError(f"there is no recipe '{name}'; {hint}")
+    network, dataset, defence, preset = name.split("-")
+    return compose(network, dataset, defence, preset)
+
+
+def compose(network: str, dataset: str, defence: str, preset: str) -> Recipe:
+    """Put a recipe together from the four parts of its name."""
+    backbone = NETWORKS[network]["name"]
+    named = COPIES.get(dataset, dataset)
+    threat = THREATS[named]
+    attack = Threat(threat["epsilon"], threat["step_size"], threat["train_steps"])
+    shape = (1, 28, 28) if backbone == "smallcnn" else (3, 32, 32)
+    fields = dict(network={**NETWORKS[network], "classes": CLASSES.get(named, 10), "input_shape": list(shape)},
+                  threat=attack, exit_weights=EXIT_WEIGHTS.get(network), objective="rdi", sampler="iid",
+                  attack_mode="authors", schedule="multistep", **BACKBONES[backbone])
+    if preset != "paper":
+        fields |= _laptop(backbone, named, attack) if preset == "laptop" else _quick(backbone, attack)
+        fields["network"] = {**fields["network"], **fields.pop("smaller", {})}
+    if defence == "standard":
+        fields |= dict(objective="standard", threat=None, attack_mode="eval", epsilon_warmup=0.0)
+    else:
+        fields["validation"] = Threat(attack.epsilon, attack.epsilon / 4, 10)
+    return Recipe(name=f"{network}-{dataset}-{defence}-{preset}", dataset=dataset, defence=defence, **fields)
+
+
+def _one_cycle(attack: Threat, steps: int, **fields) -> dict:
+    """A short training: the rate rises and falls linearly, epsilon rises, few large attack steps in eval mode."""
+    threat = dataclasses.replace(attack, steps=steps, step_size=attack.epsilon * 1.7 / steps)
+    return dict(threat=threat, attack_mode="eval", iterations=None, milestones=(), schedule="linear", warmup=0.2,
+                epsilon_warmup=0.3, sampler="epoch", batch_size=128) | fields
+
+
+def _laptop(backbone: str, dataset: str, attack: Threat) -> dict:
+    if backbone != "smallcnn":
+        return _one_cycle(attack, 3, smaller=dict(width_multiplier=0.5), epochs=10, validate_every=500,
+                          validation_images=256)
+    epochs = 15 if dataset == "digits" else 7
+    return _one_cycle(attack, 5, epochs=epochs, learning_rate=0.1, validate_every=120, validation_images=256)
+
+
+def _quick(backbone: str, attack: Threat) -> dict:
+    smaller = dict(width_multiplier=0.25) | ({} if backbone == "smallcnn" else dict(depth_multiplier=0.34))
+    return _one_cycle(attack, 3, smaller=smaller, iterations=40, batch_size=64, learning_rate=0.1,
+                      validation_images=100)
