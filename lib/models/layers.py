@@ -11,41 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lib import WorkbookError, randomness
-
-
-class Conditions:
-    """One forward pass of one network, resolved from an `OperatingPoint` by `Network.conditions`.
-
-    noise: scale s of the weight noise, a float or (N,).  batch_norm: 0 = BN_C, 1 = BN_A, between = interpolated outputs,
-    or a (N,) bool tensor that is True where an image takes BN_A.  code: (N, d) or (1, d) FiLM input.
-    width, width_index: the active width and its place among the trained ones.
-    generator: source of fresh noise and dropout; draw: seed of a frozen noise draw instead.
-    """
-
-    def __init__(self, noise=0.0, batch_norm=0.0, code=None, width=1.0, width_index=0, generator=None, draw=None,
-                 noise_elements=0):
-        self.noise, self.batch_norm, self.code = noise, batch_norm, code
-        self.width, self.width_index = width, width_index
-        self.generator, self.draw, self.noise_elements = generator, draw, noise_elements
-        self._eta = None
-
-    @property
-    def noisy(self) -> bool:
-        return isinstance(self.noise, Tensor) or self.noise != 0
-
-    def eta(self, layer: "Weighted") -> Tensor:
-        """This pass's standard-normal draw for one layer: a view into one buffer drawn for all layers at once."""
-        if self._eta is None:
-            device = layer.weight.device
-            source = self.generator
-            if self.draw is not None:
-                source = randomness.generator(self.draw, "weight noise", device=device)
-            if source is None:
-                raise WorkbookError("this operating point draws fresh weight noise: pass generator=…, or freeze one draw "
-                                    "with OperatingPoint(draw=0)")
-            self._eta = torch.randn(self.noise_elements, generator=source, device=device)
-        start = layer.noise_start
-        return self._eta[start:start + layer.weight.numel()].view(layer.weight.shape).to(layer.weight.dtype)
+from lib.models.conditions import Conditions, take
 
 
 class Weighted(nn.Module):
@@ -82,23 +48,30 @@ class Weighted(nn.Module):
             tensor = tensor[:, :int(self.weight.shape[1] * at.width)]
         return tensor
 
-    def parts(self, at: Conditions) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """(theta, alpha * eta or None, bias or None), all cut to the active width."""
+    def deviation(self, at: Conditions) -> Tensor:
+        """sigma, 0-d: standard deviation of the active slice's entries, unbiased, no gradient."""
+        return self._slice(self.weight, at).detach().std()
+
+    def parts(self, at: Conditions) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+        """(theta, eta, alpha * sigma, bias), all cut to the active width; what the layer or the pass lacks is None."""
         weight = self._slice(self.weight if self.factors is None else self.factors(), at)
         bias = self.bias if self.bias is None else self._slice(self.bias, at)
         if self.alpha is None or not at.noisy:
-            return weight, None, bias
-        noise = self._slice(at.eta(self), at) * weight.detach().std()
-        return weight, self._slice(self.alpha, at) * noise, bias
+            return weight, None, None, bias
+        return weight, self._slice(at.eta(self), at), self._slice(self.alpha, at) * self.deviation(at), bias
 
     def forward(self, x: Tensor, at: Conditions) -> Tensor:
-        weight, noise, bias = self.parts(at)
-        if noise is None:
+        return self.run(x, at, *self.parts(at))
+
+    def run(self, x: Tensor, at: Conditions, weight: Tensor, eta: Tensor | None, spread: Tensor | None,
+            bias: Tensor | None) -> Tensor:
+        """The layer's output for the weight theta + s * spread * eta."""
+        if eta is None:
             return self.apply_weight(x, weight, bias)
-        if isinstance(at.noise, Tensor) and at.noise.dim() == 1:  # one scale per image: linearity keeps one draw for all
+        if isinstance(at.noise, Tensor) and at.noise.dim() == 1:  # a scale per image: linearity keeps one draw for all
             scale = at.noise.to(x.dtype).view(-1, *(1,) * (x.dim() - 1))
-            return self.apply_weight(x, weight, bias) + scale * self.apply_weight(x, noise, None)
-        return self.apply_weight(x, weight + at.noise * noise, bias)
+            return self.apply_weight(x, weight, bias) + scale * self.apply_weight(x, spread * eta, None)
+        return self.apply_weight(x, torch.addcmul(weight, eta, at.noise * spread), bias)
 
     def apply_weight(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         raise NotImplementedError
@@ -140,10 +113,30 @@ class FiLM(nn.Module):
         self.first.slim_in = False
         self.second = Linear(2 * channels, 2 * channels)
 
+    def table(self, codes: Tensor, at: Conditions) -> Tensor:
+        """(K, d) -> (K, 2C): multipliers, then shifts."""
+        return F.leaky_relu(self.second(F.leaky_relu(self.first(codes, at), 0.01), at), 0.01)
+
     def forward(self, x: Tensor, at: Conditions) -> Tensor:
-        hidden = F.leaky_relu(self.first(at.code, at), 0.01)
-        multiplier, shift = F.leaky_relu(self.second(hidden, at), 0.01)[:, :, None, None].chunk(2, dim=1)
-        return x * multiplier + shift
+        if len(at.code_index) == 1:
+            table = self.table(at.codes[at.code_index], at)
+        else:  # once per trained lambda, not once per image
+            table = self.table(at.codes, at)[at.code_index]
+        multiplier, shift = table[:, :, None, None].chunk(2, dim=1)
+        return torch.addcmul(shift, x, multiplier)
+
+
+class WidthHeads(nn.Module):
+    """One classifier per width (SOLAR), the widest first as in `widths`, instead of slices of a shared one."""
+
+    def __init__(self, features: int, classes: int, widths: tuple[float, ...], noisy: str | None):
+        super().__init__()
+        self.heads = nn.ModuleList(Linear(int(features * w), classes, noisy=noisy, slim_out=False) for w in widths)
+        for head in self.heads:
+            head.slim_in = False
+
+    def forward(self, x: Tensor, at: Conditions) -> Tensor:
+        return self.heads[at.width_index](x, at)
 
 
 class BatchNorm2d(nn.Module):
@@ -157,23 +150,21 @@ class BatchNorm2d(nn.Module):
 
     def forward(self, x: Tensor, at: Conditions) -> Tensor:
         clean = self.norms[at.width_index * self.banks]
-        if self.banks == 1:
-            y = clean(x)
-        else:
-            y = self._mixed(x, clean, self.norms[at.width_index * self.banks + 1], at.batch_norm)
+        y = clean(x) if self.banks == 1 else self._mixed(x, clean, self.norms[at.width_index * self.banks + 1], at)
         return y if self.film is None else self.film(y, at)
 
     @staticmethod
-    def _mixed(x: Tensor, clean: nn.Module, adversarial: nn.Module, mix: float | Tensor) -> Tensor:
-        if isinstance(mix, Tensor) and mix.dtype == torch.bool:  # each image through its own bank
-            y = torch.empty_like(x)
-            for bank, rows in ((clean, ~mix), (adversarial, mix)):
-                if rows.any():
-                    y[rows] = bank(x[rows]).to(y.dtype)
-            return y
+    def _mixed(x: Tensor, clean: nn.Module, adversarial: nn.Module, at: Conditions) -> Tensor:
+        mix = at.batch_norm
         if not isinstance(mix, Tensor) and mix in (0, 1):
             return adversarial(x) if mix else clean(x)
-        return torch.lerp(clean(x), adversarial(x), mix)
+        if not isinstance(mix, Tensor) or mix.dtype != torch.bool:
+            return torch.lerp(clean(x), adversarial(x), mix)
+        y = torch.empty_like(x)  # each image through its own bank
+        for bank, rows in zip((clean, adversarial), at.bank_rows, strict=True):
+            if len(chosen := take(x, rows)):
+                y[rows] = bank(chosen).to(y.dtype)
+        return y
 
 
 class Chain(nn.Sequential):
@@ -229,6 +220,18 @@ class GlobalAveragePool(nn.Module):
 
     def forward(self, x, at):
         return x.mean((2, 3))
+
+
+class Normalise(nn.Module):
+    """(x - mean) / deviation per channel, for networks that carry their normalisation inside (PNI)."""
+
+    def __init__(self, mean: Tensor, deviation: Tensor):
+        super().__init__()
+        self.register_buffer("mean", mean[:, None, None])
+        self.register_buffer("deviation", deviation[:, None, None])
+
+    def forward(self, x, at):
+        return (x - self.mean) / self.deviation
 
 
 class Dropout(nn.Module):

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from lib import WorkbookError
-from lib.models.layers import Conditions, Weighted
+from lib.models.conditions import Conditions
+from lib.models.layers import Weighted
 from lib.models.parts import Backbone, Parts
 from lib.operating_point import OperatingPoint
 from lib.randomness import generator as random_generator
@@ -32,6 +33,7 @@ class Network(nn.Module):
         if self.conditioning == "oat":
             self.code_values = tuple(config["codes"])
             self.register_buffer("code_rows", torch.zeros(len(self.code_values), parts.code_size))
+            self.register_buffer("code_lambdas", torch.tensor(self.code_values), persistent=False)
         self.noise_elements = 0
         for layer in self.modules():
             if isinstance(layer, Weighted) and layer.alpha is not None:
@@ -75,8 +77,8 @@ class Network(nn.Module):
         """Raises WorkbookError when the point turns a knob that this network does not have, or past its end."""
         if missing := point.used() - self.knobs:
             has = ", ".join(sorted(self.knobs)) or "no knobs"
-            raise WorkbookError(f"{self.config['name']} ({self.conditioning}) has no knob {', '.join(sorted(missing))}; "
-                                f"it has {has}")
+            raise WorkbookError(f"{self.config['name']} ({self.conditioning}) has no knob {', '.join(sorted(missing))}"
+                                f"; it has {has}")
         if point.width is not None and point.width not in self.widths:
             raise WorkbookError(f"width {point.width} was not trained; choose from {self.widths}")
         last = self.num_exits
@@ -103,19 +105,20 @@ class Network(nn.Module):
         if point.width is not None:
             at.width, at.width_index = point.width, self.widths.index(point.width)
         if self.conditioning == "oat":
-            at.code, at.batch_norm = self._code(0.0 if point.code is None else point.code)
+            at.codes = self.code_rows
+            at.code_index, at.batch_norm = self._code(0.0 if point.code is None else point.code)
         return at
 
     def _code(self, value: float | Tensor) -> tuple[Tensor, float | Tensor]:
-        """FiLM input and batch-norm bank of OAT's lambda: BN_C where it is 0, BN_A elsewhere."""
-        known = torch.tensor(self.code_values, device=self.code_rows.device)
+        """(which trained lambda, batch-norm bank) of OAT's lambda, (1,) or (N,): BN_C where it is 0, BN_A elsewhere."""
+        known = self.code_lambdas
         wanted = torch.as_tensor(value, dtype=known.dtype, device=known.device).reshape(-1)
         gap, index = (wanted[:, None] - known).abs().min(dim=1)
-        if gap.max() > 1e-6:
+        capturing = known.is_cuda and torch.cuda.is_current_stream_capturing()
+        if not capturing and not gap.max() <= 1e-6:
             raise WorkbookError(f"lambda {wanted[gap.argmax()].item():g} has no code; this network was trained with "
                                 f"{self.code_values}")
-        bank = wanted > 0
-        return self.code_rows[index], bank if isinstance(value, Tensor) and value.dim() else float(bank)
+        return index, wanted > 0 if len(wanted) > 1 else float(value > 0)
 
     def check_images(self, images: Tensor):
         channels = self.input_shape[0]

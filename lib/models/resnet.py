@@ -2,14 +2,27 @@
 
 import math
 
+import torch
 import torch.nn.functional as F
 from torch import nn
 
 from lib import WorkbookError
-from lib.models.layers import Chain, Conv2d, GlobalAveragePool, MaxPool, ReLU, ScaledReLU
+from lib.models.layers import Chain, Conv2d, Linear, MaxPool, Normalise, ReLU, ScaledReLU
 from lib.models.parts import Backbone, Parts, Tap
 
 PAPER_THRESHOLDS = (0.32, 0.36, 0.39, 0.83, 1.12, 1.35)
+PNI_NORMALISATION = {  # mean and deviation per channel, of pixels in [0, 255]
+    "cifar10": ((125.3, 123.0, 113.9), (63.0, 62.1, 66.7)),
+    "cifar100": ((129.3, 124.1, 112.4), (68.2, 65.4, 70.4)),
+    "half": ((127.5,) * 3, (127.5,) * 3),
+}
+PRUNED_WIDTHS = {  # inner widths of the released code's pruned ResNet-38s (Fig. 6), by group and block
+    "r004": ((15, 16, 16, 13, 16, 14), (32, 32, 31, 31, 27, 25), (64, 63, 59, 34, 20, 51)),
+    "r005": ((15, 12, 13, 13, 15, 10), (32, 28, 27, 18, 13, 17), (62, 62, 42, 32, 25, 50)),
+    "r006": ((16, 15, 10, 10, 11, 9), (30, 25, 15, 10, 13, 12), (56, 53, 36, 33, 13, 51)),
+    "r007": ((13, 12, 12, 13, 10, 7), (32, 25, 21, 17, 12, 13), (61, 53, 31, 21, 18, 32)),
+    "r008": ((12, 13, 9, 7, 12, 6), (31, 23, 20, 12, 10, 7), (56, 43, 26, 10, 19, 29)),
+}
 
 
 class FanOutChain(Chain):
@@ -20,6 +33,16 @@ class FanOutChain(Chain):
             if isinstance(layer, Conv2d):
                 out_channels, _, height, width = layer.weight.shape
                 nn.init.normal_(layer.weight, 0.0, math.sqrt(2 / (height * width * out_channels)), generator=generator)
+
+
+class KaimingHead(Chain):
+    """A classifier that starts Kaiming-normal with zero bias (PNI code)."""
+
+    def initialise_children(self, generator):
+        for layer in self.modules():
+            if isinstance(layer, Linear):
+                nn.init.kaiming_normal_(layer.weight, generator=generator)
+                nn.init.zeros_(layer.bias)
 
 
 class BasicBlock(nn.Module):
@@ -53,7 +76,8 @@ class BasicBlock(nn.Module):
 def resnet(parts: Parts, groups: list[int], channels: list[int], *, input_shape, chain=Chain, shortcut="projection",
            inner: list[list[int]] | None = None, scaled: bool = False) -> list[nn.Module]:
     """Stem and residual blocks as stages, one block each; groups after the first start with stride 2."""
-    stages = [chain(parts.conv(input_shape[0], channels[0], 3, slim_in=False), parts.norm(channels[0], film=True), ReLU())]
+    stem = (parts.conv(input_shape[0], channels[0], 3, slim_in=False), parts.norm(channels[0], film=True), ReLU())
+    stages = [chain(*stem)]
     width = channels[0]
     for group, (blocks, out) in enumerate(zip(groups, channels, strict=True)):
         for block in range(blocks):
@@ -62,10 +86,6 @@ def resnet(parts: Parts, groups: list[int], channels: list[int], *, input_shape,
             stages.append(chain(BasicBlock(parts, width, out, stride, cut, shortcut, scaled)))
             width = out
     return stages
-
-
-def classifier(parts: Parts, channels: int, classes: int) -> Chain:
-    return Chain(GlobalAveragePool(), parts.linear(channels, classes, classifier=True))
 
 
 def resnet38(parts: Parts, *, exits: str, classes: int, input_shape, depth: float, inner=None,
@@ -81,35 +101,33 @@ def resnet38(parts: Parts, *, exits: str, classes: int, input_shape, depth: floa
     channels = [parts.channels(c) for c in (16, 32, 64)]
     stages = resnet(parts, [blocks] * 3, channels, input_shape=input_shape, chain=FanOutChain, inner=inner,
                     scaled=channel_scales)
-    main = Tap(len(stages) - 1, classifier(parts, channels[2], classes))
+    main = Tap(len(stages) - 1, parts.classifier(channels[2], classes))
     if exits == "none":
         return Backbone(stages, [main])
     if exits not in HEADS:
         raise WorkbookError(f"resnet38 has no '{exits}' exits; choose none, {' or '.join(HEADS)}")
     taps = [Tap(1 + group * blocks + block, HEADS[exits](parts, group, channels, classes))
             for group in range(3) for block in (blocks // 4, 3 * blocks // 4)]
-    return Backbone(stages, [*taps, main], PAPER_THRESHOLDS)
+    return Backbone(stages, [*taps, main], PAPER_THRESHOLDS if exits == "rdi" else None)
 
 
 def rdi_head(parts: Parts, group: int, channels: list[int], classes: int) -> nn.Module:
     """The released heads (group 0: 5x5 and 3x3 convolutions; group 1: a basic block; group 2: pooling only)."""
     if group == 0:
-        return FanOutChain(MaxPool(2), parts.conv(channels[0], channels[2], 5), parts.norm(channels[2]), ReLU(), MaxPool(2),
-                           parts.conv(channels[2], channels[1], 3), parts.norm(channels[1]),
-                           *classifier(parts, channels[1], classes))
+        return FanOutChain(MaxPool(2), parts.conv(channels[0], channels[2], 5), parts.norm(channels[2]), ReLU(),
+                           MaxPool(2), parts.conv(channels[2], channels[1], 3), parts.norm(channels[1]),
+                           *parts.classifier(channels[1], classes))
     if group == 1:
         return FanOutChain(MaxPool(2), BasicBlock(parts, channels[1], channels[1]),
-                           *classifier(parts, channels[1], classes))
-    return classifier(parts, channels[2], classes)
+                           *parts.classifier(channels[1], classes))
+    return parts.classifier(channels[2], classes)
 
 
 def cheap_head(parts: Parts, group: int, channels: list[int], classes: int) -> nn.Module:
-    """Pool by 4 first, then one 3x3 convolution (0.28 Mi MACs); group 2 pools only, as in the released design."""
+    """Pooling before any convolution; group 2 pools only, as in the released design."""
     if group == 2:
-        return classifier(parts, channels[2], classes)
-    width = channels[group + 1]
-    return FanOutChain(MaxPool(4), parts.conv(channels[group], width, 3), parts.norm(width), ReLU(),
-                       *classifier(parts, width, classes))
+        return parts.classifier(channels[2], classes)
+    return parts.pool_first(channels[group], classes, FanOutChain)
 
 
 HEADS = {"rdi": rdi_head, "cheap": cheap_head}
@@ -120,16 +138,27 @@ def resnet34(parts: Parts, *, exits: str, classes: int, input_shape, depth: floa
     return plain(parts, [3, 4, 6, 3], (64, 128, 256, 512), exits, classes, input_shape, depth)
 
 
-def resnet20(parts: Parts, *, exits: str, classes: int, input_shape, depth: float) -> Backbone:
-    """3 groups of 3 basic blocks at 16/32/64 channels with parameter-free shortcuts (PNI)."""
-    return plain(parts, [3, 3, 3], (16, 32, 64), exits, classes, input_shape, depth, chain=FanOutChain, shortcut="pad")
+def resnet20(parts: Parts, *, exits: str, classes: int, input_shape, depth: float,
+             normalise: str | None = None) -> Backbone:
+    """3 groups of 3 basic blocks at 16/32/64 channels with parameter-free shortcuts (PNI).
+
+    normalise: cifar10 | cifar100 | half puts PNI's normalisation inside the network; images stay in [0, 1].
+    """
+    network = plain(parts, [3, 3, 3], (16, 32, 64), exits, classes, input_shape, depth, chain=FanOutChain,
+                    head=KaimingHead, shortcut="pad")
+    if normalise is not None:
+        if normalise not in PNI_NORMALISATION:
+            raise WorkbookError(f"unknown normalisation '{normalise}'; choose {', '.join(PNI_NORMALISATION)}")
+        mean, deviation = torch.tensor(PNI_NORMALISATION[normalise])[:, :input_shape[0]] / 255
+        network.stages[0].insert(0, Normalise(mean, deviation))
+    return network
 
 
-def plain(parts, groups, channels, exits, classes, input_shape, depth, **options) -> Backbone:
+def plain(parts, groups, channels, exits, classes, input_shape, depth, head=Chain, **options) -> Backbone:
     """A ResNet with its original output only."""
     if exits != "none":
         raise WorkbookError("only smallcnn, resnet38 and mobilenet_v2 have side exits; use exits='none'")
     channels = [parts.channels(c) for c in channels]
     groups = [max(1, round(g * depth)) for g in groups]
     stages = resnet(parts, groups, channels, input_shape=input_shape, **options)
-    return Backbone(stages, [Tap(len(stages) - 1, classifier(parts, channels[-1], classes))])
+    return Backbone(stages, [Tap(len(stages) - 1, head(*parts.classifier(channels[-1], classes)))])

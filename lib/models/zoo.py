@@ -5,7 +5,7 @@ import inspect
 from collections.abc import Callable
 
 from lib import WorkbookError
-from lib.models import resnet, smallcnn
+from lib.models import mobilenet_v2, resnet, smallcnn, wide_resnet
 from lib.models.factors import factorise
 from lib.models.network import Network
 from lib.models.parts import Backbone, Parts
@@ -15,6 +15,9 @@ BACKBONES: dict[str, Callable[..., Backbone]] = {
     "resnet20": resnet.resnet20,
     "resnet34": resnet.resnet34,
     "resnet38": resnet.resnet38,
+    "mobilenet_v2": mobilenet_v2.mobilenet_v2,
+    "wrn16_8": wide_resnet.wrn16_8,
+    "wrn40_2": wide_resnet.wrn40_2,
 }
 
 
@@ -25,16 +28,17 @@ def register(name: str, backbone: Callable[..., Backbone]):
 
 def build(name: str, *, exits: str = "none", conditioning: str = "none", widths=(1.0,), classes: int = 10,
           input_shape=(3, 32, 32), width_multiplier: float = 1.0, depth_multiplier: float = 1.0, code_size: int = 128,
-          codes=(0.0, 0.2, 0.7, 1.0), noise_granularity: str = "layer", factorised: bool = False, seed: int = 0,
-          **options) -> Network:
+          codes=(0.0, 0.2, 0.7, 1.0), noise_granularity: str = "layer", width_heads: bool = False,
+          factorised: bool = False, seed: int = 0, **options) -> Network:
     """A freshly initialised network in train mode.
 
     name: see BACKBONES.  exits: none | rdi | cheap | released.  conditioning: none | float (weight noise and dual batch
     norm) | dual_bn (FLOAT's control: the same without noise) | oat (FiLM and dual batch norm) | pni.
-    widths: trained widths, 1.0 among them.  width_multiplier, depth_multiplier: the same network, smaller.
-    code_size, codes: OAT's code length d and its lambdas.  factorised: weights as low rank plus sparse (see `factors`).
-    options: what the backbone alone understands.
-    `network.config` holds every argument but the seed. Raises WorkbookError on unknown names.
+    widths: trained widths, 1.0 among them.  width_heads: each with its own classifier (SOLAR), not a slice of one.
+    width_multiplier, depth_multiplier: the same network, smaller.  code_size, codes: OAT's code length d, its lambdas.
+    noise_granularity: layer | channel | element, what has an alpha of its own.  factorised: weights as low rank plus
+    sparse (see `factors`).  options: what the backbone alone understands.
+    `network.config` holds every argument but the seed. Raises WorkbookError for what cannot be built.
     """
     if name not in BACKBONES:
         near = difflib.get_close_matches(name, BACKBONES, 1)
@@ -43,11 +47,14 @@ def build(name: str, *, exits: str = "none", conditioning: str = "none", widths=
     known = inspect.signature(BACKBONES[name]).parameters
     if unknown := [o for o in options if o not in known]:
         raise WorkbookError(f"{name} has no option {', '.join(unknown)}")
+    if min(input_shape[1:]) < 8:
+        raise WorkbookError(f"images of {input_shape[1]}x{input_shape[2]} are too small for {name}; give at least 8x8")
     config = dict(name=name, exits=exits, conditioning=conditioning, widths=list(widths), classes=classes,
                   input_shape=list(input_shape), width_multiplier=width_multiplier, depth_multiplier=depth_multiplier,
-                  code_size=code_size, codes=list(codes), noise_granularity=noise_granularity,
+                  code_size=code_size, codes=list(codes), noise_granularity=noise_granularity, width_heads=width_heads,
                   factorised=False, **options)
-    parts = Parts(conditioning, tuple(sorted(widths, reverse=True)), width_multiplier, code_size, noise_granularity)
+    parts = Parts(conditioning, tuple(sorted(widths, reverse=True)), width_multiplier, code_size, noise_granularity,
+                  width_heads)
     backbone = BACKBONES[name](parts, exits=exits, classes=classes, input_shape=tuple(input_shape),
                                depth=depth_multiplier, **options)
     network = Network(backbone, parts, config)
