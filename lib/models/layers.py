@@ -177,8 +177,14 @@ class Chain(nn.Sequential):
 
 
 class ReLU(nn.Module):
+    """inplace: overwrite the input, a tenth faster in attacks; only where no exit and no shortcut reads that input."""
+
+    def __init__(self, inplace: bool = False):
+        super().__init__()
+        self.inplace = inplace
+
     def forward(self, x, at):
-        return F.relu(x)
+        return F.relu(x, self.inplace)
 
 
 class ScaledReLU(nn.Module):

@@ -20,18 +20,18 @@ class InvertedResidual(nn.Module):
     def __init__(self, parts: Parts, in_channels: int, channels: int, expansion: int, stride: int):
         super().__init__()
         hidden = expansion * in_channels
-        self.main = Chain(parts.conv(in_channels, hidden, 1), parts.norm(hidden, film=True), ReLU(),
-                          parts.conv(hidden, hidden, 3, stride, groups=hidden), parts.norm(hidden, film=True), ReLU(),
-                          parts.conv(hidden, channels, 1), parts.norm(channels, film=True))
+        self.main = Chain(*parts.conv_norm(in_channels, hidden, 1),
+                          *parts.conv_norm(hidden, hidden, 3, stride, groups=hidden),
+                          *parts.conv_norm(hidden, channels, 1, relu=False))
         self.residual, self.shortcut = stride == 1, None
         if self.residual and in_channels != channels:
-            self.shortcut = Chain(parts.conv(in_channels, channels, 1), parts.norm(channels))
+            self.shortcut = Chain(*parts.conv_norm(in_channels, channels, 1, relu=False, film=False))
 
     def forward(self, x, at):
         y = self.main(x, at)
         if not self.residual:
             return y
-        return y + (x if self.shortcut is None else self.shortcut(x, at))
+        return y.add_(x if self.shortcut is None else self.shortcut(x, at))
 
 
 def mobilenet_v2(parts: Parts, *, exits: str, classes: int, input_shape, depth: float) -> Backbone:
@@ -44,7 +44,7 @@ def mobilenet_v2(parts: Parts, *, exits: str, classes: int, input_shape, depth: 
     if exits not in EXIT_DESIGNS:
         raise WorkbookError(f"mobilenet_v2 has no '{exits}' exits; choose {', '.join(EXIT_DESIGNS)}")
     width = parts.channels(32)
-    stages = [Chain(parts.conv(input_shape[0], width, 3, slim_in=False), parts.norm(width, film=True), ReLU())]
+    stages = [Chain(*parts.conv_norm(input_shape[0], width, 3, slim_in=False))]
     outputs, row_starts = [(width, 1)], []  # behind each stage: channels, how far the image has shrunk
     for expansion, channels, repeats, first_stride in ROWS:
         row_starts.append(len(stages))
@@ -55,7 +55,7 @@ def mobilenet_v2(parts: Parts, *, exits: str, classes: int, input_shape, depth: 
             width = channels
             outputs.append((width, outputs[-1][1] * stride))
     last = parts.channels(1280)
-    stages.append(Chain(parts.conv(width, last, 1), parts.norm(last, film=True), ReLU()))
+    stages.append(Chain(*parts.conv_norm(width, last, 1)))
     main = Tap(len(stages) - 1, parts.classifier(last, classes))
     if exits == "none":
         return Backbone(stages, [main])
@@ -82,7 +82,7 @@ def released_head(parts: Parts, channels: int, shrunk: int, classes: int) -> nn.
     middle, out = parts.channels(32), parts.channels(64)
     if shrunk == 2:
         return Chain(InvertedResidual(parts, channels, middle, 6, 2), *parts.classifier(middle, classes))
-    return Chain(InvertedResidual(parts, channels, middle, 6, 2), parts.norm(middle), ReLU(),
+    return Chain(InvertedResidual(parts, channels, middle, 6, 2), parts.norm(middle), ReLU(inplace=True),
                  InvertedResidual(parts, middle, out, 6, 2), parts.norm(out), *parts.classifier(out, classes))
 
 

@@ -85,6 +85,11 @@ class Parts:
         padding = kernel_size // 2 if padding is None else padding
         return Conv2d(in_channels, out_channels, kernel_size, stride, padding, groups, bias, self.noisy, slim_in)
 
+    def conv_norm(self, in_channels, out_channels, kernel_size, stride=1, *, relu=True, film=True, **options):
+        """Convolution, norm and, unless told otherwise, ReLU."""
+        pair = (self.conv(in_channels, out_channels, kernel_size, stride, **options), self.norm(out_channels, film))
+        return (*pair, ReLU(inplace=True)) if relu else pair
+
     def linear(self, in_features, out_features, classifier=False):
         if classifier and self.width_heads:
             return WidthHeads(in_features, out_features, self.widths, self.noisy)
@@ -104,5 +109,5 @@ class Parts:
 
         As the paper intends its branches ("few pooling, light convolutions"); 0.28 Mi MACs at 16 x 32 x 32.
         """
-        return chain(MaxPool(4), self.conv(channels, 2 * channels, 3), self.norm(2 * channels), ReLU(),
+        return chain(MaxPool(4), *self.conv_norm(channels, 2 * channels, 3, film=False),
                      *self.classifier(2 * channels, classes))

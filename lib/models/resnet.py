@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lib import WorkbookError
-from lib.models.layers import Chain, Conv2d, Linear, MaxPool, Normalise, ReLU, ScaledReLU
+from lib.models.layers import Chain, Conv2d, Linear, MaxPool, Normalise, ScaledReLU
 from lib.models.parts import Backbone, Parts, Tap
 
 PAPER_THRESHOLDS = (0.32, 0.36, 0.39, 0.83, 1.12, 1.35)
@@ -15,13 +15,6 @@ PNI_NORMALISATION = {  # mean and deviation per channel, of pixels in [0, 255]
     "cifar10": ((125.3, 123.0, 113.9), (63.0, 62.1, 66.7)),
     "cifar100": ((129.3, 124.1, 112.4), (68.2, 65.4, 70.4)),
     "half": ((127.5,) * 3, (127.5,) * 3),
-}
-PRUNED_WIDTHS = {  # inner widths of the released code's pruned ResNet-38s (Fig. 6), by group and block
-    "r004": ((15, 16, 16, 13, 16, 14), (32, 32, 31, 31, 27, 25), (64, 63, 59, 34, 20, 51)),
-    "r005": ((15, 12, 13, 13, 15, 10), (32, 28, 27, 18, 13, 17), (62, 62, 42, 32, 25, 50)),
-    "r006": ((16, 15, 10, 10, 11, 9), (30, 25, 15, 10, 13, 12), (56, 53, 36, 33, 13, 51)),
-    "r007": ((13, 12, 12, 13, 10, 7), (32, 25, 21, 17, 12, 13), (61, 53, 31, 21, 18, 32)),
-    "r008": ((12, 13, 9, 7, 12, 6), (31, 23, 20, 12, 10, 7), (56, 43, 26, 10, 19, 29)),
 }
 
 
@@ -57,12 +50,12 @@ class BasicBlock(nn.Module):
                  shortcut: str = "projection", scaled: bool = False):
         super().__init__()
         inner = inner or channels
-        self.main = Chain(parts.conv(in_channels, inner, 3, stride), parts.norm(inner, film=True),
-                          ScaledReLU(inner) if scaled else ReLU(),
-                          parts.conv(inner, channels, 3), parts.norm(channels, film=True))
+        self.main = Chain(*parts.conv_norm(in_channels, inner, 3, stride, relu=not scaled),
+                          *([ScaledReLU(inner)] if scaled else []),
+                          *parts.conv_norm(inner, channels, 3, relu=False))
         self.stride, self.shortcut = stride, None
         if (stride != 1 or in_channels != channels) and shortcut == "projection":
-            self.shortcut = Chain(parts.conv(in_channels, channels, 1, stride), parts.norm(channels))
+            self.shortcut = Chain(*parts.conv_norm(in_channels, channels, 1, stride, relu=False, film=False))
 
     def forward(self, x, at):
         y = self.main(x, at)
@@ -70,14 +63,13 @@ class BasicBlock(nn.Module):
             x = self.shortcut(x, at)
         elif x.shape != y.shape:
             x = F.pad(F.avg_pool2d(x, 1, self.stride), (0, 0, 0, 0, 0, y.shape[1] - x.shape[1]))
-        return F.relu(x + y)
+        return F.relu_(y.add_(x))
 
 
 def resnet(parts: Parts, groups: list[int], channels: list[int], *, input_shape, chain=Chain, shortcut="projection",
            inner: list[list[int]] | None = None, scaled: bool = False) -> list[nn.Module]:
     """Stem and residual blocks as stages, one block each; groups after the first start with stride 2."""
-    stem = (parts.conv(input_shape[0], channels[0], 3, slim_in=False), parts.norm(channels[0], film=True), ReLU())
-    stages = [chain(*stem)]
+    stages = [chain(*parts.conv_norm(input_shape[0], channels[0], 3, slim_in=False))]
     width = channels[0]
     for group, (blocks, out) in enumerate(zip(groups, channels, strict=True)):
         for block in range(blocks):
@@ -114,8 +106,8 @@ def resnet38(parts: Parts, *, exits: str, classes: int, input_shape, depth: floa
 def rdi_head(parts: Parts, group: int, channels: list[int], classes: int) -> nn.Module:
     """The released heads (group 0: 5x5 and 3x3 convolutions; group 1: a basic block; group 2: pooling only)."""
     if group == 0:
-        return FanOutChain(MaxPool(2), parts.conv(channels[0], channels[2], 5), parts.norm(channels[2]), ReLU(),
-                           MaxPool(2), parts.conv(channels[2], channels[1], 3), parts.norm(channels[1]),
+        return FanOutChain(MaxPool(2), *parts.conv_norm(channels[0], channels[2], 5, film=False),
+                           MaxPool(2), *parts.conv_norm(channels[2], channels[1], 3, relu=False, film=False),
                            *parts.classifier(channels[1], classes))
     if group == 1:
         return FanOutChain(MaxPool(2), BasicBlock(parts, channels[1], channels[1]),

@@ -17,14 +17,14 @@ class WideBlock(nn.Module):
 
     def __init__(self, parts: Parts, in_channels: int, channels: int, stride: int):
         super().__init__()
-        self.activate = Chain(parts.norm(in_channels, film=True), ReLU())
-        self.main = Chain(parts.conv(in_channels, channels, 3, stride), parts.norm(channels, film=True), ReLU(),
-                          Dropout(DROPOUT), parts.conv(channels, channels, 3))
+        self.activate = Chain(parts.norm(in_channels, film=True), ReLU(inplace=True))
+        self.main = Chain(*parts.conv_norm(in_channels, channels, 3, stride), Dropout(DROPOUT),
+                          parts.conv(channels, channels, 3))
         self.shortcut = parts.conv(in_channels, channels, 1, stride) if in_channels != channels else None
 
     def forward(self, x, at):
         activated = self.activate(x, at)
-        return self.main(activated, at) + (x if self.shortcut is None else self.shortcut(activated, at))
+        return self.main(activated, at).add_(x if self.shortcut is None else self.shortcut(activated, at))
 
 
 def wide_resnet(parts: Parts, layers: int, widening: int, *, exits, classes, input_shape, depth) -> Backbone:
@@ -41,7 +41,7 @@ def wide_resnet(parts: Parts, layers: int, widening: int, *, exits, classes, inp
         for block in range(max(1, round((layers - 4) // 6 * depth))):
             stages.append(WideBlock(parts, width, channels, stride=2 if group and block == 0 else 1))
             width = channels
-    head = Chain(parts.norm(width), ReLU(), *parts.classifier(width, classes))
+    head = Chain(parts.norm(width), ReLU(inplace=True), *parts.classifier(width, classes))
     return Backbone(stages, [Tap(len(stages) - 1, head)])
 
 
