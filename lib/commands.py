@@ -1,0 +1,246 @@
+"""The core verbs, train, evaluate, cost and bench, as functions of parsed flags; each prints a readable table."""
+
+import dataclasses
+import json
+import os
+import runpy
+from pathlib import Path
+
+import pandas
+import torch
+
+from lib import ROOT, RUNS, WorkbookError, checkpoints, data
+from lib.attacks import forms as attack_forms
+from lib.attacks.steps import Threat
+from lib.data import Dataset, Split
+from lib.evaluation import accuracy, atlas, routing
+from lib.evaluation.atlas import Atlas
+from lib.models import zoo
+from lib.models.cost import MEBI
+from lib.models.cost import cost as count_cost
+from lib.models.network import Network
+from lib.operating_point import OperatingPoint
+from lib.training import loop, recipes
+
+GREY = {"smallcnn": (1, 28, 28)}  # the shape a model was published for; the others take 3x32x32
+LEGACY = (".pth", ".pt", ".tar")  # the released weights of other authors
+
+
+def train(args) -> None:
+    """Train a recipe, or go on with it. args: recipe, minutes, seed, folder, device, list, json."""
+    if args.list:
+        print("\n".join(recipes.names()))
+        return
+    recipe, device = recipes.find(args.recipe), find_device(args.device)
+    check_output(args.json)
+    if args.seed is not None:
+        recipe = dataclasses.replace(recipe, seed=args.seed)
+    folder = Path(args.folder) if args.folder else RUNS / "train" / f"{recipe.name}-seed{recipe.seed}"
+    result = loop.fit(recipe, folder, device=device, minutes=args.minutes)
+    print(f"{recipe.name}, seed {recipe.seed}: step {result.step:,} of {result.total:,} ({result.reason})")
+    measured = {name: value for name, value in result.metrics.items() if isinstance(value, (int, float))}
+    if measured:
+        print(pandas.Series(measured, dtype=float).to_string(float_format="{:.4g}".format))
+    print(f"network: {result.path}")
+    if not result.finished:
+        print("the same command goes on from here")
+    write_json(args.json, {"recipe": recipe.name, "seed": recipe.seed, "finished": result.finished, "step": result.step,
+                           "total": result.total, "path": str(result.path), "metrics": result.metrics})  # fmt: skip
+
+
+def evaluate(args) -> None:
+    """Routed accuracy of a checkpoint, clean and attacked, over all its exits.
+
+    args: checkpoint, dataset, attack, epsilon, step_size, steps, images, batch_size, thresholds, seed, device, mode,
+    save_atlas, json.
+    """
+    check_output(args.json, args.save_atlas)
+    device = find_device(args.device)
+    loaded = load_network(args.checkpoint, device)
+    network = loaded.network
+    dataset = load_dataset(args.dataset, network, device)
+    asked = args.attack or ("clean", *attack_forms.names(network.num_exits))
+    forms = {name: atlas.check_forms([name], network.num_exits)[0] for name in asked}
+    threat = find_threat(args, dataset) if set(forms.values()) != {"clean"} else None
+    first, images = find_images(args.images, dataset)
+    held_out = None
+    if args.thresholds == "calibrated" or args.save_atlas:
+        held_out = atlas.hold_out(network, dataset.validation, seed=args.seed, batch_size=args.batch_size)
+    thresholds, source = find_thresholds(args.thresholds, network, held_out)
+    record = atlas.record(
+        network, images, forms=tuple(dict.fromkeys(forms.values())), threat=threat, seed=args.seed, mode=args.mode,
+        batch_size=args.batch_size, thresholds=thresholds, validation=held_out, first=first,
+        dataset=dataset.name, data_variant=dataset.variant, checkpoint=loaded.digest,
+        defence=(loaded.metadata.get("recipe") or {}).get("defence"),
+    )  # fmt: skip
+    if args.save_atlas:
+        record.save(args.save_atlas)
+    found = accuracy.summary(record, thresholds)
+    print(report(record, found, source))
+    write_json(args.json, {
+        "images": found["images"], "thresholds": [plain(t) for t in found["thresholds"]],
+        "forms": {name: {key: found["forms"][form][key] for key in
+                         ("correct", "exits", "per_exit", "paper_mflops", "cumulative_macs")}
+                  for name, form in forms.items()},
+        "worst_form": found["worst_form"], "union_correct": found["union_correct"],
+    })  # fmt: skip
+
+
+def cost(args) -> None:
+    """Parameters and multiply-accumulates of a model. args: model, exits, conditioning, widths, classes, input, json.
+
+    The JSON's numbers are those of the full width; `widths` has all of them where several are asked for.
+    """
+    check_output(args.json)
+    widths = sorted(set(args.widths or (1.0,)), reverse=True)
+    network = zoo.build(args.model, exits=args.exits, conditioning=args.conditioning, widths=widths,
+                        classes=args.classes, input_shape=args.input or GREY.get(args.model, (3, 32, 32)))  # fmt: skip
+    slim = len(widths) > 1
+    costs = {width: count_cost(network, OperatingPoint(width=width) if slim else None) for width in widths}
+    full = costs[widths[0]]
+    print(f"{args.model}, exits {args.exits}, conditioning {args.conditioning}: {full.parameters:,} parameters, "
+          f"{full.macs:,} MACs through all exits")  # fmt: skip
+    rows = [{"width": width, "exit": name, "paper MFlops": f"{e.paper_mflops:.2f}",
+             "conv MACs, all heads on the way": f"{e.cumulative_conv_macs:,}", "true MACs": f"{e.cumulative_macs:,}"}
+            for width, c in costs.items() for name, e in zip(exit_names(network.num_exits), c.exits, strict=True)]
+    print(pandas.DataFrame(rows).drop(columns=[] if slim else ["width"]).to_string(index=False))
+    print("paper MFlops: convolutions / 2^20, the exit's own head only; true MACs: convolutions and linear layers, "
+          "every head on the way")  # fmt: skip
+    told = {width: {"parameters": c.parameters, "macs": c.macs,
+                    "exits": [{"paper_mflops": e.paper_mflops, "cumulative_macs": e.cumulative_macs} for e in c.exits]}
+            for width, c in costs.items()}  # fmt: skip
+    write_json(args.json, {**told[widths[0]], **({"widths": {f"{w:g}": c for w, c in told.items()}} if slim else {})})
+
+
+def bench(args) -> None:
+    """Measure this machine. args: json, record, rounds, only, device; `main(args)` of the benchmark's own file runs."""
+    path = ROOT / "tests" / "bench" / "run.py"
+    if not path.is_file():
+        raise WorkbookError(f"the benchmark {path} is missing; fetch the repository again")
+    check_output(args.json)
+    runpy.run_path(str(path))["main"](args)
+
+
+def find_device(name: str | None) -> torch.device:
+    """The device asked for, or the GPU if there is one. Raises WorkbookError when it is not there."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise WorkbookError(f"'{name}' is not a device; write cpu, cuda or cuda:1") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise WorkbookError(f"there is no GPU '{name}' here ({torch.cuda.device_count()} found); use --device cpu")
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, NotImplementedError, AssertionError):
+        raise WorkbookError(f"this machine or this PyTorch has no device '{name}'; use --device cpu") from None
+    return device
+
+
+def load_network(path: str, device: torch.device) -> checkpoints.Loaded:
+    """One of our checkpoints, or the released weights of the RDI authors. Raises WorkbookError for any other file."""
+    if Path(path).suffix in LEGACY and Path(path).is_file():
+        from lib.models import released
+
+        return released.load(path, device)
+    return checkpoints.load(path, device)
+
+
+def load_dataset(name: str, network: Network, device: torch.device) -> Dataset:
+    """The dataset, in the network's shape. Raises WorkbookError when it has more classes than the network knows."""
+    dataset = data.load(name, device=device, shape=network.input_shape)
+    if len(dataset.classes) != network.classes:
+        raise WorkbookError(f"{dataset.name} has {len(dataset.classes)} classes, but the network knows "
+                            f"{network.classes}; evaluate it on the dataset it was trained on")  # fmt: skip
+    return dataset
+
+
+def find_images(asked: tuple[int, int | None] | None, dataset: Dataset) -> tuple[int, Split]:
+    """(index of the first image, the images) of a half-open range of the test images."""
+    first, stop = asked or (0, None)
+    stop = len(dataset.test) if stop is None else stop
+    if not 0 <= first < stop <= len(dataset.test):
+        raise WorkbookError(f"images {first}:{stop} are not among the {len(dataset.test):,} test images of "
+                            f"{dataset.name}; give a range within 0:{len(dataset.test)}")  # fmt: skip
+    return first, dataset.test[first:stop]
+
+
+def find_threat(args, dataset: Dataset) -> Threat:
+    """The budget: the flags, and the dataset's customary values where they are missing."""
+    given = {name: getattr(args, name) for name in ("epsilon", "step_size", "steps")}
+    return Threat(**{name: dataset.threat[name] if value is None else value for name, value in given.items()})
+
+
+def find_thresholds(asked, network: Network, held_out: atlas.Validation | None) -> tuple[tuple[float, ...], str]:
+    """(thresholds, where they come from). Raises WorkbookError when they are missing or too many."""
+    if network.num_exits == 1:
+        if asked not in (None, "paper", "calibrated"):
+            raise WorkbookError("this network has one exit and takes no thresholds; leave --thresholds out")
+        return (), "none"
+    if asked == "calibrated":
+        return routing.calibrate(held_out.entropy), "calibrated"
+    if asked in (None, "paper"):
+        if network.paper_thresholds is None:
+            raise WorkbookError("the paper states no thresholds for this network; use --thresholds calibrated")
+        return tuple(network.paper_thresholds), "paper"
+    routing.check_thresholds(asked, network.num_exits)
+    return tuple(asked), "given"
+
+
+def report(record: Atlas, found: dict, source: str) -> str:
+    """What `evaluate` prints."""
+    meta, names = record.meta, exit_names(record.num_exits)
+    threat = next((view.threat for view in record.views if view.threat), None)
+    budget = "no attack" if threat is None else (
+        f"{threat.algorithm}-{threat.steps}, epsilon {threat.epsilon:.4g}, step {threat.step_size:.4g}, "
+        f"{next(view.mode for view in record.views if view.threat)} mode")  # fmt: skip
+    gates = ", ".join(f"{t:.4g}" for t in found["thresholds"]) or "none"
+    rows = [{"attack": name, "accuracy %": f"{100 * f['accuracy']:.2f}",
+             "95 %": f"{100 * f['low']:.1f} - {100 * f['high']:.1f}", "last exit alone %":
+             f"{100 * f['per_exit'][-1] / found['images']:.2f}", "paper MFlops": f"{f['paper_mflops']:.2f}",
+             "saved %": f"{100 * f['paper_saving']:.1f}", "true Mi MACs": f"{f['cumulative_macs'] / MEBI:.2f}",
+             "truly saved %": f"{100 * f['saving']:.1f}",
+             **{f"exit {n}": count for n, count in zip(names, f["exits"], strict=True)}}
+            for name, f in found["forms"].items()]  # fmt: skip
+    lines = [
+        f"{record.model} on {meta['dataset']} ({meta['data_variant']}), test images {meta['images'][0]}:"
+        f"{meta['images'][1]}, seed {meta['seed']}; {budget}; thresholds {gates} ({source})",
+        pandas.DataFrame(rows).to_string(index=False),
+    ]  # fmt: skip
+    if threat is not None:
+        worst = found["forms"][found["worst_form"]]
+        lines.append(f"worst form: {found['worst_form']} with {100 * worst['accuracy']:.2f} %")
+    if found["paper_worst"]:
+        lines.append(f"the paper's worst case (lowest of its {len(attack_forms.paper_forms(record.num_exits))} forms): "
+                     f"{100 * found['forms'][found['paper_worst']]['accuracy']:.2f} % ({found['paper_worst']})")
+    lines.append(f"right under every one of {', '.join(found['suite'])}: {found['union_correct']} of "
+                 f"{found['images']} = {100 * found['union_accuracy']:.2f} % ({100 * found['union_low']:.1f} - "
+                 f"{100 * found['union_high']:.1f})")  # fmt: skip
+    return "\n".join(lines)
+
+
+def exit_names(num_exits: int) -> list[str]:
+    return [str(k) for k in range(1, num_exits)] + ["main"]
+
+
+def check_output(*paths: str | None) -> None:
+    """Say before the work starts, not after, that a file cannot be written there."""
+    for path in filter(None, paths):
+        folder = Path(path).absolute().parent
+        if Path(path).is_dir():
+            raise WorkbookError(f"{path} is a folder; give the name of a file")
+        while not folder.exists():
+            folder = folder.parent
+        if not folder.is_dir() or not os.access(folder, os.W_OK):
+            raise WorkbookError(f"{path} may not be written; choose another folder")
+
+
+def plain(value: float) -> float | str:
+    """A number as JSON can hold it: a closed exit is the text "-inf"."""
+    return value if abs(value) != float("inf") else str(value)
+
+
+def write_json(path: str | None, values: dict) -> None:
+    if path:
+        checkpoints.replace(path, (json.dumps(values, indent=2, allow_nan=False) + "\n").encode())

@@ -1,0 +1,113 @@
+"""What a saving is in milliseconds: routed inference against the plain backbone and against computing every exit."""
+
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import lib
+from lib import WorkbookError, randomness
+from lib.models import exits, zoo
+from lib.models.network import Network
+from lib.operating_point import OperatingPoint
+
+FEWEST = 5  # passes that are timed however little time is allowed
+
+
+def measure(network: Network, images: Tensor, thresholds: Sequence[float], *, point: OperatingPoint | None = None,
+            batch_sizes: Sequence[int] = (1, 32, 256), passes: int = 200, warm_up: int = 50, seconds: float = 30.0,
+            plain: Network | None = None, seed: int = 0, **columns) -> list[dict]:  # fmt: skip
+    """Tidy rows of ms an image for three ways to answer, batch after batch of `images` (N, C, H, W), floats in [0, 1].
+
+    exit = "routed": images that left are dropped; "all": every exit is computed, then one chosen; "plain": the backbone
+    without branches (`plain`, or a fresh one: weights do not change the time). The three take turns, so that a slow
+    moment of the machine hits all; each pass is one batch, of `passes` after `warm_up` untimed ones, or of as many as
+    `seconds` allow for each batch size (never fewer than 5). Metrics: latency_ms (median; low and high are the
+    distribution-free 95 % interval of the median), latency_p90_ms, and speed_up (median of the paired ratios of that
+    way's time over routed's: above 1, routed is faster); suite = "batch B"; images = how many were timed.
+    Raises WorkbookError when there are fewer images than the largest batch, or the thresholds do not fit.
+    """
+    if len(images) < max(batch_sizes):
+        raise WorkbookError(f"{len(images)} images do not fill a batch of {max(batch_sizes)}; give more of them")
+    device = images.device
+    point = (point or OperatingPoint()).replace(thresholds=tuple(thresholds) if network.num_exits > 1 else None)
+    network.check_point(point)
+    if plain is None:
+        plain = zoo.build(**{**network.config, "exits": "none"}).to(device).eval()
+    source, bare = randomness.generator(seed, "latency", device=device), point.replace(thresholds=None, exits=None)
+    gates = exits.effective_thresholds(point, network.num_exits)
+
+    def choose(x: Tensor) -> Tensor:
+        logits = network(x, bare, source)
+        taken = exits.decide(exits.entropy(logits), gates)
+        return logits.gather(0, taken[None, :, None].expand(1, -1, logits.shape[-1]))[0].argmax(-1)
+
+    ways = {"routed": lambda x: exits.route(network, x, point, source)[0], "all": choose,
+            "plain": lambda x: plain(x, bare, source)[0].argmax(-1)}  # fmt: skip
+    base = {"model": network.config["name"], "split": "latency", "device": _name(device), "version": lib.__version__,
+            "threads": torch.get_num_threads(), "seed": seed, **columns}  # fmt: skip
+    rows = []
+    for size in batch_sizes:
+        times = _alternate(ways, images, size, passes, warm_up, seconds)
+        rows += [{**base, "suite": f"batch {size}", **row} for row in _rows(times, size)]
+    return rows
+
+
+def _alternate(ways: dict[str, Callable], images: Tensor, size: int, passes: int, warm_up: int, seconds: float) -> dict:
+    """{way: seconds of each timed pass}; the ways take turns on the same batch."""
+    times, batches, begin = {name: [] for name in ways}, len(images) // size, time.perf_counter()
+
+    def turn(i: int) -> dict[str, float]:
+        batch = images[i % batches * size:(i % batches + 1) * size]
+        return {name: _time(way, batch) for name, way in ways.items()}
+
+    with torch.inference_mode():
+        for i in range(warm_up):
+            turn(i)
+            if time.perf_counter() - begin > seconds / 5:
+                break
+        for i in range(passes):
+            for name, value in turn(i).items():
+                times[name].append(value)
+            if time.perf_counter() - begin > seconds and i + 1 >= FEWEST:
+                break
+    return {name: np.array(values) for name, values in times.items()}
+
+
+def _time(way: Callable, batch: Tensor) -> float:
+    if batch.is_cuda:
+        torch.cuda.synchronize(batch.device)
+    start = time.perf_counter()
+    way(batch)
+    if batch.is_cuda:
+        torch.cuda.synchronize(batch.device)
+    return time.perf_counter() - start
+
+
+def _rows(times: dict[str, np.ndarray], size: int) -> list[dict]:
+    rows = []
+    for way, values in times.items():
+        per_image = values / size * 1e3
+        common = {"exit": way, "images": len(values) * size, "seconds": float(values.sum())}
+        low, median, high = median_interval(per_image)
+        rows.append({**common, "metric": "latency_ms", "value": median, "low": low, "high": high})
+        rows.append({**common, "metric": "latency_p90_ms", "value": float(np.quantile(per_image, 0.9))})
+        if way != "routed":
+            low, median, high = median_interval(values / times["routed"])
+            rows.append({**common, "metric": "speed_up", "value": median, "low": low, "high": high})
+    return rows
+
+
+def median_interval(values: np.ndarray) -> tuple[float, float, float]:
+    """(low, median, high): the order statistics that hold the median with 95 % (normal approximation)."""
+    ranked = np.sort(values)
+    reach = 0.98 * np.sqrt(len(ranked))
+    low = ranked[max(0, int(np.floor(len(ranked) / 2 - reach)))]
+    high = ranked[min(len(ranked) - 1, int(np.ceil(len(ranked) / 2 + reach)))]
+    return float(low), float(np.median(ranked)), float(high)
+
+
+def _name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
