@@ -84,7 +84,7 @@ def hold_out(split: Split, count: int | None, classes: int) -> tuple[Split, Spli
     images lack a class, because the order is by class, the held-out images are spread evenly over the classes instead.
     """
     total = len(split)
-    count = min(LARGEST_VALIDATION, max(1, total // 10)) if count is None else count
+    count = min(LARGEST_VALIDATION, max(1, total // 10), total - 1) if count is None else count
     if not 0 <= count < total:
         raise WorkbookError(f"{count:,} validation images cannot be held out of {total:,}; ask for 0 to {total - 1:,}.")
     chosen = torch.arange(total - count, total)
