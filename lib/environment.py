@@ -21,6 +21,7 @@ from lib.packages import REQUIREMENTS, missing, release
 VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 NEEDED_BYTES = 10e9
+UNREACHABLE = "connection broken|ConnectionError|name resolution|ProxyError|SSLError|ConnectTimeout|timed out"
 OVERRIDES = '{"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": false}}\n'
 
 
@@ -102,7 +103,7 @@ def install():
             partial = VENV / "ready.part"
             partial.write_text(fingerprint(version))
             os.replace(partial, VENV / "ready")
-    except OSError as error:
+    except (OSError, subprocess.CalledProcessError) as error:
         raise WorkbookError(f"setting up {VENV} failed ({error}); mend that, or delete the folder, and repeat the "
                             "command") from None
 
@@ -110,7 +111,8 @@ def install():
 def make_venv(lock: int):
     """A virtual environment whose pip runs; one that is there and works is kept, with its packages."""
     works = venv_version() and subprocess.run([PYTHON, "-m", "pip", "--version"], capture_output=True).returncode == 0
-    if works and release(venv_version()) >= (3, 11):
+    if works and release(venv_version()) >= (3, 11):  # its activation scripts may still name another checkout
+        subprocess.run([PYTHON, "-m", "venv", "--without-pip", VENV], check=True)
         return
     made = subprocess.run([sys.executable, "-m", "venv", "--clear", VENV], capture_output=True, text=True,
                           pass_fds=(lock,))
@@ -129,32 +131,37 @@ def forget_unfinished(site: Path):
 
 
 def run_pip(lock: int):
-    log, scratch = VENV / "pip.log", VENV / "tmp"
+    """Install the requirements into .venv; what pip says goes to the terminal."""
+    scratch = VENV / "tmp"  # on the disk that was found large enough; /tmp often is not
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
-    log.unlink(missing_ok=True)
     outside = ("PIP_TARGET", "PIP_PREFIX", "PIP_ROOT", "PYTHONHOME", "PYTHONPATH")
     variables = {name: value for name, value in os.environ.items() if name not in outside}
     variables |= {"PIP_USER": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "TMPDIR": str(scratch)}
-    command = [PYTHON, "-m", "pip", "install", "--no-input", "--log", log, "-r", REQUIREMENTS]
-    # pip keeps the lock as well: when only this process is killed, the next call waits for pip and then continues
-    code = subprocess.run(command, env=variables, stdout=sys.stderr, pass_fds=(lock,)).returncode
+    command = [PYTHON, "-m", "pip", "install", "--no-input", "-r", REQUIREMENTS]
+    messages = []
+    # pip holds the lock as well: when only this process is killed, the next call waits for pip and then continues
+    with subprocess.Popen(command, env=variables, stdout=sys.stderr, stderr=subprocess.PIPE, text=True,
+                          errors="replace", pass_fds=(lock,)) as pip:
+        for line in pip.stderr:
+            sys.stderr.write(line)
+            messages.append(line)
     shutil.rmtree(scratch, ignore_errors=True)
-    if code:
-        raise WorkbookError(pip_sentence(code, log.read_text(errors="replace") if log.is_file() else ""))
+    if pip.returncode:
+        raise WorkbookError(pip_sentence(pip.returncode, "".join(messages)))
 
 
-def pip_sentence(code: int, log: str) -> str:
-    """Why pip failed and what to do, from its exit code and log."""
+def pip_sentence(code: int, said: str) -> str:
+    """Why pip failed and what to do, from its exit code and what it wrote to stderr."""
     again = "repeat the command: it continues where it stopped"
-    if re.search("No space left on device", log):
+    if "No space left on device" in said:
         return f"the disk that holds {ROOT} is full; free {NEEDED_BYTES / 1e9:.0f} GB and {again}"
-    if re.search("NewConnectionError|NameResolution|name resolution|ProxyError|SSLError|ConnectTimeout|timed out", log):
+    if re.search(UNREACHABLE, said):
         return f"no package index could be reached; check the network or name a mirror in PIP_INDEX_URL, and {again}"
     if code < 0:
         return f"installing the packages was stopped by signal {-code}; {again}"
-    said = re.findall(r"ERROR: (.+)", log) or [f"exit code {code} and no message"]
-    return f"pip could not install the packages ({said[-1].strip()}); see {VENV / 'pip.log'}, mend that and {again}"
+    errors = re.findall(r"ERROR: (.+)", said) or [f"exit code {code} and no message"]
+    return f"pip could not install the packages ({errors[-1].strip()}); mend that and {again}"
 
 
 def rebase_scripts():
@@ -163,7 +170,7 @@ def rebase_scripts():
         if script.is_file() and not script.is_symlink():
             first, newline, rest = script.read_bytes().partition(b"\n")
             ours = b"#!" + bytes(PYTHON)
-            if re.fullmatch(rb"#!.*/\.venv/bin/python[\d.]*", first) and first != ours:
+            if re.fullmatch(rb"#!.*/\.venv/bin/python[\d.]*", first) and not first.startswith(ours):
                 script.write_bytes(ours + newline + rest)
 
 
