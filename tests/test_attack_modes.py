@@ -163,12 +163,12 @@ def test_a_frozen_draw_shrinks_exactly(batch):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_one_generator_decides_everything_and_the_global_one_is_not_touched(mode):
-    network = zoo.build("smallcnn", exits="rdi", conditioning="float", input_shape=(1, 28, 28), width_multiplier=0.25)
+    network = zoo.build("smallcnn", exits="rdi", conditioning="pni", input_shape=(1, 28, 28), width_multiplier=0.25)
     images, labels = random_batch(4, (1, 28, 28), 10)
-    point, state = OperatingPoint(noise=1.0, batch_norm=1.0), torch.random.get_rng_state()
+    state = torch.random.get_rng_state()
     for form in forms.names(3):
-        first, again, other = (forms.craft(form, network, images, labels, THREAT, generator=stream(seed), point=point,
-                                           mode=mode, thresholds=(0.5, 0.5)) for seed in (0, 0, 1))
+        first, again, other = (forms.craft(form, network, images, labels, THREAT, generator=stream(seed), mode=mode,
+                                           thresholds=(0.5, 0.5)) for seed in (0, 0, 1))
         assert torch.equal(first, again) and not torch.equal(first, other)
     assert torch.equal(torch.random.get_rng_state(), state)
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lib import WorkbookError, randomness
-from lib.attacks import eot, forms, steps
+from lib.attacks import forms, steps
 from lib.attacks.steps import Threat
 from lib.models import exits as early_exits
 from lib.models import zoo
@@ -38,36 +38,6 @@ def narrow_resnet():
     with torch.no_grad():
         network(images)  # running statistics that differ from a batch's
     return network.eval()
-
-
-# ---- the threat
-
-@pytest.mark.parametrize("arguments, said", [
-    (dict(epsilon=8, step_size=2, steps=10), "epsilon 8"),
-    (dict(epsilon=-0.1, step_size=0.1, steps=1), "epsilon -0.1"),
-    (dict(epsilon=math.nan, step_size=0.1, steps=1), "epsilon nan"),
-    (dict(epsilon="0.1", step_size=0.1, steps=1), "epsilon 0.1"),
-    (dict(epsilon=0.1, step_size=0, steps=1), "step_size 0"),
-    (dict(epsilon=0.1, steps=1), "step_size None"),
-    (dict(epsilon=0.1, step_size=0.1, steps=0), "steps 0"),
-    (dict(epsilon=0.1, step_size=0.1, steps=2.5), "steps 2.5"),
-    (dict(epsilon=0.1, step_size=0.1), "steps None"),
-    (dict(epsilon=0.1, step_size=0.1, steps=1, draws=0), "draws 0"),
-    (dict(epsilon=0.1, step_size=0.1, steps=1, algorithm="pdg"), "pgd, fgsm"),
-    (dict(epsilon=0.1, step_size=0.1, steps=1, loss="cw"), "ce, margin"),
-    (dict(epsilon=0.3, algorithm="wrm"), "steps None"),
-])
-def test_an_impossible_threat_is_refused_in_words(arguments, said):
-    with pytest.raises(WorkbookError, match=said.replace("(", r"\(")):
-        Threat(**arguments)
-
-
-def test_a_threat_states_what_its_algorithm_really_does():
-    fgsm = Threat(0.1, 0.03, 8, algorithm="fgsm")
-    assert (fgsm.step_size, fgsm.steps, fgsm.random_start, fgsm.reach) == (0.1, 1, False, 0.1)
-    assert Threat(0.1, algorithm="fgsm_authors").reach == 0.2
-    assert Threat(0.1, algorithm="fgsm_authors", random_start=False).reach == 0.1
-    assert Threat(0.3, 0.01, 20, algorithm="wrm").step_size is None
 
 
 # ---- losses
@@ -271,64 +241,3 @@ def test_gate_aware_reads_the_points_thresholds_and_disabled_exits():
         craft()
     with pytest.raises(WorkbookError, match="1 thresholds given"):
         craft(thresholds=(0.5,))
-
-
-# ---- names and what is refused
-
-def test_names_of_forms():
-    assert forms.names(3) == ("single1", "single2", "main", "average", "max_average", "random", "gate_aware")
-    assert forms.names(1) == forms.paper_forms(1) == ("main",)
-    assert len(forms.paper_forms(7)) == 9 and forms.paper_forms(7)[6:] == ("main", "average", "max_average")
-    assert forms.find("single7", 7) == "main" == forms.find("single1", 1)
-    for form, exits, said in (("max-average", 3, "did you mean max_average.*single1, single2, main"),
-                              ("average", 1, "1 exit has main"), ("single8", 7, "single6, main")):
-        with pytest.raises(WorkbookError, match=said):
-            forms.find(form, exits)
-
-
-@pytest.mark.parametrize("spoil, said", [
-    (lambda x, y: ((x * 255).to(torch.uint8), y), "uint8"),
-    (lambda x, y: (x * 255, y), "0 to 255"),
-    (lambda x, y: (x - 0.5, y), "-0.5"),
-    (lambda x, y: (x * math.nan, y), "nan"),
-    (lambda x, y: (x, y[:2]), "do not fit"),
-    (lambda x, y: (x, y.float()), "int64"),
-    (lambda x, y: (x, y + 2), "classes 0 to 1"),
-    (lambda x, y: (x[:0], y[:0]), "do not fit"),
-    (lambda x, y: (x.flatten(1), y), "shape"),
-])
-def test_images_and_labels_that_do_not_fit_are_refused_in_words(spoil, said):
-    images, labels = random_batch(4)
-    images[0, 0, 0, 0], images[0, 0, 0, 1] = 0, 1
-    with pytest.raises(WorkbookError, match=said):
-        forms.craft("main", linear_network(TWO_CLASS), *spoil(images, labels), PGD, generator=stream())
-
-
-# ---- expectation over transformation
-
-def test_the_eot_gradient_is_the_mean_of_single_draws():
-    network = smallcnn(conditioning="float")
-    images, labels = random_batch(4, (1, 28, 28), 10)
-    noisy, generator = OperatingPoint(noise=1.0, batch_norm=1.0), stream()
-    loss = lambda x: steps.per_sample(network(x, noisy, generator)[-1], labels).sum()  # noqa: E731
-    mean = eot.gradient(loss, images, draws=5)
-    generator = stream()
-    singles = [eot.gradient(loss, images) for _ in range(5)]
-    assert torch.allclose(mean, torch.stack(singles).mean(0), atol=1e-7) and not torch.equal(singles[0], singles[1])
-    assert all(p.grad is None for p in network.parameters())
-
-
-def test_eot_finds_the_direction_that_one_draw_misses():
-    """Weight noise three times the weights: one step along one draw's gradient hardly hurts the mean decision."""
-    weight = torch.randn(1, 2, 64, generator=randomness.generator(2, "weights"))
-    network = linear_network(weight, input_shape=(1, 8, 8), conditioning="pni")
-    with torch.no_grad():
-        network.heads[0][1].alpha.fill_(3.0)
-    images, labels = random_batch(32, (1, 8, 8))
-    margin = {}
-    for draws in (1, 200):
-        threat = Threat(0.1, 0.1, 1, random_start=False, loss="margin", draws=draws)
-        moved = forms.craft("main", network, images, labels, threat, generator=stream()) - images
-        direction = (weight[0][labels] - weight[0][1 - labels]).view_as(images)
-        margin[draws] = (moved * direction).sum((1, 2, 3)).mean().item()
-    assert margin[200] < 2 * margin[1] < 0  # both fall, the average much further
