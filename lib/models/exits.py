@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lib import WorkbookError
+from lib.models.conditions import take
 from lib.models.network import Network
 from lib.operating_point import OperatingPoint
 
@@ -53,29 +54,30 @@ def route(network: Network, images: Tensor, point: OperatingPoint, generator: to
     """The deployed decision: (prediction (N,), exit (N,) 0-based). Images that left are dropped from the batch.
 
     Heads of disabled exits are not run. `compact_above`: shrink the batch only where more than this share of it left
-    (a gather costs time too); the decisions are the same for every value.
+    (a gather costs time too); the decisions are the same for every value. A point with one value per image never shrinks.
     """
     network.check_images(images)
     at = network.conditions(point, generator)
+    if any(isinstance(knob, Tensor) and knob.dim() for knob in (at.noise, at.batch_norm)):
+        compact_above = 1.0
     last = network.num_exits - 1
     thresholds = effective_thresholds(point, network.num_exits)
-    prediction = torch.empty(len(images), dtype=torch.long, device=images.device)
-    exits = torch.full_like(prediction, last)
-    x, rows, staying = images, torch.arange(len(images), device=images.device), None
+    rows = torch.arange(len(images), device=images.device)  # which image each row of the batch is
+    prediction, exits = torch.empty_like(rows), torch.full_like(rows, last)
+    waiting = torch.ones_like(rows, dtype=torch.bool)  # rows of the batch that have not left yet
+    x = images
     for k in range(last + 1):
         x = network.advance(x, k, at)
         if k < last and thresholds[k] == -math.inf:
             continue
         logits = network.heads[k](x, at)
-        leaves = entropy(logits) < thresholds[k] if k < last else torch.ones_like(rows, dtype=torch.bool)
-        if staying is not None:
-            leaves = leaves & staying
-        prediction[rows[leaves]] = logits[leaves].argmax(-1)
-        exits[rows[leaves]] = k
-        staying = ~leaves if staying is None else staying & ~leaves
-        remaining = int(staying.sum())
-        if remaining == 0:
+        leaves = waiting & (entropy(logits) < thresholds[k]) if k < last else waiting
+        out = leaves.nonzero()[:, 0]
+        prediction[rows[out]], exits[rows[out]] = logits[out].argmax(-1), k
+        waiting = waiting & ~leaves
+        staying = waiting.nonzero()[:, 0]
+        if len(staying) == 0:
             break
-        if len(rows) - remaining > compact_above * len(rows):
-            x, rows, staying = x[staying], rows[staying], None
+        if len(rows) - len(staying) > compact_above * len(rows):
+            x, rows, waiting = take(x, staying), rows[staying], waiting[staying]
     return prediction, exits

@@ -29,6 +29,7 @@ class Weighted(nn.Module):
         self.alpha = nn.Parameter(torch.full(shapes[noisy], 0.25)) if noisy else None
         self.factors = None  # or a module that composes the weight (`models.factors`); `weight` is None then
         self.slim_in, self.slim_out = slim_in, slim_out
+        self.register_buffer("deviations", None, persistent=False)  # sigma per width, where it is cached (`view`)
         self.noise_start = 0  # set by the network: where this layer's noise lies in the pass's buffer
 
     def initialise(self, generator: torch.Generator):
@@ -50,6 +51,8 @@ class Weighted(nn.Module):
 
     def deviation(self, at: Conditions) -> Tensor:
         """sigma, 0-d: standard deviation of the active slice's entries, unbiased, no gradient."""
+        if self.deviations is not None:
+            return self.deviations[at.width_index]
         return self._slice(self.weight, at).detach().std()
 
     def parts(self, at: Conditions) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
