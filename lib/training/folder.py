@@ -9,7 +9,6 @@ import csv
 import fcntl
 import io
 import json
-import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -43,7 +42,7 @@ def claimed(folder: Path, recipe: Recipe) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise WorkbookError(f"another process is training in {folder}; wait for it or choose another folder") from None
+            raise WorkbookError(f"another process trains in {folder}; wait for it or choose another folder") from None
         _check_recipe(folder, recipe)
         yield
 
@@ -63,7 +62,8 @@ def _check_recipe(folder: Path, recipe: Recipe) -> None:
 def difference(there: Recipe, here: Recipe) -> str:
     """The fields in which two recipes would train different networks, in words."""
     a, b = there.to_json(), here.to_json()
-    return ", ".join(f"{name} {a[name]} instead of {b[name]}" for name in a if name not in WATCHED and a[name] != b[name])
+    names = [name for name in a if name not in WATCHED and a[name] != b[name]]
+    return ", ".join(f"{name} {a[name]} instead of {b[name]}" for name in names)
 
 
 @contextmanager
@@ -95,9 +95,3 @@ def write_history(folder: Path, rows: list[dict]) -> None:
     writer.writeheader()
     writer.writerows(rows)
     checkpoints.replace(folder / "history.csv", text.getvalue().encode())
-
-
-def live() -> bool:
-    """Whether somebody watches: WORKBOOK_LIVE where it is set, else inside Jupyter or at a terminal."""
-    told = os.environ.get("WORKBOOK_LIVE")
-    return told not in ("0", "") if told is not None else "JPY_SESSION_NAME" in os.environ or os.isatty(2)

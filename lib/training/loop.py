@@ -1,29 +1,20 @@
-"""The one training loop: any network, objective and device; stops at any moment and goes on bit for bit (on CPU).
+"""The one training loop: any network, objective and device; stops at any moment and goes on bit for bit (on CPU)."""
 
-Nothing random is remembered: step t draws from streams named by (seed, t), so weights, optimiser and t are all of it.
-"""
-
-import math
+import os
 import time
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 from tqdm.auto import tqdm
 
-from lib import WorkbookError, checkpoints, data, randomness
-from lib.attacks import forms
-from lib.models import exits, zoo
+from lib import WorkbookError, checkpoints
 from lib.models.network import Network
 from lib.training import folder as folders
-from lib.training.losses import OBJECTIVES, Context
 from lib.training.recipes import Recipe
+from lib.training.training import Training
 
 SAVE_SECONDS = 30.0  # of work that a kill may cost
-READ_EVERY = 20  # steps between looks at the losses on a device that runs ahead of the host
-VALIDATION_BATCH = 128
 
 
 @dataclass(frozen=True)
@@ -54,7 +45,7 @@ def fit(recipe: Recipe, folder: Path | str, *, device: torch.device | str | None
     folder, start = Path(folder), time.monotonic()
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     with folders.claimed(folder, recipe):
-        if done := _finished(folder, device):
+        if done := _finished(recipe, folder, device):
             return done
         training = Training(recipe, folder, device)
         training.resume()
@@ -72,7 +63,7 @@ def fit(recipe: Recipe, folder: Path | str, *, device: torch.device | str | None
                 if minutes is not None and time.monotonic() - start >= 60 * minutes:
                     reason = "time is up"
                     break
-        return training.close(reason if training.step < training.total else "finished")
+        return _close(training, reason)
 
 
 def obtain(recipe: Recipe, folder: Path | str, **options) -> Network:
@@ -87,192 +78,32 @@ def obtain(recipe: Recipe, folder: Path | str, **options) -> Network:
     return result.network
 
 
-def _finished(folder: Path, device: torch.device) -> Result | None:
+def _finished(recipe: Recipe, folder: Path, device: torch.device) -> Result | None:
     path = folder / "last.safetensors"
     if not path.exists() or (folder / "state.safetensors").exists():
         return None
     loaded = checkpoints.load(path, device)
     told = loaded.metadata
-    return Result(loaded.network, path, told["finished"], told["metrics"], told["step"], told["total"])
+    if not told["finished"] or told["recipe_digest"] != recipe.digest():
+        return None
+    return Result(loaded.network, path, True, told["metrics"], told["step"], told["total"])
 
 
-class Training:
-    """One training under way: network, optimiser, data, the step it is at and what it has reported."""
+def _close(training: Training, reason: str) -> Result:
+    """Write the network, and the state unless all is done."""
+    training.save()
+    metrics = training.history[-1] if training.history else {}
+    path = training.write("last.safetensors", metrics)
+    if finished := training.step == training.total:
+        (training.folder / "state.safetensors").unlink()
+    return Result(training.network.eval(), path, finished, metrics, training.step, training.total,
+                  "finished" if finished else reason)
 
-    def __init__(self, recipe: Recipe, folder: Path, device: torch.device):
-        self.recipe, self.folder, self.device = recipe, folder, device
-        self.data = data.load(recipe.dataset, device=device, shape=tuple(recipe.network["input_shape"]))
-        self.per_epoch, self.total = recipe.per_epoch(len(self.data.train)), recipe.total(len(self.data.train))
-        self.network = zoo.build(**recipe.network, seed=recipe.seed).to(device, memory_format=torch.channels_last)
-        self.network.train()
-        self.rate = torch.tensor(0.0, device=device)  # a tensor, so that a captured step can follow the schedule
-        self.optimiser = torch.optim.SGD(self.network.parameters(), lr=self.rate, momentum=recipe.momentum,
-                                         weight_decay=recipe.weight_decay, fused=True)
-        self.step, self.seconds, self.best = 0, 0.0, -math.inf
-        self.history: list[dict] = []
-        self.sums, self.counts = Counter(), Counter()  # of each reported value over the steps since the last report
-        self.unread: list[tuple[int, dict[str, Tensor]]] = []
-        self.order: tuple[int, Tensor] | None = None
-        self.clock = self.saved_at = time.monotonic()
 
-    def stream(self, *labels: str | int) -> torch.Generator:
-        return randomness.generator(self.recipe.seed, *labels, device=self.device)
-
-    def indices(self) -> Tensor:
-        """Which training images this step sees, (batch_size,)."""
-        size = self.recipe.batch_size
-        epoch, place = (self.step, 0) if self.recipe.sampler == "iid" else divmod(self.step, self.per_epoch)
-        if self.order is None or self.order[0] != epoch:
-            source = randomness.generator(self.recipe.seed, "order", epoch)
-            self.order = epoch, torch.randperm(len(self.data.train), generator=source).to(self.device)
-        return self.order[1][place * size:(place + 1) * size]
-
-    def advance(self) -> None:
-        """One step: attack, loss, gradient, update."""
-        recipe, step = self.recipe, self.step
-        self.rate.fill_(recipe.rate_at(step, self.total, self.per_epoch))
-        batch = self.data.train[self.indices()]
-        images = data.augment(batch.images, self.stream("train", step, "augment"),
-                              recipe.augmentation or self.data.augmentation)
-        context = Context(recipe, recipe.threat_at(step, self.total), step // self.per_epoch,
-                          lambda what: self.stream("train", step, what))
-        self.optimiser.zero_grad()
-        loss, metrics = OBJECTIVES[recipe.objective](self.network, images, batch.labels, context)
-        loss.backward()
-        self.optimiser.step()
-        self.step += 1
-        self.unread.append((self.step, metrics))
-        if self.device.type == "cpu" or len(self.unread) >= READ_EVERY:
-            self.read()
-
-    def read(self) -> None:
-        """Fetch the values of the steps since the last look. Raises WorkbookError at the first that is not finite."""
-        if not self.unread:
-            return
-        values = iter(torch.stack([value for _, metrics in self.unread for value in metrics.values()]).tolist())
-        for step, metrics in self.unread:
-            for name, value in zip(metrics, values, strict=False):
-                if not math.isfinite(value):
-                    self.refuse(step)
-                self.sums[name] += value
-                self.counts[name] += 1
-        self.unread = []
-
-    def means(self) -> dict[str, float]:
-        """Of what every step since the last report has told."""
-        return {name: total / self.counts[name] for name, total in self.sums.items()}
-
-    def refuse(self, step: int):
-        kept = "the last good state is kept in" if (self.folder / "state.safetensors").exists() else "nothing is kept in"
-        raise WorkbookError(f"the loss of {self.recipe.name} is not a finite number at step {step}; {kept} {self.folder}: "
-                            f"train with a smaller learning_rate than {self.recipe.learning_rate:g}, or a longer warmup")
-
-    def report(self) -> dict | None:
-        """At the end of an epoch, at a validation and at the end: means since the last report, now in the history."""
-        validates = self.step % self.recipe.validate_every == 0 or self.step == self.total
-        if self.step % self.per_epoch and not validates:
-            return None
-        self.read()
-        row = {"step": self.step, "epoch": round(self.step / self.per_epoch, 2), "learning_rate": self.rate.item()}
-        row |= self.means()
-        self.sums, self.counts = Counter(), Counter()
-        if validates:
-            row |= self.validate()
-            self.keep_best(row)
-        self.seconds, self.clock = self.seconds + time.monotonic() - self.clock, time.monotonic()
-        self.history.append(row | {"seconds": round(self.seconds, 1)})
-        return self.history[-1]
-
-    @torch.no_grad()
-    def right(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> int:
-        """How many images the deployed decision gets right: by the published thresholds, or the last exit."""
-        logits = self.network(images, generator=generator)
-        leaves = torch.full_like(labels, len(logits) - 1)
-        if self.network.paper_thresholds is not None:
-            leaves = exits.decide(exits.entropy(logits), self.network.paper_thresholds)
-        return (logits.argmax(-1).gather(0, leaves[None])[0] == labels).sum().item()
-
-    def validate(self) -> dict[str, float]:
-        """Accuracy on held-out images, clean and under a short attack of the defence's own form, always from the same
-        starts."""
-        split, right = self.data.validation[:self.recipe.validation_images], Counter()
-        self.network.eval()
-        for b, first in enumerate(range(0, len(split), VALIDATION_BATCH)):
-            images, labels = split.floats(slice(first, first + VALIDATION_BATCH))
-            generator = self.stream("validation", b)
-            right["validation_clean"] += self.right(images, labels, generator)
-            if self.recipe.validation is not None:
-                attacked = forms.craft(self.recipe.defence, self.network, images, labels, self.recipe.validation,
-                                       generator=generator)
-                right["validation_robust"] += self.right(attacked, labels, generator)
-        self.network.train()
-        return {name: count / len(split) for name, count in right.items()}
-
-    def keep_best(self, row: dict) -> None:
-        score = row.get("validation_robust", row["validation_clean"])
-        if score > self.best:
-            self.best = score
-            self.write("best.safetensors", row)
-
-    def write(self, name: str, metrics: dict) -> Path:
-        checkpoints.save(self.folder / name, self.network, recipe=self.recipe.to_json(), recipe_digest=self.recipe.digest(),
-                         dataset=self.data.name, data_variant=self.data.variant, training_images=len(self.data.train),
-                         step=self.step, total=self.total, finished=self.step == self.total, metrics=metrics,
-                         seconds=round(self.seconds, 1), device=self.device.type, threads=torch.get_num_threads(),
-                         torch=torch.__version__)
-        return self.folder / name
-
-    def values(self) -> dict:
-        """What a resumed training needs besides tensors."""
-        return {"step": self.step, "seconds": self.seconds, "best": None if self.best == -math.inf else self.best,
-                "history": self.history, "sums": self.sums, "counts": self.counts, "recipe_digest": self.recipe.digest(),
-                "data": [self.data.name, self.data.variant, len(self.data.train)]}
-
-    def save(self) -> None:
-        """Write the state to resume from, after making sure that it is worth it."""
-        self.read()
-        self.seconds, self.clock = self.seconds + time.monotonic() - self.clock, time.monotonic()
-        if not torch.stack([p.detach().isfinite().all() for p in self.network.parameters()]).all():
-            self.refuse(self.step)
-        tensors = {f"network.{name}": t for name, t in self.network.state_dict().items()}
-        for index, state in self.optimiser.state_dict()["state"].items():
-            tensors |= {f"optimiser.{index}.{name}": t for name, t in state.items() if t is not None}
-        checkpoints.save_state(self.folder / "state.safetensors", tensors, self.values())
-        folders.write_history(self.folder, self.history)
-        self.saved_at = time.monotonic()
-
-    def resume(self) -> None:
-        """Go back to the saved state, where there is one. Raises WorkbookError when it is of other data or damaged."""
-        path = self.folder / "state.safetensors"
-        if not path.exists():
-            return
-        tensors, values = checkpoints.load_state(path, self.device)
-        if values["recipe_digest"] != self.recipe.digest() or values["data"] != self.values()["data"]:
-            raise WorkbookError(f"{path} was trained on {', '.join(map(str, values['data']))} by recipe "
-                                f"{values['recipe_digest']}, which is not what is asked now; choose another folder")
-        self.network.load_state_dict({n[8:]: t for n, t in tensors.items() if n.startswith("network.")})
-        state: dict[int, dict] = {}
-        parameters = list(self.network.parameters())
-        for name, t in tensors.items():
-            if name.startswith("optimiser."):
-                _, index, key = name.split(".")
-                like = parameters[int(index)]  # fused SGD needs its buffers in the parameter's own memory layout
-                state.setdefault(int(index), {})[key] = torch.empty_like(like).copy_(t) if t.shape == like.shape else t
-        self.optimiser.load_state_dict({"state": state, "param_groups": self.optimiser.state_dict()["param_groups"]})
-        self.optimiser.param_groups[0]["lr"] = self.rate
-        self.step, self.seconds, self.history = values["step"], values["seconds"], values["history"]
-        self.best = -math.inf if values["best"] is None else values["best"]
-        self.sums, self.counts = Counter(values["sums"]), Counter(values["counts"])
-
-    def close(self, reason: str) -> Result:
-        """Write the network, and the state unless all is done."""
-        finished = self.step == self.total
-        self.save()
-        metrics = self.history[-1] if self.history else {}
-        path = self.write("last.safetensors", metrics)
-        if finished:
-            (self.folder / "state.safetensors").unlink()
-        return Result(self.network.eval(), path, finished, metrics, self.step, self.total, reason)
+def watched() -> bool:
+    """Whether somebody looks on: WORKBOOK_LIVE where it is set, else inside Jupyter or at a terminal."""
+    told = os.environ.get("WORKBOOK_LIVE", "")
+    return told not in ("0", "false") if told else "JPY_SESSION_NAME" in os.environ or os.isatty(2)
 
 
 class Watch:
@@ -284,7 +115,7 @@ class Watch:
         self.bar = None
 
     def __enter__(self) -> "Watch":
-        if self.progress and folders.live():
+        if self.progress and watched():
             self.bar = tqdm(total=self.training.total, initial=self.first, desc=self.training.recipe.name, unit="step")
         return self
 

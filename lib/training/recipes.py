@@ -185,6 +185,8 @@ def compose(network: str, dataset: str, defence: str, preset: str) -> Recipe:
         fields["network"] = {**fields["network"], **fields.pop("smaller", {})}
     if defence == "standard":
         fields |= dict(objective="standard", threat=None, attack_mode="eval", epsilon_warmup=0.0)
+        if preset != "paper":  # without the rise of epsilon the high rate of the defended trainings diverges
+            fields["learning_rate"] = min(fields["learning_rate"], 0.05)
     else:
         fields["validation"] = Threat(attack.epsilon, attack.epsilon / 4, 10)
     return Recipe(name=f"{network}-{dataset}-{defence}-{preset}", dataset=dataset, defence=defence, **fields)
@@ -201,11 +203,13 @@ def _laptop(backbone: str, dataset: str, attack: Threat) -> dict:
     if backbone != "smallcnn":
         return _one_cycle(attack, 3, smaller=dict(width_multiplier=0.5), epochs=10, validate_every=500,
                           validation_images=256)
-    epochs = 15 if dataset == "digits" else 7
-    return _one_cycle(attack, 5, epochs=epochs, learning_rate=0.1, validate_every=120, validation_images=256)
+    if dataset == "digits":
+        return _one_cycle(attack, 5, epochs=8, batch_size=32, learning_rate=0.05, validate_every=100,
+                          validation_images=200)
+    return _one_cycle(attack, 5, epochs=7, learning_rate=0.1, validate_every=120, validation_images=256)
 
 
 def _quick(backbone: str, attack: Threat) -> dict:
     smaller = dict(width_multiplier=0.25) | ({} if backbone == "smallcnn" else dict(depth_multiplier=0.34))
-    return _one_cycle(attack, 3, smaller=smaller, iterations=40, batch_size=64, learning_rate=0.1,
-                      validation_images=100)
+    return _one_cycle(attack, 2, smaller=smaller, iterations=100, batch_size=32, learning_rate=0.05, warmup=0.1,
+                      epsilon_warmup=0.2, validation_images=100)
