@@ -1,0 +1,109 @@
+"""What a run leaves for people: each executed notebook as a page, and an index of them that opens without network."""
+
+import base64
+import html
+import json
+import platform
+from datetime import datetime
+from pathlib import Path
+
+from lib import __version__, checkpoints
+
+STYLE = """
+body{font:16px/1.55 system-ui,-apple-system,"Segoe UI",sans-serif;color:#1d2733;max-width:1080px;margin:2.5rem auto;padding:0 1.2rem}
+h1{font-size:1.7rem;margin:.2em 0}h2{font-size:1.2rem;margin:2.2em 0 .4em;border-top:1px solid #dde3ea;padding-top:1.1em}
+a{color:#0b62a8}table{border-collapse:collapse;font-size:.86rem;margin:.8em 0;display:block;overflow-x:auto}
+th,td{padding:.28em .7em;border-bottom:1px solid #e6ebf0;text-align:right}th{background:#f5f7fa}
+td:first-child,th:first-child{text-align:left}img{max-width:100%}
+pre{background:#f5f7fa;padding:.7em 1em;overflow-x:auto;font-size:.82rem}.muted{color:#66748a}.failed{color:#b3261e}
+details summary{cursor:pointer;color:#66748a}
+"""
+KEPT_OUTPUTS = ("display_data", "execute_result")
+
+
+def title(notebook: Path) -> str:
+    """The first heading of a notebook, without its number."""
+    for cell in json.loads(notebook.read_text())["cells"]:
+        for line in "".join(cell["source"]).splitlines():
+            if cell["cell_type"] == "markdown" and line.startswith("# "):
+                return line[2:].strip().lstrip("0123456789 ·.-—")
+    return notebook.stem
+
+
+def page(executed: Path) -> Path:
+    """An executed notebook as one HTML file beside it that needs no network: code folded away, figures as pictures."""
+    import nbformat
+    from nbconvert import HTMLExporter
+
+    exporter = HTMLExporter(template_name="basic", exclude_input=True)
+    body, _ = exporter.from_notebook_node(nbformat.read(executed, as_version=4))
+    target = executed.with_suffix(".html")
+    back = '<p><a href="../index.html">← all notebooks</a></p>'
+    checkpoints.replace(target, _document(title(executed), back + body).encode())
+    return target
+
+
+def write(folder: Path, jobs, seconds: float) -> Path:
+    """`index.html` of a run: every notebook with its question, outcome and headline outputs, then the main numbers."""
+    import torch
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    first = jobs[0].parameters if jobs else {}
+    facts = (f"preset {first.get('preset')} · weights {first.get('weights')} · seed {first.get('seed')} · {device} · "
+             f"torch {torch.__version__} · Python {platform.python_version()} · version {__version__} · "
+             f"{datetime.now():%Y-%m-%d %H:%M} · {seconds:.0f} s")
+    rows = "".join(_row(job) for job in jobs)
+    body = (f'<h1>The trade-off workbook</h1><p class="muted">{html.escape(facts)}</p>'
+            f"<table><tr><th>notebook</th><th>what it asks</th><th>outcome</th><th>seconds</th></tr>{rows}</table>"
+            + "".join(_section(job) for job in jobs))
+    metrics = folder / "metrics.csv"
+    if metrics.exists():
+        body += '<h2>All numbers</h2><p>Every number of this run, one a row: <a href="metrics.csv">metrics.csv</a>.</p>'
+    target = folder / "index.html"
+    checkpoints.replace(target, _document("The trade-off workbook", body).encode())
+    return target
+
+
+def _row(job) -> str:
+    status, name = job.status, job.notebook.name
+    outcome = status.get("outcome", "not run")
+    told = f'<span class="{outcome}">{outcome}</span>' + (f"<br>{html.escape(status['message'])}" if status.get("message") else "")
+    return (f'<tr><td><a href="{name}/{name}.html">{name}</a></td><td style="text-align:left">'
+            f"{html.escape(job.notebook.title)}</td><td>{told}</td><td>{status.get('seconds', 0):.0f}</td></tr>")
+
+
+def _section(job) -> str:
+    shown = headline(job.output) if job.output.exists() else ""
+    if not shown:
+        return ""
+    name = job.notebook.name
+    return f'<h2>{html.escape(job.notebook.title)} <a href="{name}/{name}.html">→</a></h2>{shown}'
+
+
+def headline(executed: Path) -> str:
+    """The outputs of the cells tagged `headline`, as HTML with pictures inside."""
+    parts = []
+    for cell in json.loads(executed.read_text())["cells"]:
+        if "headline" in cell["metadata"].get("tags", []):
+            parts += [_output(o.get("data", {})) for o in cell.get("outputs", []) if o["output_type"] in KEPT_OUTPUTS]
+    return "\n".join(parts)
+
+
+def _output(data: dict) -> str:
+    def text(mime):
+        return "".join(data[mime])
+
+    if "image/png" in data:
+        return f'<img alt="figure" src="data:image/png;base64,{text("image/png").strip()}">'
+    if "image/svg+xml" in data:
+        return f'<img alt="figure" src="data:image/svg+xml;base64,{base64.b64encode(text("image/svg+xml").encode()).decode()}">'
+    if "text/html" in data:
+        return text("text/html")
+    if "text/markdown" in data:
+        return f"<pre>{html.escape(text('text/markdown'))}</pre>"
+    return f"<pre>{html.escape(text('text/plain'))}</pre>" if "text/plain" in data else ""
+
+
+def _document(name: str, body: str) -> str:
+    return (f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+            f"<title>{html.escape(name)}</title><style>{STYLE}</style><body>{body}</body></html>")

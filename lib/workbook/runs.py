@@ -1,0 +1,191 @@
+"""The whole workbook, headless: chosen notebooks through papermill into one folder, with one table and an index page.
+
+    data/runs/<name>/  index.html   metrics.csv   networks/   NN_name/{NN_name.ipynb, NN_name.html, status.json, log.txt}
+
+A run with the name of an earlier one continues it: what finished with the same notebook and parameters is kept, and
+trainings resume where they stopped.
+"""
+
+import ast
+import difflib
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+from lib import ROOT, RUNS, WorkbookError, __version__, checkpoints
+from lib.workbook import parameters as checks
+from lib.workbook import report
+from lib.workbook.headless import KILLED
+
+NOTEBOOKS = ROOT / "notebooks"
+
+
+@dataclass(frozen=True)
+class Notebook:
+    """A notebook as a run sees it: its file and the parameters its cell declares, name -> default."""
+
+    path: Path
+    parameters: dict
+
+    @classmethod
+    def read(cls, path: Path) -> "Notebook":
+        import papermill
+
+        found = papermill.inspect_notebook(str(path))
+        return cls(path, {name: ast.literal_eval(entry["default"]) for name, entry in found.items()})
+
+    @property
+    def name(self) -> str:
+        return self.path.stem
+
+    @property
+    def title(self) -> str:
+        return report.title(self.path)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One notebook of a run with its parameters. `digest` says whether a finished result still holds."""
+
+    notebook: Notebook
+    folder: Path
+    parameters: dict
+
+    @property
+    def output(self) -> Path:
+        return self.folder / self.notebook.path.name
+
+    @property
+    def status(self) -> dict:
+        file = self.folder / "status.json"
+        return json.loads(file.read_text()) if file.exists() else {}
+
+    @property
+    def digest(self) -> str:
+        """Over what the notebook says (not its stored outputs), its parameters and this version."""
+        cells = json.loads(self.notebook.path.read_text())["cells"]
+        told = json.dumps([[c["source"] for c in cells], self.parameters, __version__], sort_keys=True)
+        return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+
+def main(args) -> int:
+    """`python3 -m lib run`: plan, refuse what cannot work, execute, write the index. Exit code 1 if a notebook failed."""
+    notebooks = choose(args.only)
+    if args.list:
+        for notebook in notebooks:
+            print(f"{notebook.name:32} {notebook.title}")
+        return 0
+    folder = RUNS / (args.name or f"{args.preset}-{args.weights}-{args.seed}")
+    given = dict(args.parameters) | ({"dataset": args.dataset} if args.dataset else {})
+    jobs = plan(notebooks, folder, args.preset, args.weights, args.seed, given)
+    if args.allow_cpu:
+        os.environ["WORKBOOK_ALLOW_CPU"] = "1"
+    checks.refuse_paper_on_cpu(args.preset, args.weights, checks.pick_device())
+    begun = time.monotonic()
+    failed = execute(jobs, args.jobs)
+    page = report.write(folder, jobs, seconds=time.monotonic() - begun)
+    shown = page.relative_to(ROOT) if page.is_relative_to(ROOT) else page
+    print(f"{len(jobs) - len(failed)} of {len(jobs)} notebooks done in {time.monotonic() - begun:.0f} s; see {shown}")
+    for job in failed:
+        print(f"  failed: {job.notebook.name}: {job.status['message']}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def choose(only: tuple[str, ...] | None = None, folder: Path | None = None) -> list[Notebook]:
+    """The notebooks in their order; `only` names some by number or name. Raises WorkbookError for a name without one."""
+    paths = sorted((folder or NOTEBOOKS).glob("[0-9][0-9]_*.ipynb"))
+    if only is not None:
+        chosen = []
+        for asked in only:
+            found = [p for p in paths if asked in (p.stem, p.name, p.stem[:2])]
+            if not found:
+                near = difflib.get_close_matches(asked, [p.stem for p in paths], 1, 0.4)
+                hint = f"did you mean {near[0]}?" if near else "see run --list"
+                raise WorkbookError(f"there is no notebook '{asked}'; {hint}")
+            chosen += found
+        paths = [p for p in paths if p in chosen]
+    return [Notebook.read(path) for path in paths]
+
+
+def plan(notebooks: list[Notebook], folder: Path, preset: str, weights: str, seed: int, given: dict) -> list[Job]:
+    """One job per notebook. A parameter goes to the notebooks that have it.
+
+    Raises WorkbookError, before anything starts, for a parameter that none of them has or a value of the wrong type
+    (papermill itself would let both pass).
+    """
+    known = {name: value for notebook in notebooks for name, value in notebook.parameters.items()}
+    for name in given:
+        if name in checks.COMMON:
+            raise WorkbookError(f"{name} is not set with -p; use --{'name' if name == 'run_dir' else name}")
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            own = sorted(set(known) - set(checks.COMMON))
+            raise WorkbookError(f"no chosen notebook has a parameter '{name}'{f' (did you mean {near[0]}?)' if near else ''}; "
+                                f"they have {', '.join(own) or 'none of their own'}")
+    jobs = []
+    for notebook in notebooks:
+        own = {name: checks.coerce(name, value, type(notebook.parameters[name]))
+               for name, value in given.items() if name in notebook.parameters}
+        where = folder / notebook.name
+        jobs.append(Job(notebook, where, dict(preset=preset, weights=weights, seed=seed, run_dir=str(where)) | own))
+    return jobs
+
+
+def execute(jobs: list[Job], at_once: int = 1) -> list[Job]:
+    """Run the jobs, `at_once` side by side, one line for each as it ends; returns those that failed."""
+    failed, done = [], 0
+    with ThreadPoolExecutor(at_once) as pool:
+        running = {pool.submit(execute_one, job): job for job in jobs}
+        try:
+            for future in as_completed(running):
+                job, done = running[future], done + 1
+                status = future.result()
+                print(f"[{done}/{len(jobs)}] {job.notebook.name:32} {status['outcome']:7} {status['seconds']:5.0f} s"
+                      + (f"  {status['message']}" if status["message"] else ""), flush=True)
+                if status["outcome"] == "failed":
+                    failed.append(job)
+        except KeyboardInterrupt:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return failed
+
+
+def execute_one(job: Job) -> dict:
+    """Execute one job unless its finished result is there; a killed kernel is tried once more."""
+    before = job.status
+    if before.get("outcome") == "done" and before.get("digest") == job.digest and job.output.exists():
+        return before | {"outcome": "kept"}
+    job.folder.mkdir(parents=True, exist_ok=True)
+    begun = time.monotonic()
+    for _attempt in range(2):
+        code, message = child(job)
+        if code != KILLED:
+            break
+    status = {"outcome": "failed" if code else "done", "message": message if code else "", "digest": job.digest,
+              "seconds": round(time.monotonic() - begun, 1), "parameters": job.parameters}
+    if job.output.exists():
+        report.page(job.output)
+    checkpoints.replace(job.folder / "status.json", json.dumps(status, indent=1).encode())
+    return status
+
+
+def child(job: Job) -> tuple[int, str]:
+    """(exit code, last line it said) of the notebook in its own process, which finds this checkout's lib first."""
+    outside = os.environ.get("PYTHONPATH")
+    environment = os.environ | {"WORKBOOK_LIVE": "0", "WORKBOOK_PNG": "1",
+                                "PYTHONPATH": os.pathsep.join([str(ROOT)] + ([outside] if outside else []))}
+    command = [sys.executable, "-m", "lib.workbook.headless", str(job.notebook.path), str(job.output),
+               json.dumps(job.parameters)]
+    with open(job.folder / "log.txt", "w+") as log:
+        code = subprocess.run(command, env=environment, stdout=log, stderr=log, cwd=ROOT).returncode
+        log.seek(0)
+        lines = [line.strip() for line in log if line.strip()]
+    if code < 0:
+        code = KILLED
+    return code, lines[-1] if lines else "no message"
