@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 a cell failed (its message is the last line of stderr), 13
 import json
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 FAILED, KILLED = 1, 138
@@ -19,11 +20,12 @@ def run(notebook: Path, output: Path, parameters: dict) -> int:
 
     quiet = Config()
     quiet.KernelManager.transport = "ipc"  # parallel kernels would now and then claim the same port
-    # under the home of ipc sockets a path may hold 107 characters: keep it short
-    quiet.KernelManager.ip = f"/tmp/workbook-{os.getpid()}"
+    folder = tempfile.mkdtemp(prefix="workbook-")  # a socket's path must be short
+    quiet.KernelManager.ip = os.path.join(folder, "kernel")
     try:
-        papermill.execute_notebook(str(notebook), str(output), parameters, kernel_name="python3", cwd=str(notebook.parent),
-                                   progress_bar=False, store_widget_state=False, log_output=False, config=quiet)
+        papermill.execute_notebook(str(notebook), str(output), parameters, kernel_name="python3",
+                                   cwd=str(notebook.parent), progress_bar=False, store_widget_state=False,
+                                   log_output=False, config=quiet)
     except papermill.PapermillExecutionError as error:
         print(f"cell {error.cell_index}: {error.ename}: {error.evalue}".replace("\n", " "), file=sys.stderr)
         return FAILED

@@ -10,8 +10,9 @@ from pathlib import Path
 from lib import __version__, checkpoints
 
 STYLE = """
-body{font:16px/1.55 system-ui,-apple-system,"Segoe UI",sans-serif;color:#1d2733;max-width:1080px;margin:2.5rem auto;padding:0 1.2rem}
-h1{font-size:1.7rem;margin:.2em 0}h2{font-size:1.2rem;margin:2.2em 0 .4em;border-top:1px solid #dde3ea;padding-top:1.1em}
+body{font:16px/1.55 system-ui,-apple-system,"Segoe UI",sans-serif;color:#1d2733;max-width:1080px;margin:2.5rem auto}
+body{padding:0 1.2rem}h1{font-size:1.7rem;margin:.2em 0}
+h2{font-size:1.2rem;margin:2.2em 0 .4em;border-top:1px solid #dde3ea;padding-top:1.1em}
 a{color:#0b62a8}table{border-collapse:collapse;font-size:.86rem;margin:.8em 0;display:block;overflow-x:auto}
 th,td{padding:.28em .7em;border-bottom:1px solid #e6ebf0;text-align:right}th{background:#f5f7fa}
 td:first-child,th:first-child{text-align:left}img{max-width:100%}
@@ -67,7 +68,7 @@ def write(folder: Path, jobs, seconds: float) -> Path:
 def _row(job) -> str:
     status, name = job.status, job.notebook.name
     outcome = status.get("outcome", "not run")
-    told = f'<span class="{outcome}">{outcome}</span>' + (f"<br>{html.escape(status['message'])}" if status.get("message") else "")
+    told = f'<span class="{outcome}">{outcome}</span><br>{html.escape(status.get("message", ""))}'
     return (f'<tr><td><a href="{name}/{name}.html">{name}</a></td><td style="text-align:left">'
             f"{html.escape(job.notebook.title)}</td><td>{told}</td><td>{status.get('seconds', 0):.0f}</td></tr>")
 
@@ -96,7 +97,8 @@ def _output(data: dict) -> str:
     if "image/png" in data:
         return f'<img alt="figure" src="data:image/png;base64,{text("image/png").strip()}">'
     if "image/svg+xml" in data:
-        return f'<img alt="figure" src="data:image/svg+xml;base64,{base64.b64encode(text("image/svg+xml").encode()).decode()}">'
+        coded = base64.b64encode(text("image/svg+xml").encode()).decode()
+        return f'<img alt="figure" src="data:image/svg+xml;base64,{coded}">'
     if "text/html" in data:
         return text("text/html")
     if "text/markdown" in data:

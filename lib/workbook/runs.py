@@ -1,6 +1,7 @@
 """The whole workbook, headless: chosen notebooks through papermill into one folder, with one table and an index page.
 
-    data/runs/<name>/  index.html   metrics.csv   networks/   NN_name/{NN_name.ipynb, NN_name.html, status.json, log.txt}
+    data/runs/<name>/          index.html, metrics.csv, networks/
+    data/runs/<name>/NN_name/  NN_name.ipynb and .html as executed, status.json, log.txt
 
 A run with the name of an earlier one continues it: what finished with the same notebook and parameters is kept, and
 trainings resume where they stopped.
@@ -75,7 +76,7 @@ class Job:
 
 
 def main(args) -> int:
-    """`python3 -m lib run`: plan, refuse what cannot work, execute, write the index. Exit code 1 if a notebook failed."""
+    """`python3 -m lib run`: plan, refuse what cannot work, execute, write the index; 1 if a notebook failed."""
     notebooks = choose(args.only)
     if args.list:
         for notebook in notebooks:
@@ -98,7 +99,7 @@ def main(args) -> int:
 
 
 def choose(only: tuple[str, ...] | None = None, folder: Path | None = None) -> list[Notebook]:
-    """The notebooks in their order; `only` names some by number or name. Raises WorkbookError for a name without one."""
+    """The notebooks in their order; `only` names some by number or name, and an unknown one is a WorkbookError."""
     paths = sorted((folder or NOTEBOOKS).glob("[0-9][0-9]_*.ipynb"))
     if only is not None:
         chosen = []
@@ -126,8 +127,9 @@ def plan(notebooks: list[Notebook], folder: Path, preset: str, weights: str, see
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
             own = sorted(set(known) - set(checks.COMMON))
-            raise WorkbookError(f"no chosen notebook has a parameter '{name}'{f' (did you mean {near[0]}?)' if near else ''}; "
-                                f"they have {', '.join(own) or 'none of their own'}")
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            raise WorkbookError(f"no chosen notebook has a parameter '{name}'{hint}; they have "
+                                f"{', '.join(own) or 'none of their own'}")
     jobs = []
     for notebook in notebooks:
         own = {name: checks.coerce(name, value, type(notebook.parameters[name]))
