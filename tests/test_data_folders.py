@@ -9,6 +9,7 @@ from PIL import Image
 
 import lib
 from lib import WorkbookError, data
+from lib.data import folders
 from lib.data.folders import natural
 
 NUMPY = np.random.default_rng(0)
@@ -71,6 +72,13 @@ def test_grey_images_stay_grey_unless_another_is_in_colour(tmp_path):
     mixed = data.load(tmp_path / "grey")
     assert mixed.shape == (3, 8, 8) and torch.equal(mixed.train.images[:, :1], grey.train.images)
     assert torch.equal(mixed.train.images[:, 0], mixed.train.images[:, 2])
+
+
+def test_one_colour_image_anywhere_makes_all_colour(tmp_path, monkeypatch):
+    folder = numbered_folder(tmp_path / "mine", channels=1)
+    save(folder / "train" / "a" / "0.png", pixels(8, 8, 3))
+    monkeypatch.setattr(folders, "CHUNK", 4)  # so that most tasks of the pool see grey images only
+    assert data.load(folder).shape == (3, 8, 8)
 
 
 def test_transparent_and_palette_images_count_as_colour(tmp_path):

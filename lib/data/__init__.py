@@ -23,7 +23,7 @@ __all__ = ["NAMES", "Dataset", "Split", "augment", "found", "load"]
 
 NAMES = ("digits", *SOURCES)
 # Our own choice, as no paper attacks digits: at 0.15 the standard networks we tried fall below 10 %, while training
-# with 7 steps keeps a small one above 50 %. In 20 steps, steps of epsilon / 5 attack no worse than steps of epsilon / 10.
+# with 7 steps keeps a small one above 50 %. In 20 steps, steps of epsilon / 5 do no worse than epsilon / 10.
 DIGITS_THREAT = dict(epsilon=0.15, step_size=0.03, train_steps=7, steps=20)
 DIGITS_VALIDATION = 200
 
