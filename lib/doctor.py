@@ -9,8 +9,9 @@ import platform
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
-from lib import DATASETS, ROOT, WorkbookError, environment, packages
+from lib import DATASETS, ROOT, environment, packages
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 OLDEST_DRIVER = {12: 525, 13: 580}  # NVIDIA driver that wheels of a CUDA major version need at least (Linux)
@@ -18,6 +19,11 @@ PROBE = """
 import json, torch
 print(json.dumps({"cuda": torch.version.cuda, "available": torch.cuda.is_available(),
                   "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]}))
+"""
+PROBE_DATASETS = """
+import json
+from lib import data
+print(json.dumps({name: str(place) for name, place in data.found().items()}))
 """
 
 
@@ -29,10 +35,16 @@ def browser() -> str | None:
 def output_of(command: list[str]) -> str | None:
     """What `command` prints; None where it cannot run or fails."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout if done.returncode == 0 else None
+
+
+def answer(python: Path | str | None, code: str) -> dict | None:
+    """What `code` prints as JSON, run by `python` in this checkout; None where it cannot run."""
+    said = output_of([python, "-c", code]) if python else None
+    return json.loads(said) if said else None
 
 
 def driver() -> str | None:
@@ -77,10 +89,8 @@ def examine(needs: dict[str, str | None]) -> dict:
     else:
         version = environment.venv_version()
         python, path = (environment.PYTHON, [str(environment.site_packages(version))]) if version else (None, [])
-    probe = output_of([python, "-c", PROBE]) if python else None
-    torch = json.loads(probe) if probe else None
+    torch, datasets = (answer(python, probe) for probe in (PROBE, PROBE_DATASETS))
     found = {one.name: packages.distribution(one.name, path) for one in packages.requirements()}
-    datasets = sorted(f.name for f in DATASETS.iterdir() if f.name[0] != ".") if DATASETS.is_dir() else []
     return {
         "python": f"{platform.python_version()} at {sys.executable}",
         "system": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
@@ -88,7 +98,7 @@ def examine(needs: dict[str, str | None]) -> dict:
         "torch": torch,
         "versions": {name: package.version if package else None for name, package in found.items()},
         "free_gb": round(shutil.disk_usage(ROOT).free / 1e9, 1),
-        "datasets": {"folder": str(DATASETS), "found": datasets},
+        "datasets": {"folder": str(DATASETS), "found": datasets},  # None: nothing here can look yet
         "browser": browser(),
         "verbs": {verb: {"works": places[need][0], "how": places[need][1]} for verb, need in needs.items()},
     }
@@ -96,10 +106,7 @@ def examine(needs: dict[str, str | None]) -> dict:
 
 def main(args, needs: dict[str, str | None]) -> int:
     """Print the findings; the exit code is 1 if a verb cannot work here."""
-    try:
-        findings = examine(needs)
-    except OSError as error:
-        raise WorkbookError(f"{ROOT} cannot be examined ({error}); copy the folder to a place that you own") from None
+    findings = examine(needs)
     if args.json:
         print(json.dumps(findings, indent=2))
     else:
@@ -110,14 +117,15 @@ def main(args, needs: dict[str, str | None]) -> int:
 def show(findings: dict):
     versions = [f"{name} {version or '-'}" for name, version in findings["versions"].items()]
     has_gpu = bool(findings["torch"] and findings["torch"]["available"])
-    datasets = findings["datasets"]
+    datasets = findings["datasets"]["found"]
+    told = "unknown before the packages are there" if datasets is None else ", ".join(["digits", *datasets])
     lines = {
         "python": findings["python"],
         "system": findings["system"],
         "device": findings["device"],
         "packages": ", ".join(versions),
         "disk": f"{findings['free_gb']} GB free",
-        "datasets": f"digits (with scikit-learn); {', '.join(datasets['found']) or 'nothing'} in {datasets['folder']}",
+        "datasets": f"{told}; downloads go to {findings['datasets']['folder']}",
         "browser": findings["browser"] or "none; pictures of figures and the browser test need Chromium",
     }
     notes = {"run": "" if has_gpu else "; preset paper needs a CUDA device, quick and laptop do not",
