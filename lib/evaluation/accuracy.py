@@ -20,7 +20,8 @@ def wilson(successes: float, total: int) -> tuple[float, float]:
         raise WorkbookError("an interval needs at least one image")
     p, z2 = successes / total, Z95**2 / total
     centre, half = p + z2 / 2, Z95 * math.sqrt(p * (1 - p) / total + z2 / (4 * total))
-    return max(0.0, (centre - half) / (1 + z2)), min(1.0, (centre + half) / (1 + z2))
+    low = 0.0 if successes == 0 else (centre - half) / (1 + z2)
+    return low, 1.0 if successes == total else (centre + half) / (1 + z2)
 
 
 def paired_difference(first: np.ndarray, second: np.ndarray, seed: int = 0, resamples: int = 10_000) -> dict:

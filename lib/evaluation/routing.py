@@ -123,8 +123,8 @@ def spend_at_most(budget: float, entropy: np.ndarray, correct: np.ndarray, costs
     entropy: (exits, N) float32; correct: (exits, N) bool, both on held-out images; costs: MACs of trunk and heads.
     Each MAC gets a price; for one price, thresholds are improved one exit at a time until none changes, and each such
     search is exact over all cuts of the images that arrive there. The lowest price that keeps the budget is found by
-    bisection, and what is then left of the budget is spent in the same way. Raises WorkbookError when even the cheapest
-    exit costs more than the budget.
+    bisection; what is then left of the budget is spent in the same way, from there and from "all leave at one exit".
+    Raises WorkbookError when even the cheapest exit costs more than the budget.
     """
     trunk, heads = (np.asarray(c, float) for c in costs)
     cheapest = (trunk + heads).min()
@@ -144,7 +144,9 @@ def spend_at_most(budget: float, entropy: np.ndarray, correct: np.ndarray, costs
                 high, best = price, found
         if search.cost(best) > budget:
             best = search.improve(closed, high)
-    return tuple(float(t) for t in search.improve(best, 0.0, budget))
+    starts = [best, *np.where(np.eye(len(closed), dtype=bool), np.float32(np.inf), closed)]
+    ends = [search.improve(start, 0.0, budget) for start in starts if search.cost(start) <= budget]
+    return tuple(float(t) for t in max(ends, key=search.right))
 
 
 class _Search:
@@ -156,6 +158,9 @@ class _Search:
 
     def cost(self, thresholds: np.ndarray) -> float:
         return self.costs.cumulative(thresholds)[decide(self.entropy, thresholds)].mean()
+
+    def right(self, thresholds: np.ndarray) -> int:
+        return at_exit(self.correct, decide(self.entropy, thresholds)).sum()
 
     def improve(self, thresholds: np.ndarray, price: float, budget: float = np.inf) -> np.ndarray:
         """Line searches over the exits, last first, until a whole sweep changes nothing."""
