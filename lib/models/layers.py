@@ -91,7 +91,11 @@ class Conv2d(Weighted):
 
     def apply_weight(self, x, weight, bias):
         groups = self.groups if self.groups == 1 else weight.shape[0]  # grouped convolutions here are depthwise
-        return F.conv2d(x, weight, bias, self.stride, self.padding, 1, groups)
+        stride = self.stride
+        if stride > 1 and weight.shape[2] == 1 and weight.shape[1] < 8:
+            # Subsampled first: torch 2.15 on CPU writes beyond the weight's gradient for these shapes in channels_last.
+            x, stride = x[:, :, ::stride, ::stride], 1
+        return F.conv2d(x, weight, bias, stride, self.padding, 1, groups)
 
 
 class Linear(Weighted):
