@@ -214,9 +214,10 @@ def report(record: Atlas, found: dict, source: str) -> str:
     if found["paper_worst"]:
         lines.append(f"the paper's worst case (lowest of its {len(attack_forms.paper_forms(record.num_exits))} forms): "
                      f"{100 * found['forms'][found['paper_worst']]['accuracy']:.2f} % ({found['paper_worst']})")
-    lines.append(f"right under every one of {', '.join(found['suite'])}: {found['union_correct']} of "
-                 f"{found['images']} = {100 * found['union_accuracy']:.2f} % ({100 * found['union_low']:.1f} - "
-                 f"{100 * found['union_high']:.1f})")  # fmt: skip
+    if len(found["suite"]) > 1:
+        lines.append(f"right under every one of {', '.join(found['suite'])}: {found['union_correct']} of "
+                     f"{found['images']} = {100 * found['union_accuracy']:.2f} % ({100 * found['union_low']:.1f} - "
+                     f"{100 * found['union_high']:.1f})")  # fmt: skip
     return "\n".join(lines)
 
 
