@@ -5,6 +5,7 @@ import math
 import warnings
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from lib import WorkbookError
@@ -35,11 +36,12 @@ class OperatingPoint:
     thresholds: tuple[float, ...] | None = None
 
     def __post_init__(self):
-        if isinstance(self.noise, (int, float)):
-            if not self.noise >= 0:
+        if self.noise is not None and not (isinstance(self.noise, Tensor) and self.noise.is_cuda):  # no wait for a GPU
+            low, high = float(torch.as_tensor(self.noise).min()), float(torch.as_tensor(self.noise).max())
+            if not 0 <= low <= high < math.inf:
                 raise WorkbookError(f"noise scale {self.noise} is outside its range; use 0 (off) to 1 (as trained)")
-            if self.noise > 1:
-                warnings.warn(f"noise scale {self.noise} is above 1, the strength used in training", stacklevel=3)
+            if high > 1:
+                warnings.warn(f"noise scale {high:g} is above 1, the strength used in training", stacklevel=3)
         if self.batch_norm is not None and not 0 <= self.batch_norm <= 1:
             raise WorkbookError(f"batch_norm {self.batch_norm} is outside 0 (clean) to 1 (adversarial)")
         for name in ("exits", "thresholds"):
@@ -91,4 +93,7 @@ class OperatingPoint:
         values = dict(values)
         if values.get("thresholds") is not None:
             values["thresholds"] = tuple(float(t) for t in values["thresholds"])
+        for name in ("noise", "code"):
+            if isinstance(values.get(name), list):
+                values[name] = torch.tensor(values[name])
         return cls(**values)

@@ -74,6 +74,6 @@ def _count(run) -> tuple[tuple[int, int], torch.Tensor]:
     """((convolution MACs, convolution + linear MACs), what `run` returned)."""
     with FlopCounterMode(display=False) as counter:
         result = run()
-    per_operator = counter.get_flop_counts()["Global"]
+    per_operator = counter.get_flop_counts().get("Global", {})  # empty where nothing was multiplied
     conv = sum(flops for operator, flops in per_operator.items() if "conv" in str(operator))
     return (conv // 2, sum(per_operator.values()) // 2), result

@@ -54,7 +54,8 @@ def route(network: Network, images: Tensor, point: OperatingPoint, generator: to
     """The deployed decision: (prediction (N,), exit (N,) 0-based). Images that left are dropped from the batch.
 
     Heads of disabled exits are not run. `compact_above`: shrink the batch only where more than this share of it left
-    (a gather costs time too); the decisions are the same for every value. A point with one value per image never shrinks.
+    (a gather costs time too); the decisions are the same for every value. Where the point has one value per image the
+    batch is not shrunk.
     """
     network.check_images(images)
     at = network.conditions(point, generator)
