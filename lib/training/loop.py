@@ -33,21 +33,22 @@ class Result:
     reason: str = "finished"
 
 
-def fit(recipe: Recipe, folder: Path | str, *, device: torch.device | str | None = None, minutes: float | None = None,
-        progress: bool = True, save_seconds: float = SAVE_SECONDS) -> Result:
+def fit(recipe: Recipe, folder: Path | str, *, start: Network | None = None, device: torch.device | str | None = None,
+        minutes: float | None = None, progress: bool = True, save_seconds: float = SAVE_SECONDS) -> Result:
     """Train `recipe` in `folder`, from the start or from where it stopped, to its end or for `minutes`.
 
+    start: the network whose weights the recipe starts from, where it does (see `constraints.continued`).
     Each call makes at least one step. SIGINT and SIGTERM end the step, save, and return. A finished training is loaded.
     Raises WorkbookError for a folder in use or of another recipe, a loss that is not a number, a full disk, ...
     """
     if minutes is not None and not minutes > 0:
         raise WorkbookError(f"minutes is {minutes}; give a time above 0")
-    folder, start = Path(folder), time.monotonic()
+    folder, begun = Path(folder), time.monotonic()
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     with folders.claimed(folder, recipe):
         if done := _finished(recipe, folder, device):
             return done
-        training = Training(recipe, folder, device)
+        training = Training(recipe, folder, device, start)
         training.resume()
         with folders.stop_signals() as stop, Watch(training, progress) as watch:
             reason = "finished"
@@ -60,7 +61,7 @@ def fit(recipe: Recipe, folder: Path | str, *, device: torch.device | str | None
                 if stop.asked:
                     reason = "interrupted"
                     break
-                if minutes is not None and time.monotonic() - start >= 60 * minutes:
+                if minutes is not None and time.monotonic() - begun >= 60 * minutes:
                     reason = "time is up"
                     break
         return _close(training, reason)
@@ -96,7 +97,7 @@ def _close(training: Training, reason: str) -> Result:
     path = training.write("last.safetensors", metrics)
     if finished := training.step == training.total:
         (training.folder / "state.safetensors").unlink()
-    return Result(training.network.eval(), path, finished, metrics, training.step, training.total,
+    return Result(training.constraint.deployed().eval(), path, finished, metrics, training.step, training.total,
                   "finished" if finished else reason)
 
 

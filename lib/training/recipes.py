@@ -26,6 +26,8 @@ class Recipe:
     network: arguments of `zoo.build`.  dataset: a name of `data.load`.  defence: "standard" or the form of the attack.
     objective: a name of `losses.OBJECTIVES`.  threat: the training attack, None for standard.
     attack_mode: state of the network while it is attacked, see `attacks.modes`.
+    start: digest of the weights to start from, which are handed to `loop.fit`; None = drawn from the seed.
+    constraint: {"name": "sss" | "atmc", **its options}, what training holds the weights to; None = nothing.
     exit_weights: w_i of the loss, one per exit; None = 1 each.  adversarial_weight: share of the adversarial loss.
     iterations or epochs: how long, exactly one of them. An epoch drops the last incomplete batch.
     schedule: "multistep" (x0.1 at each milestone, in iterations), "linear" or "cosine" (to 0; cosine falls once per
@@ -58,6 +60,8 @@ class Recipe:
     sampler: str = "epoch"
     augmentation: str | None = None
     seed: int = 0
+    start: str | None = None
+    constraint: dict | None = None
     validate_every: int = 1000
     validation_images: int = 1000
     validation: Threat | None = None

@@ -14,10 +14,15 @@ from torch import Tensor
 from lib import WorkbookError, checkpoints, data, randomness
 from lib.attacks import forms
 from lib.models import exits, zoo
+from lib.models.network import Network
 from lib.training import folder as folders
+from lib.training.admm import Compression
+from lib.training.constraints import Unconstrained
 from lib.training.losses import OBJECTIVES, Context
 from lib.training.recipes import Recipe
+from lib.training.sparsity import Selection
 
+CONSTRAINTS = {"none": Unconstrained, "sss": Selection, "atmc": Compression}
 READ_EVERY = 20  # steps between looks at the losses on a device that runs ahead of the host
 VALIDATION_BATCH = 128
 
@@ -25,21 +30,31 @@ VALIDATION_BATCH = 128
 class Training:
     """One training under way: network, optimiser, data, the step it is at and what it has reported."""
 
-    def __init__(self, recipe: Recipe, folder: Path, device: torch.device):
+    def __init__(self, recipe: Recipe, folder: Path, device: torch.device, start: Network | None = None):
         self.recipe, self.folder, self.device = recipe, folder, device
         self.data = data.load(recipe.dataset, device=device, shape=tuple(recipe.network["input_shape"]))
         self.per_epoch, self.total = recipe.per_epoch(len(self.data.train)), recipe.total(len(self.data.train))
-        self.network = zoo.build(**recipe.network, seed=recipe.seed).to(device, memory_format=torch.channels_last)
-        self.network.train()
+        self.network = zoo.build(**recipe.network, seed=recipe.seed)
+        if recipe.start is not None:
+            self.inherit(start)
+        self.network.to(device, memory_format=torch.channels_last).train()
         self.rate = torch.tensor(0.0, device=device)  # a tensor, so that a captured step can follow the schedule
-        self.optimiser = torch.optim.SGD(self.network.parameters(), lr=self.rate, momentum=recipe.momentum,
-                                         weight_decay=recipe.weight_decay, fused=True)
+        told = {"name": "none"} | (recipe.constraint or {})
+        self.constraint = CONSTRAINTS[told.pop("name")](self.network, recipe, self.rate, **told)
+        self.optimiser = self.constraint.optimiser
         self.step, self.seconds, self.best = 0, 0.0, -math.inf
         self.history: list[dict] = []
         self.sums, self.counts = Counter(), Counter()  # of each reported value over the steps since the last report
         self.unread: list[tuple[int, dict[str, Tensor]]] = []
         self.order: tuple[int, Tensor] | None = None
         self.clock = self.saved_at = time.monotonic()
+
+    def inherit(self, start: Network | None) -> None:
+        """Take the weights of `start`. Raises WorkbookError when they are not the ones that the recipe starts from."""
+        if start is None or checkpoints.digest(start.state_dict()) != self.recipe.start:
+            raise WorkbookError(f"{self.recipe.name} starts from given weights; hand that network to fit(…, start=…), "
+                                "unchanged since the recipe was made")
+        self.network.load_state_dict(start.state_dict())
 
     def stream(self, *labels: str | int) -> torch.Generator:
         return randomness.generator(self.recipe.seed, *labels, device=self.device)
@@ -64,10 +79,10 @@ class Training:
                           lambda what: self.stream("train", step, what))
         self.optimiser.zero_grad()
         loss, metrics = OBJECTIVES[recipe.objective](self.network, images, batch.labels, context)
-        loss.backward()
+        (loss + self.constraint.penalty()).backward()
         self.optimiser.step()
         self.step += 1
-        self.unread.append((self.step, metrics))
+        self.unread.append((self.step, metrics | self.constraint.after_step(self.step)))
         if self.device.type == "cpu" or len(self.unread) >= READ_EVERY:
             self.read()
 
@@ -110,27 +125,27 @@ class Training:
         return self.history[-1]
 
     @torch.no_grad()
-    def right(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> int:
+    def right(self, network: Network, images: Tensor, labels: Tensor, generator: torch.Generator) -> int:
         """How many images the deployed decision gets right: by the published thresholds, or the last exit."""
-        logits = self.network(images, generator=generator)
+        logits = network(images, generator=generator)
         leaves = torch.full_like(labels, len(logits) - 1)
-        if self.network.paper_thresholds is not None:
-            leaves = exits.decide(exits.entropy(logits), self.network.paper_thresholds)
+        if network.paper_thresholds is not None:
+            leaves = exits.decide(exits.entropy(logits), network.paper_thresholds)
         return (logits.argmax(-1).gather(0, leaves[None])[0] == labels).sum().item()
 
     def validate(self) -> dict[str, float]:
         """Accuracy on held-out images, clean and under a short attack of the defence's own form, always from the same
         starts."""
         split, right = self.data.validation[:self.recipe.validation_images], Counter()
-        self.network.eval()
+        network = self.constraint.deployed().eval()
         for b, first in enumerate(range(0, len(split), VALIDATION_BATCH)):
             images, labels = split.floats(slice(first, first + VALIDATION_BATCH))
             generator = self.stream("validation", b)
-            right["validation_clean"] += self.right(images, labels, generator)
+            right["validation_clean"] += self.right(network, images, labels, generator)
             if self.recipe.validation is not None:
-                attacked = forms.craft(self.recipe.defence, self.network, images, labels, self.recipe.validation,
+                attacked = forms.craft(self.recipe.defence, network, images, labels, self.recipe.validation,
                                        generator=generator)
-                right["validation_robust"] += self.right(attacked, labels, generator)
+                right["validation_robust"] += self.right(network, attacked, labels, generator)
         self.network.train()
         return {name: count / len(split) for name, count in right.items()}
 
@@ -141,7 +156,7 @@ class Training:
             self.write("best.safetensors", row)
 
     def write(self, name: str, metrics: dict) -> Path:
-        checkpoints.save(self.folder / name, self.network, recipe=self.recipe.to_json(),
+        checkpoints.save(self.folder / name, self.constraint.deployed(), recipe=self.recipe.to_json(),
                          recipe_digest=self.recipe.digest(), dataset=self.data.name,
                          data_variant=self.data.variant, training_images=len(self.data.train), step=self.step,
                          total=self.total, finished=self.step == self.total, metrics=metrics,
@@ -164,6 +179,7 @@ class Training:
         tensors = {f"network.{name}": t for name, t in self.network.state_dict().items()}
         for index, state in self.optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser.{index}.{name}": t for name, t in state.items() if t is not None}
+        tensors |= {f"constraint.{name}": t for name, t in self.constraint.tensors().items()}
         checkpoints.save_state(self.folder / "state.safetensors", tensors, self.values())
         folders.write_history(self.folder, self.history)
         self.saved_at = time.monotonic()
@@ -179,14 +195,16 @@ class Training:
                                 f"{values['recipe_digest']}, which is not what is asked now; choose another folder")
         self.network.load_state_dict({n[8:]: t for n, t in tensors.items() if n.startswith("network.")})
         state: dict[int, dict] = {}
-        parameters = list(self.network.parameters())
+        self.constraint.load({n[11:]: t for n, t in tensors.items() if n.startswith("constraint.")})
+        parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
         for name, t in tensors.items():
             if name.startswith("optimiser."):
                 _, index, key = name.split(".")
                 like = parameters[int(index)]  # fused SGD needs its buffers in the parameter's own memory layout
                 state.setdefault(int(index), {})[key] = torch.empty_like(like).copy_(t) if t.shape == like.shape else t
         self.optimiser.load_state_dict({"state": state, "param_groups": self.optimiser.state_dict()["param_groups"]})
-        self.optimiser.param_groups[0]["lr"] = self.rate
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.rate
         self.step, self.seconds, self.history = values["step"], values["seconds"], values["history"]
         self.best = -math.inf if values["best"] is None else values["best"]
         self.sums, self.counts = Counter(values["sums"]), Counter(values["counts"])
