@@ -94,6 +94,16 @@ def test_frozen_draws_repeat_and_fresh_ones_do_not():
     assert torch.equal(frozen[0], frozen[2]) and not torch.equal(frozen[0], frozen[1])
 
 
+def test_a_frozen_draw_first_used_without_gradients_serves_with_them():
+    network = small("resnet20", conditioning="float")
+    x, point = images(network), OperatingPoint(noise=1.0, draw=12345)
+    with torch.inference_mode():
+        expected = network(x, point)
+    logits = network(x, point)
+    logits.sum().backward()
+    assert torch.equal(logits, expected) and network.stages[0][0].alpha.grad is not None
+
+
 def test_every_layer_has_its_own_draw():
     network = small("resnet20", conditioning="float")
     layers = [m for m in network.modules() if isinstance(m, Weighted)]

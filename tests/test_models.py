@@ -309,6 +309,8 @@ def test_exits_that_are_not_there(point):
     ("smallcnn", dict(exits="cheap"), "rdi"), ("resnet38", dict(inner_widths=1), "inner_widths"),
     ("resnet20", dict(conditioning="flote"), "float"), ("resnet20", dict(noise_granularity="row"), "channel"),
     ("resnet20", dict(widths=(0.5,)), "1.0"), ("resnet20", dict(widths=(1.0, 0.3)), "width"),
+    ("resnet20", dict(conditioning="oat", codes=(0.2, 1.0)), "lambda 0"),
+    ("resnet20", dict(conditioning="oat", code_size=3), "code_size"),
     ("resnet20", dict(normalise="imagenet"), "cifar10"), ("smallcnn", dict(conditioning="float", **MNIST), "none"),
     ("smallcnn", dict(input_shape=(1, 16, 16)), "20x20"), ("resnet38", dict(input_shape=(3, 4, 4)), "8x8"),
 ])  # fmt: skip

@@ -62,7 +62,9 @@ class Conditions:
 @lru_cache(maxsize=1)
 def frozen_noise(draw: int, elements: int, device: torch.device) -> Tensor:
     """The standard-normal numbers of one frozen draw; the last one asked for is kept, as an attack asks many times."""
-    return torch.randn(elements, generator=randomness.generator(draw, "weight noise", device=device), device=device)
+    generator = randomness.generator(draw, "weight noise", device=device)
+    with torch.inference_mode(False):  # what is kept must serve later passes with gradients, too
+        return torch.randn(elements, generator=generator, device=device)
 
 
 def take(x: Tensor, rows: slice | Tensor) -> Tensor:

@@ -5,6 +5,7 @@ The file is a pickle of an old PyTorch. It is opened with `weights_only=True`, w
 
 import hashlib
 import io
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,7 +57,8 @@ def load(path: Path | str, device: torch.device | str = "cpu") -> Released:
     except OSError as error:
         raise WorkbookError(f"{path} cannot be read ({error.strerror}); give the released weights' path") from error
     try:
-        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of unusual pickles; the error says what to do
+            content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a foreign or damaged pickle makes the reader raise
         raise WorkbookError(f"{path} cannot be opened as tensors alone; give the released RDI-ResNet38 file "
                             "(.pth.tar), whole and unchanged") from error

@@ -49,6 +49,9 @@ def build(name: str, *, exits: str = "none", conditioning: str = "none", widths=
         raise WorkbookError(f"{name} has no option {', '.join(unknown)}")
     if min(input_shape[1:]) < 8:
         raise WorkbookError(f"images of {input_shape[1]}x{input_shape[2]} are too small for {name}; give at least 8x8")
+    if conditioning == "oat" and (0.0 not in codes or code_size != 1 and code_size < len(codes)):
+        raise WorkbookError(f"OAT needs lambda 0 among its codes {tuple(codes)} and a code_size of 1 or at least "
+                            f"{len(codes)}, not {code_size}")
     config = dict(name=name, exits=exits, conditioning=conditioning, widths=list(widths), classes=classes,
                   input_shape=list(input_shape), width_multiplier=width_multiplier, depth_multiplier=depth_multiplier,
                   code_size=code_size, codes=list(codes), noise_granularity=noise_granularity, width_heads=width_heads,
