@@ -22,8 +22,8 @@ class Unconstrained:
         self.optimiser = self.make_optimiser(recipe, rate)
 
     def make_optimiser(self, recipe: Recipe, rate: Tensor) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.network.parameters(), lr=rate, momentum=recipe.momentum,
-                               weight_decay=recipe.weight_decay, fused=True)
+        return torch.optim.SGD(parameter_groups(self.network, recipe), lr=rate, momentum=recipe.momentum,
+                               nesterov=recipe.nesterov, weight_decay=recipe.weight_decay, fused=True)
 
     def penalty(self) -> Tensor | float:
         """Added to the loss of every step, 0-d."""
@@ -43,6 +43,14 @@ class Unconstrained:
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Take back what `tensors` gave."""
+
+
+def parameter_groups(network: Network, recipe: Recipe) -> list[dict]:
+    """All parameters for the optimiser; trained noise scales apart, with a weight decay of their own (PNI)."""
+    named = list(network.named_parameters())
+    groups = [{"params": [p for name, p in named if not name.endswith("alpha")]},
+              {"params": [p for name, p in named if name.endswith("alpha")], "weight_decay": recipe.alpha_decay}]
+    return [group for group in groups if group["params"]]
 
 
 def continued(recipe: Recipe, network: Network, *, inherit: bool = True, **changes) -> Recipe:

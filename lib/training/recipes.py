@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from lib import WorkbookError, data
 from lib.attacks.steps import Threat
+from lib.training import float_recipes
 
 PRESETS = ("quick", "laptop", "paper")
 
@@ -23,15 +24,18 @@ PRESETS = ("quick", "laptop", "paper")
 class Recipe:
     """One training. Fields from `network` to `seed` determine the weights; the last three only what is watched.
 
-    network: arguments of `zoo.build`.  dataset: a name of `data.load`.  defence: "standard" or the form of the attack.
-    objective: a name of `losses.OBJECTIVES`.  threat: the training attack, None for standard.
+    network: arguments of `zoo.build`.  dataset: a name of `data.load`.  defence: "standard", the form of the attack, or
+    a method.  objective: a name of `once_for_all.OBJECTIVES`.  form: of the attack, where `defence` is a method.
+    threat: the training attack, None for standard.
     attack_mode: state of the network while it is attacked, see `attacks.modes`.
     start: digest of the weights to start from, which are handed to `loop.fit`; None = drawn from the seed.
     constraint: {"name": "sss" | "atmc", **its options}, what training holds the weights to; None = nothing.
     exit_weights: w_i of the loss, one per exit; None = 1 each.  adversarial_weight: share of the adversarial loss.
+    split: PGD-AT trains on the "full" batch, clean and attacked, or on disjoint clean and attacked halves, "half".
+    clean_epochs: PNI's first epochs, without attack.  alpha_decay: weight decay of trained noise scales.
     iterations or epochs: how long, exactly one of them. An epoch drops the last incomplete batch.
-    schedule: "multistep" (x0.1 at each milestone, in iterations), "linear" or "cosine" (to 0; cosine falls once per
-    epoch), "constant"; before it the rate rises linearly over `warmup`, a share of the iterations.
+    schedule: "multistep" (x0.1 at each milestone, counted as the length is), "linear" or "cosine" (to 0; cosine falls
+    once per epoch), "constant"; before it the rate rises linearly over `warmup`, a share of the iterations.
     epsilon_warmup: share of the iterations over which epsilon and step size of the training attack rise linearly.
     sampler: "epoch" (permutations) or "iid" (each batch the head of a fresh permutation, as the released code).
     augmentation: None = the dataset's.
@@ -43,16 +47,21 @@ class Recipe:
     dataset: str
     defence: str
     objective: str
+    form: str | None = None
     threat: Threat | None = None
     attack_mode: str = "eval"
     exit_weights: tuple[float, ...] | None = None
     adversarial_weight: float = 0.5
+    split: str = "full"
+    clean_epochs: int = 0
     iterations: int | None = None
     epochs: float | None = None
     batch_size: int = 128
     learning_rate: float = 0.1
     momentum: float = 0.9
+    nesterov: bool = False
     weight_decay: float = 0.0
+    alpha_decay: float = 0.0
     schedule: str = "constant"
     milestones: tuple[int, ...] = ()
     warmup: float = 0.0
@@ -70,9 +79,15 @@ class Recipe:
         if (self.iterations is None) == (self.epochs is None):
             raise WorkbookError(f"recipe {self.name} needs either iterations or epochs")
         for name, value, known in (("schedule", self.schedule, ("multistep", "linear", "cosine", "constant")),
-                                   ("sampler", self.sampler, ("epoch", "iid"))):
+                                   ("sampler", self.sampler, ("epoch", "iid")),
+                                   ("split", self.split, ("full", "half"))):
             if value not in known:
                 raise WorkbookError(f"recipe {self.name}: unknown {name} '{value}'; choose from {', '.join(known)}")
+
+    @property
+    def attack_form(self) -> str:
+        """What the training attack maximises, a name of `forms.names`."""
+        return self.form or self.defence
 
     def per_epoch(self, images: int) -> int:
         """Iterations in an epoch of `images` training images. Raises WorkbookError when they do not fill one batch."""
@@ -92,7 +107,8 @@ class Recipe:
         if step < rising:
             return self.learning_rate * (step + 1) / rising
         if self.schedule == "multistep":
-            return self.learning_rate * 0.1 ** sum(step >= m for m in self.milestones)
+            unit = 1 if self.epochs is None else per_epoch
+            return self.learning_rate * 0.1 ** sum(step >= m * unit for m in self.milestones)
         if self.schedule == "linear":
             return self.learning_rate * (total - step) / (total - rising)
         if self.schedule == "cosine":
@@ -147,21 +163,30 @@ BACKBONES = {
 EXIT_WEIGHTS = {"rdi_resnet38": (0.5, 0.5, 0.7, 0.7, 0.9, 0.9, 2.0), "rdi_mobilenet_v2": (0.5, 0.5, 1.0)}
 NETWORKS = {prefix + name: dict(name=name, exits=exits)
             for prefix, exits in (("rdi_", "rdi"), ("", "none")) for name in BACKBONES}  # fmt: skip
+NETWORKS |= {name: dict(name=name, exits="none") for name in float_recipes.DATASETS}
 
 GREY, COLOUR = ("digits", "mnist", "fashion_mnist"), ("digits", "cifar10", "cifar100", "svhn")
 COPIES = {"cifar10_jpeg": "cifar10", "cifar10_png": "cifar10"}  # image folders of a named dataset's images
-CLASSES = {"cifar100": 100}
+CLASSES = {"cifar100": 100, "tiny_imagenet": 200}
 THREATS = {"digits": data.DIGITS_THREAT} | {name: source.threat for name, source in data.SOURCES.items()}
 
 
 def names() -> tuple[str, ...]:
     """Every recipe's name, "<network>-<dataset>-<defence>-<preset>"."""
     return tuple(f"{network}-{dataset}-{defence}-{preset}" for network in NETWORKS for dataset in _datasets(network)
-                 for defence in (RDI if network.startswith("rdi_") else PLAIN) for preset in PRESETS)
+                 for defence in _defences(network) for preset in PRESETS)
 
 
 def _datasets(network: str) -> tuple[str, ...]:
+    if network in float_recipes.DATASETS:
+        return float_recipes.DATASETS[network] + tuple(COPIES)
     return GREY if network.endswith("smallcnn") else COLOUR + tuple(COPIES)
+
+
+def _defences(network: str) -> tuple[str, ...]:
+    if NETWORKS[network]["name"] not in BACKBONES:
+        return float_recipes.methods(network)
+    return (RDI if network.startswith("rdi_") else PLAIN) + float_recipes.methods(network)
 
 
 def find(name: str) -> Recipe:
@@ -176,24 +201,31 @@ def find(name: str) -> Recipe:
 
 def compose(network: str, dataset: str, defence: str, preset: str) -> Recipe:
     """Put a recipe together from the four parts of its name."""
-    backbone = NETWORKS[network]["name"]
     named = COPIES.get(dataset, dataset)
-    threat = THREATS[named]
+    make = float_recipes.fields if defence in float_recipes.METHODS else _fields
+    fields = make(NETWORKS[network]["name"], named, defence, preset)
+    fields["network"] = {**NETWORKS[network], "classes": CLASSES.get(named, 10), **fields["network"]}
+    return Recipe(name=f"{network}-{dataset}-{defence}-{preset}", dataset=dataset, defence=defence,
+                  exit_weights=EXIT_WEIGHTS.get(network), **fields)
+
+
+def _fields(backbone: str, dataset: str, defence: str, preset: str) -> dict:
+    """Fields of an RDI recipe; `network` holds only the arguments that depend on dataset and preset."""
+    threat = THREATS[dataset]
     attack = Threat(threat["epsilon"], threat["step_size"], threat["train_steps"])
     shape = (1, 28, 28) if backbone == "smallcnn" else (3, 32, 32)
-    fields = dict(network={**NETWORKS[network], "classes": CLASSES.get(named, 10), "input_shape": list(shape)},
-                  threat=attack, exit_weights=EXIT_WEIGHTS.get(network), objective="rdi", sampler="iid",
-                  attack_mode="authors", schedule="multistep", **BACKBONES[backbone])
+    fields = dict(threat=attack, objective="rdi", sampler="iid", attack_mode="authors", schedule="multistep",
+                  **BACKBONES[backbone])
     if preset != "paper":
-        fields |= _laptop(backbone, named, attack) if preset == "laptop" else _quick(backbone, attack)
-        fields["network"] = {**fields["network"], **fields.pop("smaller", {})}
+        fields |= _laptop(backbone, dataset, attack) if preset == "laptop" else _quick(backbone, attack)
+    fields["network"] = {"input_shape": list(shape), **fields.pop("smaller", {})}
     if defence == "standard":
         fields |= dict(objective="standard", threat=None, attack_mode="eval", epsilon_warmup=0.0)
         if preset != "paper":  # without the rise of epsilon the high rate of the defended trainings diverges
             fields["learning_rate"] = min(fields["learning_rate"], 0.05)
     else:
         fields["validation"] = Threat(attack.epsilon, attack.epsilon / 4, 10)
-    return Recipe(name=f"{network}-{dataset}-{defence}-{preset}", dataset=dataset, defence=defence, **fields)
+    return fields
 
 
 def _one_cycle(attack: Threat, steps: int, **fields) -> dict:

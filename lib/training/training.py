@@ -15,10 +15,12 @@ from lib import WorkbookError, checkpoints, data, randomness
 from lib.attacks import forms
 from lib.models import exits, zoo
 from lib.models.network import Network
+from lib.operating_point import OperatingPoint
 from lib.training import folder as folders
 from lib.training.admm import Compression
 from lib.training.constraints import Unconstrained
-from lib.training.losses import OBJECTIVES, Context
+from lib.training.losses import Context
+from lib.training.once_for_all import OBJECTIVES, at_every_width, ends
 from lib.training.recipes import Recipe
 from lib.training.sparsity import Selection
 
@@ -78,7 +80,7 @@ class Training:
         context = Context(recipe, recipe.threat_at(step, self.total), step // self.per_epoch,
                           lambda what: self.stream("train", step, what))
         self.optimiser.zero_grad()
-        loss, metrics = OBJECTIVES[recipe.objective](self.network, images, batch.labels, context)
+        loss, metrics = at_every_width(OBJECTIVES[recipe.objective], self.network, images, batch.labels, context)
         (loss + self.constraint.penalty()).backward()
         self.optimiser.step()
         self.step += 1
@@ -125,27 +127,29 @@ class Training:
         return self.history[-1]
 
     @torch.no_grad()
-    def right(self, network: Network, images: Tensor, labels: Tensor, generator: torch.Generator) -> int:
+    def right(self, network: Network, images: Tensor, labels: Tensor, point: OperatingPoint,
+              generator: torch.Generator) -> int:
         """How many images the deployed decision gets right: by the published thresholds, or the last exit."""
-        logits = network(images, generator=generator)
+        logits = network(images, point, generator)
         leaves = torch.full_like(labels, len(logits) - 1)
         if network.paper_thresholds is not None:
             leaves = exits.decide(exits.entropy(logits), network.paper_thresholds)
         return (logits.argmax(-1).gather(0, leaves[None])[0] == labels).sum().item()
 
     def validate(self) -> dict[str, float]:
-        """Accuracy on held-out images, clean and under a short attack of the defence's own form, always from the same
-        starts."""
+        """Accuracy on held-out images: clean at the most accurate point, and at the most robust one under a short attack
+        of the training's own form. Attacks always begin at the same starts."""
         split, right = self.data.validation[:self.recipe.validation_images], Counter()
         network = self.constraint.deployed().eval()
+        accurate, robust = ends(network)
         for b, first in enumerate(range(0, len(split), VALIDATION_BATCH)):
             images, labels = split.floats(slice(first, first + VALIDATION_BATCH))
             generator = self.stream("validation", b)
-            right["validation_clean"] += self.right(network, images, labels, generator)
+            right["validation_clean"] += self.right(network, images, labels, accurate, generator)
             if self.recipe.validation is not None:
-                attacked = forms.craft(self.recipe.defence, network, images, labels, self.recipe.validation,
-                                       generator=generator)
-                right["validation_robust"] += self.right(network, attacked, labels, generator)
+                attacked = forms.craft(self.recipe.attack_form, network, images, labels, self.recipe.validation,
+                                       point=robust, generator=generator)
+                right["validation_robust"] += self.right(network, attacked, labels, robust, generator)
         self.network.train()
         return {name: count / len(split) for name, count in right.items()}
 

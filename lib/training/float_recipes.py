@@ -1,0 +1,107 @@
+"""Recipes of FLOAT's paper (Kundu et al. 2021): FLOAT, its control, OAT, PGD-AT and PNI, with one width or several.
+
+Published: ResNet-34 on CIFAR-10, CIFAR-100 and Tiny-ImageNet, WRN-16-8 on SVHN, WRN-40-2 on STL-10, and PNI's ResNet-20
+on CIFAR-10; the other pairs follow the same rules. All hold images out for validation, which PNI's authors did not.
+
+SVHN at the published rate of 0.1 may fail to start: the loss stays at ln 10 = 2.303. Then train
+`dataclasses.replace(recipe, warmup=0.025)`, whose rate rises over the first 5 of 200 epochs, or with
+learning_rate=0.01; every network's file holds its recipe, so which one was used is on record.
+"""
+
+from lib import data
+from lib.attacks.steps import Threat
+
+LAMBDAS = [0.0, 0.2, 0.7, 1.0]  # the set S on which FLOAT's paper compares the methods
+FLOAT, CONTROL, OAT = {"conditioning": "float"}, {"conditioning": "dual_bn"}, {"conditioning": "oat", "codes": LAMBDAS}
+SLIM = {"widths": [1.0, 0.5]}
+METHODS = {  # name: (arguments of the network, fields of the recipe)
+    "float": (FLOAT, {"objective": "float"}),
+    "dual_bn": (CONTROL, {"objective": "float"}),  # FLOAT's steps without noise
+    "oat": (OAT, {"objective": "oat"}),
+    "float_slim": (FLOAT | SLIM, {"objective": "float"}),
+    "dual_bn_slim": (CONTROL | SLIM, {"objective": "float"}),
+    "oats": (OAT | SLIM, {"objective": "oat"}),
+    "float_slim_heads": (FLOAT | SLIM | {"width_heads": True}, {"objective": "float"}),  # a classifier per width
+    "oats_heads": (OAT | SLIM | {"width_heads": True}, {"objective": "oat"}),  # SOLAR
+    "pni": ({"conditioning": "pni"}, {"objective": "pni"}),
+    **{f"pgd_at{share:g}": ({}, {"objective": "pgd_at", "adversarial_weight": share}) for share in LAMBDAS},
+    **{f"pgd_at_half{share:g}": ({}, {"objective": "pgd_at", "adversarial_weight": share, "split": "half"})
+       for share in LAMBDAS[1:]},
+}  # fmt: skip
+DATASETS = {  # of each network; CIFAR-10's image folders come on top
+    "resnet20": ("digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "svhn"),
+    "resnet34": ("digits", "cifar10", "cifar100", "svhn", "tiny_imagenet"),
+    "wrn16_8": ("digits", "cifar10", "svhn"),
+    "wrn40_2": ("digits", "cifar10", "stl10"),
+}
+PNI_NORMALISATION = {"cifar10": "cifar10", "cifar100": "cifar100"}  # of its ResNet-20; other datasets: 0.5 and 0.5
+SMALLER = {"resnet34": {"width_multiplier": 0.25}, "wrn16_8": {"width_multiplier": 0.25},
+           "wrn40_2": {"width_multiplier": 0.5, "depth_multiplier": 0.5}, "resnet38": {"width_multiplier": 0.5}}
+
+
+def methods(network: str) -> tuple[str, ...]:
+    """The methods for a network of `recipes.NETWORKS`; FLOAT and its control also with the exits of RDI-ResNet38."""
+    if network == "rdi_resnet38":
+        return tuple(name for name, (_, recipe) in METHODS.items() if recipe["objective"] == "float")
+    return tuple(METHODS) if network in DATASETS else ()
+
+
+def fields(backbone: str, dataset: str, method: str, preset: str) -> dict:
+    """What `method` adds to a recipe: its fields, with `network` holding only the arguments that it sets.
+
+    backbone: a name of `zoo.BACKBONES`.  dataset: a name of `data.NAMES`.
+    """
+    conditioning, objective = METHODS[method]
+    network = {"input_shape": shape(backbone, dataset, preset), **conditioning}
+    if (backbone, method) == ("resnet20", "pni"):
+        network["normalise"] = PNI_NORMALISATION.get(dataset, "half")
+    epsilon = (data.DIGITS_THREAT if dataset == "digits" else data.SOURCES[dataset].threat)["epsilon"]
+    found = published(dataset, method, epsilon)
+    if preset != "paper":  # FiLM's input shrinks along, so that FiLM keeps its share of the weights
+        network |= smaller(backbone, dataset, preset) | ({"code_size": 16} if method.startswith("oat") else {})
+        found |= short(dataset, preset, epsilon) | ({"clean_epochs": 1} if method == "pni" else {})
+    found |= dict(network=network, form="average" if backbone == "resnet38" else "main", **objective)
+    if found.get("adversarial_weight") == 0:
+        found |= dict(threat=None, validation=None, epsilon_warmup=0.0)
+    return found
+
+
+def shape(backbone: str, dataset: str, preset: str) -> list[int]:
+    """Images as they are; digits, which can be made in any size, as large as CIFAR's or, to be quick, half as large."""
+    if dataset != "digits":
+        return list(data.SOURCES[dataset].shape)
+    return [3, 32, 32] if preset == "paper" or backbone == "resnet38" else [3, 16, 16]
+
+
+def published(dataset: str, method: str, epsilon: float) -> dict:
+    """FLOAT's schedule (section 4.1, appendix; OAT's code where they are silent), or that of PNI's code."""
+    if method == "pni":
+        share = epsilon / (8 / 255)  # PNI rounds 8/255 to 0.031
+        threat = Threat(0.031 * share, 0.01 * share, 7)
+        return dict(threat=threat, validation=threat, epochs=160, schedule="multistep", milestones=(80, 120),
+                    nesterov=True, weight_decay=3e-4, clean_epochs=5)
+    threat = Threat(epsilon, min(1.25 * epsilon, epsilon + 4 / 255) / 7, 7)
+    return dict(threat=threat, validation=threat, epochs=120 if dataset == "tiny_imagenet" else 200, schedule="cosine",
+                batch_size=64 if dataset == "stl10" else 128, weight_decay=5e-4)
+
+
+def smaller(backbone: str, dataset: str, preset: str) -> dict:
+    """Arguments that make a network smaller."""
+    network = dict(SMALLER.get(backbone, {}))
+    if preset == "quick" or dataset == "digits":
+        network["width_multiplier"] = 0.5 * network.get("width_multiplier", 1.0)
+    if preset == "quick":
+        network["depth_multiplier"] = 0.34
+    return network
+
+
+def short(dataset: str, preset: str, epsilon: float) -> dict:
+    """A schedule of minutes or seconds: the rate rises and falls linearly, epsilon rises, few large attack steps."""
+    steps = {"laptop": 5 if dataset == "digits" else 3, "quick": 2}[preset]
+    found = dict(threat=Threat(epsilon, 1.7 * epsilon / steps, steps), validation=Threat(epsilon, epsilon / 4, 10),
+                 schedule="linear", milestones=(), warmup=0.2, epsilon_warmup=0.3)
+    if preset == "quick":
+        return found | dict(epochs=None, iterations=100, batch_size=32, learning_rate=0.1, validation_images=100)
+    if dataset == "digits":
+        return found | dict(epochs=30, batch_size=32, validation_images=200, validate_every=200)
+    return found | dict(epochs=6, batch_size=64, validation_images=256, validate_every=500)
