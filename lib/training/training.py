@@ -137,8 +137,8 @@ class Training:
         return (logits.argmax(-1).gather(0, leaves[None])[0] == labels).sum().item()
 
     def validate(self) -> dict[str, float]:
-        """Accuracy on held-out images: clean at the most accurate point, and at the most robust one under a short attack
-        of the training's own form. Attacks always begin at the same starts."""
+        """Accuracy on held-out images: clean at the most accurate point, and under a short attack of the training's own
+        form at the most robust one. Attacks always begin at the same starts."""
         split, right = self.data.validation[:self.recipe.validation_images], Counter()
         network = self.constraint.deployed().eval()
         accurate, robust = ends(network)
