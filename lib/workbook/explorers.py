@@ -1,0 +1,204 @@
+"""Explorers: sliders that move an operating point and show at once what it does. Headless they leave still figures."""
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import plotly.graph_objects as go
+from IPython.display import SVG, display
+
+from lib import WorkbookError, checkpoints
+from lib.attacks.steps import Threat
+from lib.data import Split
+from lib.evaluation import accuracy
+from lib.evaluation.views import Atlas
+from lib.models.network import Network
+from lib.operating_point import OperatingPoint
+from lib.workbook import exit_panels, live, microscope, style
+from lib.workbook.strip import Strip, as_pixels
+
+SETTINGS = ("paper", "equal share", "budget", "last exit only", "by hand")
+SMALLEST, STEP = -4.0, 0.02  # log10 of the sliders' lower end and their step: 0.014 and 0.023 are eleven steps apart
+SAMPLE, COLUMNS = 72, 20  # images in the strip, and how many of them fit a row
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What an explorer looks at: a recorded atlas, its pictures, and (for the microscope) the network itself."""
+
+    atlas: Atlas
+    images: Split | None = None
+    classes: tuple[str, ...] | None = None
+    network: Callable[[], Network] | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.classes or tuple(str(c) for c in range(int(self.atlas.labels.max()) + 1))
+
+    @property
+    def threat(self) -> Threat:
+        """The budget of the recorded attacks."""
+        found = [view.threat for view in self.atlas.views if view.threat is not None]
+        if not found:
+            raise WorkbookError("this atlas holds clean images only, so there is no attack to show")
+        return found[0]
+
+    def title(self) -> str:
+        meta, first = self.atlas.meta, self.atlas.meta["images"]
+        where = f"{meta.get('dataset', 'dataset not stated')}, {meta.get('data_variant', 'variant not stated')}"
+        return f"{len(self.atlas.labels):,} images ({where}, {first[0]} to {first[1] - 1}), seed {meta['seed']}"
+
+
+def thresholds_for(atlas: Atlas, setting: str, budget: float = 1.0) -> tuple[float, ...]:
+    """Thresholds of a quick setting; `budget`: share of the plain network's MACs to spend at most, on held-out images.
+
+    Raises WorkbookError where the atlas has no published thresholds or no held-out images, or the budget buys nothing.
+    """
+    if setting == "last exit only":
+        return (-math.inf,) * (atlas.num_exits - 1)
+    if setting == "budget":
+        return atlas.thresholds(budget * atlas.meta["plain_macs"])
+    if setting not in ("paper", "equal share"):
+        raise WorkbookError(f"unknown setting {setting!r}; choose from {', '.join(SETTINGS[:4])}")
+    return atlas.thresholds("paper" if setting == "paper" else "calibrated")
+
+
+def saving(share: float) -> str:
+    """A saving in words: "saves 12.3 %", or "4.2 % more"."""
+    return f"saves {100 * share:.1f} %" if share >= 0 else f"{-100 * share:.1f} % more"
+
+
+def tiles(found: dict, form: str, clean: str = "clean") -> str:
+    """The numbers that matter as HTML: TA, ATA, the two worst cases, and both costs on clean and on attacked inputs."""
+    forms, worst = found["forms"], found["paper_worst"]
+    half = 100 * max((f["high"] - f["low"]) / 2 for f in forms.values())
+
+    def tile(name, value, note, colour):
+        return (f'<div style="min-width:120px"><div style="color:{style.MUTED};font-size:12px">{name}</div>'
+                f'<div style="color:{colour};font-size:24px;font-weight:600;line-height:1.25">{value}</div>'
+                f'<div style="color:{style.MUTED};font-size:11px">{note}</div></div>')
+
+    def cost(name, colour):
+        f = forms[name]
+        return tile(f"cost, {style.spoken(name)}", f"{f['cumulative_macs'] / 1e6:.2f} M MACs",
+                    f"{saving(f['saving'])}; as the paper counts {f['paper_mflops']:.2f} MFlops, "
+                    f"{saving(f['paper_saving'])}", colour)
+
+    shown = [tile("TA", f"{100 * forms[clean]['accuracy']:.1f} %", "clean images", style.CLEAN)]
+    note = "" if forms[form]["exact"] else "made against other thresholds"
+    shown.append(tile(f"ATA, {style.spoken(form)}", f"{100 * forms[form]['accuracy']:.1f} %", note, style.ATTACKED))
+    if worst:
+        shown.append(tile("ATA, paper's worst case", f"{100 * forms[worst]['accuracy']:.1f} %", style.spoken(worst),
+                          style.ATTACKED))
+    shown += [tile("per-image worst case", f"{100 * found['union_accuracy']:.1f} %", f"{len(forms)} views",
+                   style.UNION), cost(clean, style.CLEAN)]
+    if form != clean:
+        shown.append(cost(form, style.ATTACKED))
+    note = (f"{found['images']:,} images; 95 % intervals at most ± {half:.1f} points; costs beside the plain network's")
+    return (f'<div style="display:flex;gap:26px;flex-wrap:wrap;font-family:{style.FONT};padding:6px 2px">'
+            f'{"".join(shown)}</div><div style="color:{style.MUTED};font-size:11px;padding:0 2px">{note}</div>')
+
+
+class ThresholdExplorer:
+    """The exit-threshold explorer: `subjects` by name; in Jupyter it is drawn live, elsewhere as still figures.
+
+    point: the chosen OperatingPoint, for the next cell.  export(): writes it down with its numbers.
+    """
+
+    def __init__(self, subjects: Mapping[str, Subject] | Subject, folder: Path | str, form: str = "max_average"):
+        self.subjects = {"network": subjects} if isinstance(subjects, Subject) else dict(subjects)
+        if not self.subjects:
+            raise WorkbookError("there is nothing to explore; record an atlas first, with `evaluate … --save-atlas`")
+        self.folder, self.form, self.setting, self.index = Path(folder), form, "", 0
+        self.chosen = next(iter(self.subjects))
+        self.figure: go.Figure | None = None
+        self.take(self.chosen)
+
+    # What is looked at, and where: no widget is needed for any of this.
+
+    def take(self, name: str):
+        """Look at another subject, at its paper's thresholds (or equal shares where the paper states none)."""
+        self.chosen, self.subject = name, self.subjects[name]
+        self.atlas = self.subject.atlas
+        if self.form not in self.atlas.names:
+            self.form = self.atlas.names[-1]
+        self.setting = "paper" if self.atlas.meta["paper_thresholds"] else "equal share"
+        self.thresholds = thresholds_for(self.atlas, self.setting)
+        self.sample = np.unique(np.linspace(0, len(self.atlas.labels) - 1, SAMPLE).round().astype(int))
+        first, stop = self.atlas.meta["images"]
+        self.pixels = None if self.subject.images is None else as_pixels(self.subject.images.images[first:stop].cpu())
+        self.ghost, self.curve = accuracy.summary(self.atlas, self.thresholds), exit_panels.trade_off(self.atlas)
+
+    @property
+    def point(self) -> OperatingPoint:
+        return OperatingPoint(thresholds=self.thresholds)
+
+    def read(self) -> dict:
+        """All numbers at the present thresholds."""
+        return accuracy.summary(self.atlas, self.thresholds)
+
+    def drawn(self, figure_type: type = go.Figure) -> go.Figure:
+        """The explorer's figure at the present thresholds."""
+        figure = figure_type(exit_panels.build(
+            self.atlas, self.ghost, self.curve, f"Where to leave: {self.chosen}", self.subject.title(), COLUMNS))
+        self.redraw(figure, self.read())
+        return figure
+
+    def redraw(self, figure: go.Figure, found: dict):
+        strip = Strip.of(self.atlas, self.form, self.thresholds, self.sample, COLUMNS)
+        exit_panels.update(figure, self.atlas, found, self.form, strip, self.pixels, self.subject.names)
+
+    def examine(self) -> microscope.Look:
+        """The chosen image under attack by the network itself. Raises WorkbookError where only a record is at hand."""
+        if self.subject.network is None or self.subject.images is None:
+            raise WorkbookError("the microscope needs the images and the network; here is only their record")
+        form = self.form.split(" ")[0]
+        return microscope.look(self.subject.network(), self.subject.images, self.index, form, self.subject.threat,
+                               thresholds=self.thresholds if form == "gate_aware" else None)
+
+    def export(self) -> Path:
+        """Write the chosen point and its numbers as JSON; returns the file."""
+        found = self.read()
+        path = self.folder / f"point-{self.chosen.replace(' ', '_').replace('/', '_')}.json"
+        values = {"subject": self.chosen, "point": self.point.to_json(), "setting": self.setting,
+                  "model": self.atlas.meta["model"], "checkpoint": self.atlas.meta.get("checkpoint"), "numbers": found}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        checkpoints.replace(path, (json.dumps(values, indent=2, default=str) + "\n").encode())
+        return path
+
+    # The two faces.
+
+    def _ipython_display_(self):
+        if live.is_live():
+            from lib.workbook.threshold_panel import ThresholdPanel
+
+            self.panel = ThresholdPanel(self)
+            display(self.panel.box)
+        else:
+            self.still()
+
+    def still(self):
+        """The explorer for a reader without sliders: its figure, the quick settings side by side, one image."""
+        live.show(self.drawn())
+        display(self.stops())
+        if self.subject.network is not None and self.subject.images is not None:
+            display(SVG(microscope.svg(self.examine(), self.thresholds, self.subject.names)))
+
+    def stops(self):
+        """A table of the quick settings that this atlas allows: thresholds, accuracies and both costs."""
+        from lib.workbook import tables
+
+        found = {}
+        for setting, budget in (("paper", 1.0), ("equal share", 1.0), ("budget", 0.5), ("budget", 0.75),
+                                ("last exit only", 1.0)):
+            try:
+                name = f"at most {100 * budget:.0f} % of the MACs" if setting == "budget" else setting
+                found[name] = accuracy.summary(self.atlas, thresholds_for(self.atlas, setting, budget))
+            except WorkbookError:  # this atlas cannot say
+                continue
+        return tables.settings(found)
+
+

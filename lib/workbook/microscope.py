@@ -1,0 +1,136 @@
+"""One image under the microscope: what the attack did to it, and what every exit then says. Drawn as one SVG."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from lib import randomness
+from lib.attacks import forms
+from lib.attacks.steps import Threat
+from lib.data import Split
+from lib.models.exits import decide, entropy
+from lib.models.network import Network
+from lib.operating_point import OperatingPoint
+from lib.workbook import style
+from lib.workbook.strip import as_pixels, png_uri
+
+
+@dataclass(frozen=True)
+class Look:
+    """index: of the image. label: its class.  clean, attacked: (C, H, W) floats in [0, 1].
+
+    probabilities: (2, exits, classes) and entropies: (2, exits), of the clean and of the attacked image.
+    """
+
+    index: int
+    label: int
+    form: str
+    epsilon: float
+    clean: np.ndarray
+    attacked: np.ndarray
+    probabilities: np.ndarray
+    entropies: np.ndarray
+
+    def leaves(self, thresholds) -> list[int]:
+        """Exit (0-based) of the clean and of the attacked image."""
+        return decide(torch.from_numpy(self.entropies.T.copy()), thresholds).tolist()
+
+
+def look(network: Network, split: Split, index: int, form: str, threat: Threat, *, thresholds=None,
+         point: OperatingPoint | None = None, seed: int = 0) -> Look:
+    """Attack image `index` of `split` in `form` ("clean": not at all) and ask every exit about both images.
+
+    The random start is drawn for this image alone, so it differs from the one in a recorded atlas.
+    """
+    images, labels = split.floats(slice(index, index + 1))
+    attacked = images
+    if form != "clean":
+        source = randomness.generator(seed, "microscope", form, index, device=images.device)
+        attacked = forms.craft(form, network, images, labels, threat, generator=source, point=point,
+                               thresholds=thresholds)
+    with torch.inference_mode():
+        source = randomness.generator(seed, "microscope", "look", index, device=images.device)
+        logits = network(torch.cat([images, attacked]), point, source).float().transpose(0, 1)
+    return Look(index, int(labels), form, threat.epsilon, images[0].cpu().numpy(), attacked[0].cpu().numpy(),
+                logits.softmax(-1).cpu().numpy(), entropy(logits).cpu().numpy())
+
+
+BAR, GAP, TOP, PICTURE, LEFT = 15, 4, 84, 144, 520
+
+
+def svg(seen: Look, thresholds, classes) -> str:
+    """Three pictures (image, perturbation, attacked image), and for every exit its probabilities and entropy."""
+    exits, count = seen.probabilities.shape[1:]
+    shown = np.argsort(-seen.probabilities.max((0, 1)), kind="stable")[:10] if count > 10 else np.arange(count)
+    panel = 160 if exits <= 3 else 108
+    width, height = LEFT + exits * panel + 8, TOP + len(shown) * (BAR + GAP) + 54
+    leaves, names = seen.leaves(thresholds), style.exit_names(exits)
+    parts = [_text(0, 20, f"Image {seen.index}: {classes[seen.label]}", size=16, weight=600), _text(0, 40, _story(
+        seen, leaves, names, classes), size=12, colour=style.MUTED), *_pictures(seen)]
+    for k in range(exits):
+        parts += _exit(seen, k, LEFT + k * panel, panel - 28, shown, classes, thresholds, leaves, names)
+    for row, c in enumerate(shown):
+        parts.append(_text(LEFT - 8, TOP + 12 + row * (BAR + GAP), classes[c], anchor="end", size=11,
+                           weight=700 if c == seen.label else 400))
+    return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
+            f'height="{height}" font-family="{style.FONT}"><rect width="100%" height="100%" fill="white"/>'
+            f"{''.join(parts)}</svg>")
+
+
+def _story(seen: Look, leaves, names, classes) -> str:
+    said = [classes[seen.probabilities[i, k].argmax()] for i, k in enumerate(leaves)]
+    clean = f"leaves at {names[leaves[0]]} as {said[0]}"
+    if seen.form == "clean":
+        return clean
+    largest = np.abs(seen.attacked - seen.clean).max()
+    return (f"clean it {clean}; attacked ({style.spoken(seen.form)}, largest change {largest:.3f} of "
+            f"{seen.epsilon:.3f} allowed) it leaves at {names[leaves[1]]} as {said[1]}")
+
+
+def _pictures(seen: Look) -> list[str]:
+    parts, shown = [], (("image", seen.clean), ("change", _change(seen)), ("attacked", seen.attacked))
+    for place, (title, image) in enumerate(shown):
+        x = place * (PICTURE + 14)
+        uri = png_uri(as_pixels(image[None])[0], 5)
+        parts += [_text(x, TOP - 6, title, size=12, colour=style.MUTED),
+                  f'<image x="{x}" y="{TOP}" width="{PICTURE}" height="{PICTURE}" href="{uri}"/>',
+                  f'<rect x="{x}" y="{TOP}" width="{PICTURE}" height="{PICTURE}" fill="none" stroke="{style.RULE}"/>']
+    return parts
+
+
+def _change(seen: Look) -> np.ndarray:
+    """The perturbation as a picture (3, H, W): white is no change; grey images go from blue (darker) to vermilion."""
+    change = (seen.attacked - seen.clean) / max(seen.epsilon, 1e-9)
+    if len(change) == 3:
+        return change.clip(-1, 1) / 2 + 0.5
+    ends = np.array([style.rgb(style.CLEAN), style.rgb(style.ATTACKED)])[:, :, None, None] / 255
+    strength = np.abs(change).clip(0, 1)
+    return 1 - strength + strength * np.where(change < 0, ends[0], ends[1])
+
+
+def _exit(seen: Look, k: int, x: float, width: float, shown, classes, thresholds, leaves, names) -> list[str]:
+    """Probabilities of one exit as bars (clean above, attacked below, in each row), then its entropies."""
+    bottom, pairs = TOP + len(shown) * (BAR + GAP), ((0, style.CLEAN), (1, style.ATTACKED))
+    parts = [_text(x, TOP - 6, names[k], size=13, weight=600)]
+    pairs = pairs[:1] if seen.form == "clean" else pairs
+    thick = BAR / len(pairs)
+    for row, c in enumerate(shown):
+        y = TOP + row * (BAR + GAP)
+        parts.append(f'<rect x="{x}" y="{y}" width="{width}" height="{BAR}" fill="{style.RULE}" opacity="0.5"/>')
+        parts += [f'<rect x="{x}" y="{y + i * thick}" width="{width * seen.probabilities[i, k, c]:.1f}" '
+                  f'height="{thick}" fill="{colour}"/>' for i, colour in pairs]
+    gate = thresholds[k] if k < len(thresholds) else None
+    note = "entropy" if gate is None else "entropy, closed" if gate < 0 else f"entropy, gate {gate:.3g}"
+    parts.append(_text(x, bottom + 16, note, size=11, colour=style.MUTED))
+    for i, colour in pairs:
+        mark = " ● leaves" if leaves[i] == k else ""
+        parts.append(_text(x, bottom + 33 + 16 * i, f"{seen.entropies[i, k]:.4f}{mark}", size=12, colour=colour,
+                           weight=600 if mark else 400))
+    return parts
+
+
+def _text(x, y, text, size=12, colour=style.INK, weight=400, anchor="start") -> str:
+    escaped = str(text).replace("&", "&amp;").replace("<", "&lt;")
+    return (f'<text x="{x}" y="{y}" font-size="{size}" font-weight="{weight}" fill="{colour}" '
+            f'text-anchor="{anchor}">{escaped}</text>')

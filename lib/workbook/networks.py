@@ -1,0 +1,156 @@
+"""Where a notebook's networks and records come from: shipped with the repository, or made in this run and kept."""
+
+import contextlib
+import dataclasses
+import fcntl
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import lib
+from lib import WorkbookError, checkpoints, data
+from lib.attacks.steps import Threat
+from lib.evaluation import atlas as recording
+from lib.evaluation.views import Atlas
+from lib.models.network import Network
+from lib.training import loop, recipes
+from lib.workbook.explorers import Subject
+from lib.workbook.parameters import Settings
+
+SIZES = ("laptop", "paper", "quick")  # shipped networks: which size is taken where the asked one was not shipped
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network, the recipe it came from ("rdi_smallcnn-digits-main-laptop"), and the digest of its file."""
+
+    name: str
+    network: Network
+    digest: str
+
+    @property
+    def defence(self) -> str:
+        return self.name.split("-")[2]
+
+
+def shipped(folder: Path, family: str, preset: str) -> Path | None:
+    """The file `<family>-<preset>.safetensors` below `folder`, else of the nearest size that came along."""
+    for size in dict.fromkeys((preset, *SIZES)):
+        if (path := folder / f"{family}-{size}.safetensors").is_file():
+            return path
+    return None
+
+
+def obtain(settings: Settings, network: str, dataset: str, defence: str, **changes) -> Trained:
+    """The network of one recipe: shipped, or trained once per run (`changes`: fields of the recipe).
+
+    Raises WorkbookError when it was not shipped, or its training stopped before its end.
+    """
+    family = f"{network}-{dataset}-{defence}"
+    if settings.weights == "shipped":
+        path = shipped(lib.CHECKPOINTS, family, settings.preset)
+        if path is None:
+            raise WorkbookError(f"no {family} network came with the repository; set weights = \"train\" to train it")
+        name = path.stem
+    else:
+        recipe = dataclasses.replace(recipes.find(f"{family}-{settings.preset}"), seed=settings.seed, **changes)
+        folder, name = settings.networks / f"{recipe.name}-{recipe.digest()}", recipe.name
+        with waiting_for(folder):
+            loop.obtain(recipe, folder, device=settings.device)
+        path = folder / "last.safetensors"
+    loaded = checkpoints.load(path, settings.device)
+    return Trained(name, loaded.network, loaded.digest)
+
+
+@contextlib.contextmanager
+def waiting_for(folder: Path) -> Iterator[None]:
+    """Hold what is made in `folder`; whoever comes second waits and then finds it made."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with open(folder.with_name(f".{folder.name}.lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def threat_of(settings: Settings, dataset: data.Dataset, **changes) -> Threat:
+    """The dataset's customary evaluation attack; at `quick` size with half the steps, each twice as long."""
+    usual = dataset.threat
+    steps = usual["steps"] if settings.preset != "quick" else max(5, usual["steps"] // 2)
+    step_size = usual["step_size"] * usual["steps"] / steps
+    return dataclasses.replace(Threat(usual["epsilon"], step_size, steps), **changes)
+
+
+def record(settings: Settings, trained: Trained, dataset: data.Dataset, images: int, **options) -> Atlas:
+    """Attack the first `images` test images, or take the record that was shipped with the network's weights.
+
+    A record made here is kept in the run folder and taken up again after a kill; `options` as for `atlas.record`.
+    """
+    path = lib.ATLASES / f"{trained.name}.safetensors"
+    if settings.weights == "shipped" and path.is_file() and not options:
+        return matching(Atlas.load(path), trained)
+    options = dict(threat=threat_of(settings, dataset), seed=settings.seed) | options
+    label = "-".join([trained.name, trained.digest[:8], str(images), *(str(v) for v in _said(options))])
+    path = settings.run_dir / "atlases" / f"{label}.safetensors"
+    if not path.is_file():
+        made = recording.record(trained.network, dataset.test[:images], validation=dataset.validation,
+                                folder=path.with_suffix(""), dataset=dataset.name, data_variant=dataset.variant,
+                                checkpoint=trained.digest, defence=trained.defence, progress=False, **options)
+        made.save(path)
+    return Atlas.load(path)
+
+
+def _said(options: dict) -> list:
+    """What tells two records of one network apart, short enough for a file's name."""
+    threat, forms = options["threat"], options.get("forms")
+    return [threat.algorithm, f"{threat.epsilon:.3g}", threat.steps, f"s{options['seed']}",
+            *(f"{name}_{options[name]}" for name in ("mode", "point") if options.get(name)), *(forms or ("paper",))]
+
+
+def matching(found: Atlas, trained: Trained) -> Atlas:
+    """Raises WorkbookError when a record was made with other weights than these."""
+    if found.meta.get("checkpoint") != trained.digest:
+        raise WorkbookError(f"the record of {trained.name} was made with other weights; record it again")
+    return found
+
+
+def subject(trained: Trained, found: Atlas, dataset: data.Dataset | None) -> Subject:
+    """What the explorer needs to show a network: its record, and for pictures and microscope the dataset."""
+    if dataset is None:
+        return Subject(found)
+    return Subject(found, dataset.test, dataset.classes, lambda: trained.network)
+
+
+def at_hand(name: str, **options) -> data.Dataset | None:
+    """The dataset where its files are on this machine, else None (nothing is downloaded)."""
+    try:
+        return data.load(name, download=False, **options)
+    except WorkbookError:
+        return None
+
+
+def explorable(folder: Path | str | None = None) -> dict[str, Subject]:
+    """Every record below `folder` (a run's), or the shipped ones: name -> what an explorer shows.
+
+    Pictures are added where the dataset is on this machine, the network where its weights are found beside the record.
+    """
+    paths = sorted(Path(folder or lib.ATLASES).rglob("*.safetensors"))
+    found = {}
+    for path in paths:
+        try:
+            record = Atlas.load(path)
+        except WorkbookError:  # weights and states of the same run
+            continue
+        if record.num_exits > 1:
+            found[path.stem] = _with_pictures(record, path.stem)
+    if not found:
+        raise WorkbookError(f"there is no record of a network with exits in {folder or lib.ATLASES}; run one with "
+                            "`python3 -m lib run`, or record one with `evaluate … --save-atlas FILE`")
+    return found
+
+
+def _with_pictures(record: Atlas, name: str) -> Subject:
+    dataset = at_hand(record.meta.get("dataset") or "", shape=tuple(record.meta["model"]["input_shape"]))
+    weights = lib.CHECKPOINTS / f"{name}.safetensors"
+    network = (lambda: checkpoints.load(weights).network) if weights.is_file() else None
+    if dataset is None or dataset.variant != record.meta.get("data_variant"):
+        return Subject(record)
+    return Subject(record, dataset.test, dataset.classes, network)

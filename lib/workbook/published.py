@@ -1,0 +1,67 @@
+"""What the papers state in figures, as data. None: the paper draws it, or we do not have it; tables show a dash.
+
+Hu et al., "Triple Wins" (ICLR 2020). Accuracies and savings in percent; paper_mflops in the paper's own unit
+(convolution MACs / 2^20). "clean" is TA, a form's name its ATA, "paper_worst" the smallest ATA over the K + 3 forms.
+"""
+
+from dataclasses import dataclass
+
+DEFENCES = ("standard", "main", "average", "max_average")
+
+
+@dataclass(frozen=True)
+class Published:
+    """One table: what it shows, and its rows {row: {quantity: value or None}}."""
+
+    title: str
+    rows: dict[str, dict[str, float | None]]
+
+    def value(self, row: str, quantity: str) -> float | None:
+        return self.rows.get(row, {}).get(quantity)
+
+
+def _forms(*values: float, exits: int) -> dict[str, float]:
+    names = [*(f"single{k}" for k in range(1, exits)), "main", "average", "max_average"]
+    return dict(zip(names, values, strict=True))
+
+
+_RESNET38_MAX = _forms(69.71, 63.11, 60.72, 47.82, 45.53, 44.12, 49.82, 43.32, 43.43, exits=7)
+_RESNET38_FGSM = _forms(72.76, 69.71, 65.14, 58.20, 52.96, 51.05, 54.72, 53.20, 52.40, exits=7)
+
+TABLES = {
+    1: Published("Table 1: plain networks, PGD-defended", {
+        "smallcnn": dict(paper_mflops=9.25),
+        "resnet38": dict(clean=83.62, paper_worst=42.29, paper_mflops=79.42),
+        "mobilenet_v2": dict(clean=84.42, paper_worst=46.92, paper_mflops=86.91)}),
+    2: Published("Table 2: RDI-SmallCNN on MNIST, PGD-40", {defence: {} for defence in DEFENCES}),
+    3: Published("Table 3: RDI-ResNet38 on CIFAR-10, PGD-20", {
+        "standard": dict(paper_mflops=29.41),
+        "main": dict(clean=83.74, paper_worst=5.58, paper_mflops=48.27, paper_saving=39.2),
+        "average": dict(clean=82.42, paper_worst=40.53, paper_mflops=56.90, paper_saving=28.4),
+        "max_average": dict(clean=83.79, paper_worst=43.32, paper_mflops=57.81, paper_saving=27.2, **_RESNET38_MAX)}),
+    4: Published("Table 4: RDI-MobileNetV2 on CIFAR-10, PGD-20", {
+        **{defence: {} for defence in DEFENCES[:3]},
+        "max_average": dict(clean=84.91, paper_worst=46.99, paper_mflops=60.84)}),
+    5: Published("Table 5: RDI-ResNet38 beside ATMC on CIFAR-10", {
+        "atmc": dict(clean=83.81, paper_worst=43.02, paper_mflops=56.82),
+        "max_average": dict(clean=83.79, paper_worst=43.32, paper_mflops=57.81)}),
+    6: Published("Table 6: RDI-ResNet38 under the random attack", {
+        **{defence: {} for defence in DEFENCES[:3]},
+        "max_average": dict(random=44.86, paper_mflops=56.54)}),
+    7: Published("Table 7: RDI-ResNet38 under FGSM", {defence: {} for defence in ("plain", *DEFENCES)}),
+    8: Published("Table 8: RDI-ResNet38 under WRM", {defence: {} for defence in ("plain", *DEFENCES)}),
+    9: Published("Table 9: RDI-ResNet38 under FGSM, each form", {
+        **{defence: {} for defence in DEFENCES[:3]},
+        "max_average": dict(paper_mflops=59.67, **_RESNET38_FGSM)}),
+    10: Published("Table 10: RDI-ResNet38 under WRM, each form", {
+        **{defence: {} for defence in DEFENCES[:3]},
+        "max_average": dict(paper_mflops=52.38)}),
+}
+
+# The authors' released test log of one MNIST checkpoint (iteration 13,000; the log does not name the defence), with
+# thresholds that their code fits on the test images. Not a table of the paper.
+RELEASED_MNIST_LOG = Published("Released test log, RDI-SmallCNN on MNIST, PGD-40", {
+    "released": dict(clean=99.52, paper_worst=96.45, **_forms(98.54, 97.63, 96.45, 97.43, 96.86, exits=3))})
+
+FIGURE_6 = {"sparse structure selection, defended": dict(paper_mflops=49.38),
+            "rdi_resnet38 max_average": dict(paper_mflops=48.35)}

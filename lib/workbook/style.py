@@ -1,0 +1,68 @@
+"""The house style of figures: one template, colours for colour-blind eyes, names as people say them."""
+
+import plotly.graph_objects as go
+
+INK, MUTED, RULE, PAPER = "#1f2933", "#6b7785", "#e3e7ec", "#ffffff"
+CLEAN, ATTACKED, UNION, GHOST = "#0072b2", "#d55e00", "#1f2933", "#9aa5b1"  # Okabe and Ito's blue and vermilion
+DEFENCES = {"standard": "#7d8894", "main": "#cc79a7", "average": "#e69f00", "max_average": "#009e73"}
+CYCLE = ("#0072b2", "#d55e00", "#009e73", "#e69f00", "#cc79a7", "#56b4e9", "#7d8894")
+FONT = "Inter, 'Helvetica Neue', 'Liberation Sans', Arial, 'DejaVu Sans Condensed', sans-serif"
+
+_AXIS = dict(gridcolor=RULE, linecolor=GHOST, zeroline=False, ticks="outside", ticklen=4, tickcolor=RULE,
+             title=dict(font=dict(size=12, color=MUTED), standoff=8), automargin=False, fixedrange=True)
+
+TEMPLATE = go.layout.Template(
+    layout=dict(
+        font=dict(family=FONT, size=12, color=INK), colorway=CYCLE, paper_bgcolor=PAPER, plot_bgcolor=PAPER,
+        title=dict(x=0, xref="paper", xanchor="left", y=0.97, yanchor="top", font=dict(size=16)),
+        xaxis=_AXIS, yaxis=_AXIS, margin=dict(l=64, r=20, t=72, b=52), hovermode="closest",
+        hoverlabel=dict(bgcolor=PAPER, bordercolor=RULE, font=dict(family=FONT, size=12, color=INK)),
+        legend=dict(orientation="h", yanchor="bottom", y=1.01, x=1, xanchor="right", font=dict(size=11, color=MUTED)),
+        bargap=0.35, bargroupgap=0.08,
+    ))
+
+_SPOKEN = {"clean": "clean images", "main": "on main exit", "average": "average", "max_average": "max-average",
+           "random": "random", "gate_aware": "gate-aware"}
+
+
+def spoken(form: str) -> str:
+    """A view's name as people say it: "single2" is "on exit 2", "max_average 3" is "max-average 3"."""
+    base, _, again = form.partition(" ")
+    name = f"on exit {base.removeprefix('single')}" if base.startswith("single") else _SPOKEN.get(base, base)
+    return f"{name} {again}".strip()
+
+
+def defence(name: str) -> str:
+    """A defence's name: which attack form it was trained against."""
+    return {"main": "main branch", "max_average": "max-average"}.get(name, name)
+
+
+def tinted(text: str, colour: str) -> str:
+    """Text in the colour of the marks it names, so that a figure needs no legend."""
+    return f"<span style='color:{colour}'>{text}</span>"
+
+
+def rgb(colour: str) -> list[int]:
+    """Red, green and blue, 0 to 255, of "#rrggbb"."""
+    return [int(colour[i:i + 2], 16) for i in (1, 3, 5)]
+
+
+def heading(title: str, subtitle: str) -> str:
+    return f"<b>{title}</b><br><span style='font-size:12px;color:{MUTED}'>{subtitle}</span>"
+
+
+def exit_names(num_exits: int) -> list[str]:
+    return [f"exit {k}" for k in range(1, num_exits)] + ["main"]
+
+
+def exit_colours(num_exits: int) -> list[str]:
+    """From light (leaves early) to dark (goes all the way)."""
+    light, dark = rgb("#a6d8d4"), rgb("#0b3c5d")
+    mix = [k / max(1, num_exits - 1) for k in range(num_exits)]
+    return ["#" + "".join(f"{round(a + (b - a) * m):02x}" for a, b in zip(light, dark, strict=True)) for m in mix]
+
+
+def figure(title: str, subtitle: str, **layout) -> go.Figure:
+    """An empty figure in the house style; the subtitle says how many images, which seeds and what the bars mean."""
+    base = dict(template=TEMPLATE, title_text=heading(title, subtitle), width=960, height=420)
+    return go.Figure(layout=base | layout)

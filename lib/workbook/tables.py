@@ -1,0 +1,96 @@
+"""Tables as people read them: published beside measured, settings beside each other, and computed verdicts."""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+
+from lib.evaluation.accuracy import paired_difference
+from lib.workbook import style
+from lib.workbook.published import Published
+
+DASH = "–"
+QUANTITIES = {"clean": "TA", "paper_worst": "ATA, paper's worst case", "union": "per-image worst case",
+              "paper_mflops": "MFlops as the paper counts", "paper_saving": "saving as the paper counts, %",
+              "cumulative_macs": "true cost, M MACs", "saving": "true saving, %"}
+
+
+def measured(found: dict, quantity: str) -> tuple[float, float | None, float | None] | None:
+    """(value, low, high) of a summary, in the unit of the published tables; costs and savings are those on clean
+    images and have no interval. None where the summary does not hold it."""
+    forms = found["forms"]
+    if quantity == "union":
+        return tuple(100 * found[f"union_{part}"] for part in ("accuracy", "low", "high"))
+    name = found["paper_worst"] if quantity == "paper_worst" else quantity
+    if name in forms:
+        return tuple(100 * forms[name][part] for part in ("accuracy", "low", "high"))
+    scale = {"paper_mflops": 1, "paper_saving": 100, "cumulative_macs": 1e-6, "saving": 100}.get(quantity)
+    return None if scale is None else (scale * forms["clean"][quantity], None, None)
+
+
+def beside(published: Published, summaries: Mapping[str, dict], quantities=None) -> pd.DataFrame:
+    """One line per row and quantity: published, measured, its 95 % interval, and the difference; a dash where there is
+    nothing. summaries: {row of the published table: a summary of `accuracy`}."""
+    lines = []
+    for row, found in summaries.items():
+        for quantity in quantities or ("clean", "paper_worst", "union", "paper_mflops", "paper_saving", "saving"):
+            said, seen = published.value(row, quantity), measured(found, quantity)
+            value, low, high = seen or (None, None, None)
+            lines.append({
+                "defence": style.spoken(row), "quantity": QUANTITIES.get(quantity, style.spoken(quantity)),
+                "published": number(said), "measured": number(value),
+                "95 % interval": DASH if low is None else f"{low:.1f} to {high:.1f}",
+                "difference": DASH if said is None or value is None else f"{value - said:+.1f}",
+            })
+    return _plain(pd.DataFrame(lines).set_index(["defence", "quantity"]))
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    return DASH if value is None or math.isnan(value) else f"{value:.{digits}f}"
+
+
+def forms(summaries: Mapping[str, dict]) -> pd.DataFrame:
+    """Accuracy in percent: a line per network, a column per view, then the two worst cases and both costs (clean)."""
+    lines = {}
+    for name, found in summaries.items():
+        line = {style.spoken(form): number(100 * f["accuracy"], 1) for form, f in found["forms"].items()}
+        for quantity in ("paper_worst", "union", "paper_mflops", "cumulative_macs"):
+            value = measured(found, quantity)
+            line[QUANTITIES[quantity]] = number(value and value[0], 1 if quantity in ("paper_worst", "union") else 2)
+        lines[style.spoken(name)] = line
+    return _plain(pd.DataFrame(lines).T.fillna(DASH))
+
+
+def settings(summaries: Mapping[str, dict]) -> pd.DataFrame:
+    """Settings of one network beside each other: thresholds, TA, both worst cases, exits and costs on clean images."""
+    lines = {}
+    for name, found in summaries.items():
+        line = {"leaves below": " ".join("closed" if t == -math.inf else f"{t:.3g}" for t in found["thresholds"])}
+        clean = found["forms"]["clean"]
+        for quantity in ("clean", "paper_worst", "union"):
+            line[QUANTITIES[quantity]] = number((measured(found, quantity) or [None])[0], 1)
+        line["leave at each exit, %"] = " ".join(f"{100 * n / found['images']:.0f}" for n in clean["exits"])
+        for quantity in ("paper_mflops", "cumulative_macs", "saving"):
+            line[QUANTITIES[quantity]] = number(measured(found, quantity)[0])
+        lines[name] = line
+    return _plain(pd.DataFrame(lines).T)
+
+
+def verdict(claim: str, first: np.ndarray, second: np.ndarray, unit: str = "points", seed: int = 0) -> dict:
+    """Is `first` larger than `second` on the same images? "held", "did not hold", or "too small to tell"."""
+    found = paired_difference(first, second, seed)
+    low, high = found["low"], found["high"]
+    answer = "held" if low > 0 else "did not hold" if high < 0 else "too small to tell"
+    return {"claim": claim, "difference": f"{100 * found['difference']:+.1f} {unit}",
+            "95 % interval": f"{100 * low:+.1f} to {100 * high:+.1f}", "images": len(first), "verdict": answer}
+
+
+def verdicts(*lines: dict) -> pd.DataFrame:
+    return _plain(pd.DataFrame(lines).set_index("claim"))
+
+
+def _plain(table: pd.DataFrame) -> pd.DataFrame:
+    """Whole texts, no index names above an empty corner."""
+    pd.set_option("display.max_colwidth", None, "display.width", 200, "display.max_rows", 200)
+    return table
