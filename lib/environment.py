@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 from lib import ROOT, WorkbookError
 from lib.packages import REQUIREMENTS, missing, release
@@ -21,6 +22,7 @@ from lib.packages import REQUIREMENTS, missing, release
 VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 NEEDED_BYTES = 10e9
+DAMAGED = "DO NOT MATCH THE HASHES|IncompleteRead|not enough bytes|Read timed out"
 UNREACHABLE = "connection broken|ConnectionError|name resolution|ProxyError|SSLError|ConnectTimeout|timed out"
 OVERRIDES = '{"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": false}}\n'
 
@@ -139,16 +141,28 @@ def run_pip(lock: int):
     variables = {name: value for name, value in os.environ.items() if name not in outside}
     variables |= {"PIP_USER": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "TMPDIR": str(scratch)}
     command = [PYTHON, "-m", "pip", "install", "--no-input", "-r", REQUIREMENTS]
+    for left in (2, 1, 0):  # a download that breaks off is begun again; what arrived before it is in pip's cache
+        code, said = tell(command, variables, lock)
+        if not code:
+            break
+        if not (left and re.search(DAMAGED, said)):
+            raise WorkbookError(pip_sentence(code, said))
+        print("a download broke off; trying again", file=sys.stderr)
+    shutil.rmtree(scratch, ignore_errors=True)
+
+
+def tell(command: list, variables: dict[str, str], lock: int) -> tuple[int, str]:
+    """Run pip for all to see; returns its exit code and what it wrote to stderr.
+
+    pip holds the lock as well: when only this process is killed, the next call waits for pip and then continues.
+    """
     messages = []
-    # pip holds the lock as well: when only this process is killed, the next call waits for pip and then continues
     with subprocess.Popen(command, env=variables, stdout=sys.stderr, stderr=subprocess.PIPE, text=True,
                           errors="replace", pass_fds=(lock,)) as pip:
         for line in pip.stderr:
             sys.stderr.write(line)
             messages.append(line)
-    shutil.rmtree(scratch, ignore_errors=True)
-    if pip.returncode:
-        raise WorkbookError(pip_sentence(pip.returncode, "".join(messages)))
+    return pip.returncode, "".join(messages)
 
 
 def pip_sentence(code: int, said: str) -> str:
@@ -156,6 +170,8 @@ def pip_sentence(code: int, said: str) -> str:
     again = "repeat the command: it continues where it stopped"
     if "No space left on device" in said:
         return f"the disk that holds {ROOT} is full; free {NEEDED_BYTES / 1e9:.0f} GB and {again}"
+    if re.search(DAMAGED, said):
+        return f"a package arrived incomplete or changed; check the network or the index that pip uses, and {again}"
     if re.search(UNREACHABLE, said):
         return f"no package index could be reached; check the network or name a mirror in PIP_INDEX_URL, and {again}"
     if code < 0:
@@ -232,6 +248,8 @@ def lab(notebook: str | None, port: int | None, no_browser: bool):
         raise WorkbookError(f"there is no notebook {file or 'in ' + str(ROOT / 'notebooks')}; name one that exists")
     file = file.resolve()
     folder = ROOT if file.is_relative_to(ROOT) else file.parent
-    arguments = [str(file), f"--ServerApp.root_dir={folder}", *([f"--port={port}"] if port else []),
-                 *(["--no-browser"] if no_browser else []), *(["--allow-root"] if os.geteuid() == 0 else [])]
+    address = "/lab/tree/" + quote(file.relative_to(folder).as_posix())
+    arguments = [f"--ServerApp.root_dir={folder}", f"--LabApp.default_url={address}",
+                 *([f"--port={port}"] if port else []), *(["--no-browser"] if no_browser else []),
+                 *(["--allow-root"] if os.geteuid() == 0 else [])]
     become(sys.executable, "jupyterlab", arguments)

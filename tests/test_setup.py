@@ -2,6 +2,7 @@
 
 import ast
 import base64
+import contextlib
 import hashlib
 import os
 import re
@@ -189,6 +190,7 @@ def test_no_permission(monkeypatch):
     (1, "ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device\n", "is full; free"),
     (1, "WARNING: Retrying (Retry(total=4)) after connection broken by 'NewConnectionError'\n"
         "ERROR: No matching distribution found for torch>=2.11\n", "no package index could be reached"),
+    (1, "ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE.\n", "incomplete or changed; check"),
     (1, "ERROR: No matching distribution found for torch>=2.11\n", "(No matching distribution found for torch>=2.11)"),
     (-9, "", "stopped by signal 9; repeat the command: it continues"),
     (2, "", "exit code 2 and no message"),
@@ -196,6 +198,18 @@ def test_no_permission(monkeypatch):
 def test_pip_failures_are_sentences_with_the_remedy(code, said, sentence):
     answer = environment.pip_sentence(code, said)
     assert sentence in answer and "repeat the command" in answer and "\n" not in answer
+
+
+def test_a_download_that_breaks_off_is_begun_again(monkeypatch, tmp_path):
+    broken = (1, "ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE.\n")
+    monkeypatch.setattr(environment, "VENV", tmp_path)
+    for answers, raised in (([broken, broken, (0, "")], None), ([broken] * 3, "incomplete or changed"),
+                            ([(1, "ERROR: No matching distribution found for x\n")], "No matching distribution")):
+        left = list(answers)
+        monkeypatch.setattr(environment, "tell", lambda *arguments, left=left: left.pop(0))
+        with pytest.raises(WorkbookError, match=raised) if raised else contextlib.nullcontext():
+            environment.run_pip(0)
+        assert left == []
 
 
 # ---- the whole thing, for real, with two small packages and no network
@@ -246,7 +260,7 @@ class Checkout:
 
     def call(self, **more) -> subprocess.CompletedProcess:
         process = self.start(**more)
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=600)
         return subprocess.CompletedProcess([], process.returncode, out, err)
 
     def is_sound(self, answer):
@@ -362,7 +376,7 @@ def test_kill_leaves_pip_in_charge_and_the_next_call_waits(copied):
         "if os.environ.get('SLOW') and 'install' in sys.orig_argv:\n"
         f"    open({str(note)!r}, 'w').write(str(os.getpid())); time.sleep(100)\n")
     first = copied.start(SLOW="1")
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not (note.is_file() and note.read_text()) and time.monotonic() < deadline:
         time.sleep(0.05)
     pip = int(note.read_text())
@@ -370,7 +384,7 @@ def test_kill_leaves_pip_in_charge_and_the_next_call_waits(copied):
     second = copied.start()
     assert "waiting for another set-up" in second.stderr.readline()
     os.kill(pip, signal.SIGKILL)
-    out, err = second.communicate(timeout=120)
+    out, err = second.communicate(timeout=600)
     first.communicate()
     copied.is_sound(subprocess.CompletedProcess([], second.returncode, out, err))
 
