@@ -73,6 +73,11 @@ def shape(backbone: str, dataset: str, preset: str) -> list[int]:
     return [3, 32, 32] if preset == "paper" or backbone == "resnet38" else [3, 16, 16]
 
 
+def attack(epsilon: float, steps: int) -> Threat:
+    """PGD as OAT's code sets its step: all steps together reach 1.25 epsilon, or epsilon + 4/255 where that is less."""
+    return Threat(epsilon, min(1.25 * epsilon, epsilon + 4 / 255) / steps, steps)
+
+
 def published(dataset: str, method: str, epsilon: float) -> dict:
     """FLOAT's schedule (section 4.1, appendix; OAT's code where they are silent), or that of PNI's code."""
     if method == "pni":
@@ -80,7 +85,7 @@ def published(dataset: str, method: str, epsilon: float) -> dict:
         threat = Threat(0.031 * share, 0.01 * share, 7)
         return dict(threat=threat, validation=threat, epochs=160, schedule="multistep", milestones=(80, 120),
                     nesterov=True, weight_decay=3e-4, clean_epochs=5)
-    threat = Threat(epsilon, min(1.25 * epsilon, epsilon + 4 / 255) / 7, 7)
+    threat = attack(epsilon, 7)
     return dict(threat=threat, validation=threat, epochs=120 if dataset == "tiny_imagenet" else 200, schedule="cosine",
                 batch_size=64 if dataset == "stl10" else 128, weight_decay=5e-4)
 
@@ -103,5 +108,5 @@ def short(dataset: str, preset: str, epsilon: float) -> dict:
     if preset == "quick":
         return found | dict(epochs=None, iterations=100, batch_size=32, learning_rate=0.1, validation_images=100)
     if dataset == "digits":
-        return found | dict(epochs=30, batch_size=32, validation_images=200, validate_every=200)
+        return found | dict(epochs=20, batch_size=32, validation_images=200, validate_every=200)
     return found | dict(epochs=6, batch_size=64, validation_images=256, validate_every=500)
