@@ -8,6 +8,7 @@ silent), `laptop` takes minutes on a CPU core, `quick` takes seconds.
 
 import dataclasses
 import difflib
+import functools
 import hashlib
 import json
 import math
@@ -171,6 +172,7 @@ CLASSES = {"cifar100": 100, "tiny_imagenet": 200}
 THREATS = {"digits": data.DIGITS_THREAT} | {name: source.threat for name, source in data.SOURCES.items()}
 
 
+@functools.cache
 def names() -> tuple[str, ...]:
     """Every recipe's name, "<network>-<dataset>-<defence>-<preset>"."""
     return tuple(f"{network}-{dataset}-{defence}-{preset}" for network in NETWORKS for dataset in _datasets(network)

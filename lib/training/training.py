@@ -18,8 +18,9 @@ from lib.models.network import Network
 from lib.operating_point import OperatingPoint
 from lib.training import folder as folders
 from lib.training.admm import Compression
+from lib.training.capture import Captured, Streams
 from lib.training.constraints import Unconstrained
-from lib.training.losses import Context
+from lib.training.losses import Context, Metrics
 from lib.training.once_for_all import OBJECTIVES, at_every_width, ends
 from lib.training.recipes import Recipe
 from lib.training.sparsity import Selection
@@ -49,6 +50,9 @@ class Training:
         self.sums, self.counts = Counter(), Counter()  # of each reported value over the steps since the last report
         self.unread: list[tuple[int, dict[str, Tensor]]] = []
         self.order: tuple[int, Tensor] | None = None
+        self.index = torch.zeros(recipe.batch_size, dtype=torch.int64, device=device)
+        self.streams = Streams(recipe.seed, device)
+        self.captured = Captured(self.body, self.streams)
         self.clock = self.saved_at = time.monotonic()
 
     def inherit(self, start: Network | None) -> None:
@@ -74,19 +78,25 @@ class Training:
         """One step: attack, loss, gradient, update."""
         recipe, step = self.recipe, self.step
         self.rate.fill_(recipe.rate_at(step, self.total, self.per_epoch))
-        batch = self.data.train[self.indices()]
-        images = data.augment(batch.images, self.stream("train", step, "augment"),
-                              recipe.augmentation or self.data.augmentation)
-        context = Context(recipe, recipe.threat_at(step, self.total), step // self.per_epoch,
-                          lambda what: self.stream("train", step, what))
-        self.optimiser.zero_grad()
-        loss, metrics = at_every_width(OBJECTIVES[recipe.objective], self.network, images, batch.labels, context)
-        (loss + self.constraint.penalty()).backward()
-        self.optimiser.step()
+        self.index.copy_(self.indices())
+        self.streams.begin(step)
+        self.context = Context(recipe, recipe.threat_at(step, self.total), step // self.per_epoch, self.streams)
+        metrics = self.captured((self.context.threat, self.context.epoch < recipe.clean_epochs))
         self.step += 1
         self.unread.append((self.step, metrics | self.constraint.after_step(self.step)))
         if self.device.type == "cpu" or len(self.unread) >= READ_EVERY:
             self.read()
+
+    def body(self) -> Metrics:
+        """What a step computes on the device: reads and writes nothing but tensors that keep their places."""
+        batch = self.data.train[self.index]
+        images = data.augment(batch.images, self.streams("augment"), self.recipe.augmentation or self.data.augmentation)
+        self.optimiser.zero_grad()
+        objective = OBJECTIVES[self.recipe.objective]
+        loss, metrics = at_every_width(objective, self.network, images, batch.labels, self.context)
+        (loss + self.constraint.penalty()).backward()
+        self.optimiser.step()
+        return metrics
 
     def read(self) -> None:
         """Fetch the values of the steps since the last look. Raises WorkbookError at the first that is not finite."""

@@ -1,0 +1,220 @@
+"""Trainings that are stopped, killed and resumed end at the same bits; folders are kept from mix-ups."""
+
+import dataclasses
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from lib import WorkbookError, checkpoints
+from lib.attacks.steps import Threat
+from lib.training import loop, recipes
+from lib.training import training as trainings
+
+TINY = dataclasses.replace(recipes.find("rdi_smallcnn-digits-max_average-quick"), iterations=12, batch_size=8,
+                           validate_every=5, validation_images=20, validation=Threat(0.15, 0.1, 1))  # fmt: skip
+CHILD = """
+import json, sys, torch
+from lib.training import loop, recipes
+torch.set_num_threads(1)
+recipe = recipes.Recipe.from_json(json.loads(sys.argv[2]))
+advance = loop.Training.advance
+def told(self):
+    print("at", self.step, flush=True)
+    advance(self)
+loop.Training.advance = told
+result = loop.fit(recipe, sys.argv[1], progress=False, save_seconds=0)
+print("result", result.finished, result.reason, result.step, flush=True)
+"""
+
+
+def contents(folder: Path) -> dict:
+    """Everything a training leaves that may not depend on interruptions: tensors of both networks, and the history."""
+    last, best = (checkpoints.load(folder / f"{name}.safetensors") for name in ("last", "best"))
+    history = [line.rsplit(",", 1)[0] for line in (folder / "history.csv").read_text().splitlines()]  # but for seconds
+    return {"last": last.digest, "best": best.digest, "best step": best.metadata["step"], "history": history}
+
+
+def child(folder: Path, recipe) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-c", CHILD, str(folder), json.dumps(recipe.to_json())], text=True,
+                            stdout=subprocess.PIPE)
+
+
+def wait_for(process: subprocess.Popen, line: str) -> str:
+    for text in process.stdout:
+        if text.startswith(line):
+            return text.strip()
+    raise AssertionError(f"the child never said '{line}'")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("undisturbed")
+    assert loop.fit(TINY, folder, progress=False).finished
+    return contents(folder)
+
+
+def kill_and_resume(folder: Path, recipe, kills: int, draw: random.Random) -> int:
+    """Train in child processes, `kills` of them killed at random moments; returns how many died in mid-training."""
+    died = 0
+    for _ in range(kills):
+        process = child(folder, recipe)
+        wait_for(process, "at")
+        time.sleep(draw.uniform(0, 0.6))
+        process.send_signal(signal.SIGKILL)
+        rest = process.communicate()[0]
+        assert process.returncode in (0, -signal.SIGKILL)
+        died += "result" not in rest
+        if (folder / "last.safetensors").exists() and not (folder / "state.safetensors").exists():
+            break
+    return died
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(10, marks=pytest.mark.slow)])
+def test_killed_at_random_moments_and_resumed_to_the_same_bits(kills, undisturbed, tmp_path):
+    died = kill_and_resume(tmp_path, TINY, kills, random.Random(kills))
+    assert died >= 1
+    process = child(tmp_path, TINY)
+    assert process.communicate()[0].strip().splitlines()[-1].startswith("result True finished 12")
+    assert contents(tmp_path) == undisturbed
+
+
+def test_killed_while_a_file_is_written_loses_nothing(undisturbed, tmp_path, monkeypatch):
+    """The machine stops just before, in the middle of and just after each of the last files' writing."""
+
+    class Killed(BaseException):
+        pass
+
+    replace, when = checkpoints.replace, {"count": 0, "stop": None}
+
+    def fragile(path, data):
+        when["count"] += 1
+        if when["count"] == when["stop"]:
+            Path(path).with_name(f".{Path(path).name}.1.partial").write_bytes(data[: len(data) // 2])
+            raise Killed
+        replace(path, data)
+
+    monkeypatch.setattr(checkpoints, "replace", fragile)
+    for stop in (2, 3, 4, 5, 6):
+        when.update(count=0, stop=stop)
+        with pytest.raises(Killed):
+            loop.fit(TINY, tmp_path, progress=False, save_seconds=0)
+    when.update(stop=None)
+    assert loop.fit(TINY, tmp_path, progress=False).finished
+    assert contents(tmp_path) == undisturbed
+
+
+def test_time_boxed_pieces_make_the_same_training(undisturbed, tmp_path):
+    for piece in range(1, 13):
+        result = loop.fit(TINY, tmp_path, minutes=1e-9, progress=False)
+        assert result.step == piece and result.finished == (piece == 12)
+        assert result.reason == ("finished" if piece == 12 else "time is up")
+        assert checkpoints.load(result.path).metadata["step"] == piece
+    assert contents(tmp_path) == undisturbed
+    assert not (tmp_path / "state.safetensors").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_ends_the_step_saves_and_returns(number, undisturbed, tmp_path):
+    process = child(tmp_path, TINY)
+    wait_for(process, "at 3")
+    process.send_signal(number)
+    told = wait_for(process, "result")
+    assert process.wait() == 0
+    step = int(re.fullmatch(r"result False interrupted (\d+)", told)[1])
+    assert 4 <= step < 12
+    assert loop.fit(TINY, tmp_path, progress=False).finished
+    assert contents(tmp_path) == undisturbed
+
+
+def test_handlers_are_given_back_and_other_threads_may_train(undisturbed, tmp_path):
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    thread = threading.Thread(target=loop.fit, args=(TINY, tmp_path), kwargs=dict(progress=False))
+    thread.start()
+    thread.join()
+    loop.fit(TINY, tmp_path, progress=False)
+    assert contents(tmp_path) == undisturbed
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_a_folder_in_use_is_refused_and_free_again_after_a_kill(tmp_path):
+    process = child(tmp_path, dataclasses.replace(TINY, iterations=10_000))
+    try:
+        wait_for(process, "at 1")
+        with pytest.raises(WorkbookError, match="another process trains in"):
+            loop.fit(TINY, tmp_path, progress=False)
+    finally:
+        process.kill()
+        process.communicate()
+    assert not loop.fit(dataclasses.replace(TINY, iterations=10_000), tmp_path, minutes=1e-9, progress=False).finished
+
+
+def test_another_recipe_in_the_folder_is_refused_by_its_difference(tmp_path):
+    loop.fit(TINY, tmp_path, minutes=1e-9, progress=False)
+    with pytest.raises(WorkbookError, match=r"another training \(batch_size 8 instead of 4\); choose another folder"):
+        loop.fit(dataclasses.replace(TINY, batch_size=4), tmp_path, progress=False)
+    watched = dataclasses.replace(TINY, validate_every=3)  # looks on more often, trains the same
+    assert loop.fit(watched, tmp_path, minutes=1e-9, progress=False).step == 2
+    (tmp_path / "recipe.json").unlink()
+    with pytest.raises(WorkbookError, match="not what is asked now"):
+        loop.fit(dataclasses.replace(TINY, batch_size=4), tmp_path, progress=False)
+    (tmp_path / "recipe.json").write_text("{")
+    with pytest.raises(WorkbookError, match="damaged"):
+        loop.fit(TINY, tmp_path, progress=False)
+
+
+def test_other_data_than_the_state_was_trained_on_is_refused(tmp_path, monkeypatch):
+    loop.fit(TINY, tmp_path, minutes=1e-9, progress=False)
+    load = trainings.data.load
+
+    def fewer(*args, **options):
+        dataset = load(*args, **options)
+        return dataclasses.replace(dataset, train=dataset.train[:100])
+
+    monkeypatch.setattr(trainings.data, "load", fewer)
+    with pytest.raises(WorkbookError, match="not what is asked now; choose another folder"):
+        loop.fit(TINY, tmp_path, progress=False)
+
+
+def test_damaged_state_is_named(tmp_path):
+    loop.fit(TINY, tmp_path, minutes=1e-9, progress=False)
+    path = tmp_path / "state.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(WorkbookError, match=r"state\.safetensors is damaged"):
+        loop.fit(TINY, tmp_path, progress=False)
+
+
+def test_a_finished_training_is_loaded_and_an_unfinished_one_not_obtained(tmp_path, monkeypatch):
+    with pytest.raises(WorkbookError, match="stopped at step 1 of 12 .time is up.; run again to go on"):
+        loop.obtain(TINY, tmp_path, minutes=1e-9, progress=False)
+    trained = loop.obtain(TINY, tmp_path, progress=False)
+    monkeypatch.setattr(loop, "Training", None)  # from here on nothing can be trained
+    loaded = loop.obtain(TINY, tmp_path)
+    assert not loaded.training
+    for a, b in zip(trained.state_dict().values(), loaded.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_bad_times_and_folders_get_one_sentence(tmp_path):
+    for minutes in (0, -1, float("nan")):
+        with pytest.raises(WorkbookError, match="give a time above 0"):
+            loop.fit(TINY, tmp_path, minutes=minutes)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(WorkbookError, match="may not be written"):
+        loop.fit(TINY, tmp_path / "file" / "folder")
+    if os.geteuid():
+        (tmp_path / "locked").mkdir(mode=0o500)
+        with pytest.raises(WorkbookError, match="may not be written"):
+            loop.fit(TINY, tmp_path / "locked")
