@@ -101,7 +101,8 @@ def record(settings: Settings, trained: Trained, dataset: data.Dataset, images: 
 def _said(options: dict) -> list:
     """What tells two records of one network apart, short enough for a file's name."""
     threat, forms = options["threat"], options.get("forms")
-    return [threat.algorithm, f"{threat.epsilon:.3g}", threat.steps, f"s{options['seed']}",
+    algorithm = threat.algorithm if threat.loss == "ce" else f"{threat.algorithm}_{threat.loss}"
+    return [algorithm, f"{threat.epsilon:.3g}", threat.steps, f"s{options['seed']}",
             *(f"{name}_{options[name]}" for name in ("mode", "point") if options.get(name)), *(forms or ("paper",))]
 
 

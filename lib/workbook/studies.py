@@ -1,0 +1,227 @@
+"""A study: several networks of a table of the paper, attacked alike on the same images and read at thresholds.
+
+    settings = studies.resolve(globals(), "12_rdi_resnet38", {"dataset": {"rdi_resnet38": DEFENCES}}, images=…)
+    dataset = studies.dataset(settings)
+    readings = studies.study(settings, dataset, {"main": ("rdi_resnet38", "main"), …})
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+import lib
+from lib import checkpoints, data
+from lib.evaluation import accuracy, routing, rows
+from lib.evaluation.views import Atlas
+from lib.models import zoo
+from lib.models.cost import MEBI
+from lib.models.cost import cost as count
+from lib.models.network import Network
+from lib.training import loop, recipes
+from lib.training.recipes import Recipe
+from lib.workbook import networks, parameters, style, tables
+from lib.workbook.networks import Trained
+from lib.workbook.parameters import Settings
+from lib.workbook.published import TABLES
+
+ITERATIONS, PIXELS = 40, 16  # of the quick size of colour networks: digits hold no more than 8 x 8 pixels
+AS_IN_THE_PAPER = ("mnist", "cifar10", "cifar10_png")  # numbers on these may be set against the paper's
+DATASETS = ("cifar10", "cifar10_jpeg", "mnist", "fashion_mnist", "digits")  # of shipped networks, the first is taken
+QUANTITIES = ("clean", "paper_worst", "union", "paper_mflops", "attacked_mflops", "saving")
+SPOKEN = tables.QUANTITIES | {"paper_mflops": "MFlops as the paper counts, clean images",
+                              "attacked_mflops": "MFlops as the paper counts, worst form",
+                              "saving": "true saving, clean images, %"}
+PUBLISHED_AS = {"attacked_mflops": "paper_mflops", "paper_mflops": None}  # its MFlops fit attacked images, not clean
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A network's record, read at one set of thresholds. source: where those come from: "paper", "calibrated", …"""
+
+    trained: Trained
+    atlas: Atlas
+    thresholds: tuple[float, ...]
+    source: str
+
+    @cached_property
+    def summary(self) -> dict:
+        return accuracy.summary(self.atlas, self.thresholds)
+
+    def right(self, quantity: str) -> np.ndarray:
+        """(N,) bool: the images answered right in a view, under the paper's worst form, or under all ("union")."""
+        every = accuracy.correct(self.atlas, self.thresholds)
+        if quantity == "union":
+            return np.logical_and.reduce(list(every.values()))
+        return every[self.summary["paper_worst"] if quantity == "paper_worst" else quantity]
+
+    def spent(self, view: str = "clean") -> np.ndarray:
+        """(N,) true cost of each image, as a share of the plain network's MACs."""
+        leaving = routing.decide(self.atlas.view(view).entropy, self.thresholds)
+        return self.atlas.exit_costs.cumulative(self.thresholds)[leaving] / self.atlas.meta["plain_macs"]
+
+    def measured(self, quantity: str):
+        """(value, low, high) in the paper's units, see `tables.measured`; None where the record cannot say."""
+        if quantity == "attacked_mflops":
+            worst = self.summary["paper_worst"] or self.summary["worst_form"]
+            return self.summary["forms"][worst]["paper_mflops"], None, None
+        if quantity == "paper_worst" and self.summary["paper_worst"] is None:
+            return None
+        return tables.measured(self.summary, quantity)
+
+
+def resolve(namespace: dict, notebook: str, needs: Mapping[str, Mapping[str, Sequence[str]]], **by_preset) -> Settings:
+    """`parameters.resolve` for a notebook with parameters that name datasets.
+
+    needs: {parameter: {network: defences}}. With shipped weights "auto" means a dataset on which all of these networks
+    came along; where there is none, the quick size is trained instead, and a line says so.
+    """
+    settings = parameters.resolve(namespace, notebook, **by_preset)
+    if settings.weights == "shipped":
+        found = {name: shipped_dataset(families, namespace[name], settings.preset) for name, families in needs.items()}
+        if all(found.values()):
+            vars(settings).update(found)
+        else:
+            print("The networks of this notebook did not come with the repository: these are of preset quick, trained "
+                  "right here in seconds.\nThey show how it works, not what the paper's networks do.")
+            told = {"preset": "quick", "weights": "train"}
+            settings = parameters.resolve({**namespace, **told}, notebook, **by_preset)
+    return settings
+
+
+def shipped_dataset(families: Mapping[str, Sequence[str]], asked: str, preset: str) -> str | None:
+    """The dataset on which all these networks came with the repository: the asked one, or for "auto" the first."""
+    names = [f"{network}-{{}}-{defence}" for network, defences in families.items() for defence in defences]
+    for name in DATASETS if asked == "auto" else (asked,):
+        if all(networks.shipped(lib.CHECKPOINTS, family.format(name), preset) for family in names):
+            return name
+    return None
+
+
+def dataset(settings: Settings, name: str | None = None, shape: tuple[int, int, int] | None = None) -> data.Dataset:
+    """The dataset of the settings in the shape of the preset's networks; a shipped notebook downloads nothing."""
+    name = name or settings.dataset
+    if name == "digits" and shape is None:
+        shape = (3, PIXELS, PIXELS) if settings.preset == "quick" else (3, 32, 32)
+    return data.load(name, device=settings.device, shape=shape, download=settings.weights == "train")
+
+
+def recipe(settings: Settings, network: str, defence: str, name: str | None = None, **changes) -> Recipe:
+    """The recipe of a network at the settings' preset and seed; `changes`: fields of it.
+
+    The quick size of colour networks is smaller still than its name says: 16 x 16 pixels, 40 iterations, one attack step.
+    """
+    found = recipes.find(f"{network}-{name or settings.dataset}-{defence}-{settings.preset}")
+    if settings.preset == "quick" and not network.endswith("smallcnn"):
+        threat = found.threat and dataclasses.replace(found.threat, steps=1, step_size=1.25 * found.threat.epsilon)
+        found = dataclasses.replace(found, iterations=ITERATIONS, threat=threat, learning_rate=0.1 if threat else 0.05,
+                                    network={**found.network, "input_shape": [3, PIXELS, PIXELS]})
+    return dataclasses.replace(found, seed=settings.seed, **changes)
+
+
+def train(settings: Settings, asked: Recipe, start: Network | None = None) -> Trained:
+    """The network of a recipe, trained once per run and kept. Raises WorkbookError when training stopped early."""
+    folder = settings.networks / f"{asked.name}-{asked.digest()}"
+    with networks.waiting_for(folder):
+        loop.obtain(asked, folder, start=start, device=settings.device, progress=settings.preset != "quick")
+    loaded = checkpoints.load(folder / "last.safetensors", settings.device)
+    return Trained(asked.name, loaded.network, loaded.digest)
+
+
+def obtain(settings: Settings, network: str, defence: str, name: str | None = None) -> Trained:
+    """The network shipped under this name, or trained once per run."""
+    if settings.weights == "shipped":
+        return networks.obtain(settings, network, name or settings.dataset, defence)
+    return train(settings, recipe(settings, network, defence, name))
+
+
+def study(settings: Settings, images: data.Dataset, asked: Mapping[str, tuple[str, str] | Trained],
+          **options) -> dict[str, Reading]:
+    """{label: its reading} for {label: (network, defence), or what is trained already}; options as `networks.record`."""
+    found = {label: which if isinstance(which, Trained) else obtain(settings, *which, images.name)
+             for label, which in asked.items()}
+    return {label: read(settings, trained, networks.record(settings, trained, images, settings.images, **options))
+            for label, trained in found.items()}
+
+
+def read(settings: Settings, trained: Trained, record: Atlas, source: str | None = None) -> Reading:
+    """A record at thresholds of `source` (default: the settings'); a single exit has none."""
+    if record.num_exits == 1:
+        return Reading(trained, record, (), "none")
+    source = source or settings.thresholds
+    return Reading(trained, record, record.thresholds(source), source)
+
+
+def write(settings: Settings, readings: Mapping[str, Reading]) -> Path:
+    """All numbers of the readings as tidy rows in the run's table; returns its path."""
+    path = settings.run_dir.parent / "metrics.csv"
+    told = dict(experiment=settings.notebook, preset=settings.preset, weights=settings.weights)
+    for reading in readings.values():
+        rows.append(path, accuracy.rows(reading.atlas, reading.thresholds, reading.source, **told))
+    return path
+
+
+def comparable(settings: Settings, reading: Reading) -> bool:
+    """Whether a number may be set against the paper's: its schedule, its dataset, and no copy with losses."""
+    return reading.trained.name.endswith(("-paper", "_released")) and reading.atlas.meta.get("dataset") in AS_IN_THE_PAPER
+
+
+def caption(settings: Settings, readings: Mapping[str, Reading]) -> str:
+    """What every number of these readings stands on, in one line."""
+    first = next(iter(readings.values()))
+    meta, sources = first.atlas.meta, sorted({r.source for r in readings.values()} - {"none"})
+    views = [v for v in first.atlas.views if v.threat]
+    attack = f"{views[0].threat.algorithm.upper()}-{views[0].threat.steps}" if views else "no attack"
+    thresholds = f" · thresholds: {', '.join(sources)}" if sources else ""
+    return (f"{len(first.atlas.labels):,} test images of {meta['dataset']} ({meta['data_variant']}) · {attack} · "
+            f"seed {meta['seed']} · preset {settings.preset}{thresholds} · 95 % intervals")
+
+
+def beside(numbers: int | Sequence[int], settings: Settings, readings: Mapping[str, Reading],
+           quantities=QUANTITIES) -> pd.DataFrame:
+    """One or several tables of the paper beside the readings, a line per network and quantity.
+
+    The difference is a dash where ours is another dataset, size or copy: two such numbers do not measure the same.
+    The paper's MFlops stand beside the attacked ones, which they fit (Hu et al. do not say on which images they are).
+    """
+    lines = []
+    for label, reading in readings.items():
+        for quantity in quantities:
+            said = published(numbers, label, PUBLISHED_AS.get(quantity, quantity))
+            value, low, high = reading.measured(quantity) or (None, None, None)
+            fair = said is not None and value is not None and comparable(settings, reading)
+            lines.append({"network": spoken(label), "quantity": SPOKEN.get(quantity, style.spoken(quantity)),
+                          "published": tables.number(said), "measured": tables.number(value),
+                          "95 % interval": tables.DASH if low is None else f"{low:.1f} to {high:.1f}",
+                          "difference": f"{value - said:+.1f}" if fair else tables.DASH})
+    return pd.DataFrame(lines).set_index(["network", "quantity"])
+
+
+def published(numbers: int | Sequence[int], row: str, quantity: str | None) -> float | None:
+    """What the first of these tables that states it says."""
+    said = (TABLES[n].value(row, quantity or "") for n in np.atleast_1d(numbers))
+    return next((value for value in said if value is not None), None)
+
+
+def spoken(label: str) -> str:
+    """A network's name as people say it."""
+    return {"main": "main branch", "max_average": "max-average", "resnet38": "ResNet-38", "smallcnn": "SmallCNN",
+            "mobilenet_v2": "MobileNetV2"}.get(label, label)
+
+
+def costs(backbone: str, *designs: str, **options) -> pd.DataFrame:
+    """What leaving at each exit costs, of untrained networks at full size: a line per exit of each design of exits."""
+    lines = []
+    for design in designs:
+        network = zoo.build(backbone, exits=design, **options)
+        counted = count(network)
+        for name, leave in zip(style.exit_names(network.num_exits), counted.exits, strict=True):
+            lines.append({"exits": design, "leaves at": name, "as the paper counts": f"{leave.paper_mflops:.2f}",
+                          "all heads on the way": f"{leave.cumulative_conv_macs / MEBI:.2f}",
+                          "true M MACs": f"{leave.cumulative_macs / 1e6:.2f}",
+                          "parameters": f"{counted.parameters:,}"})
+    return pd.DataFrame(lines).set_index(["exits", "leaves at"])
