@@ -20,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from packaging.specifiers import SpecifierSet
 
+import lib
 from lib import ROOT, WorkbookError, environment, packages
 
 # ---- the one list of versions
@@ -70,6 +71,29 @@ def test_what_is_imported_is_listed():
     for name, parent in COME_ALONG.items():
         needs = map(packages.Requirement.parse, metadata.requires(parent))
         assert parent in listed and name in {need.name for need in needs if need}
+
+
+def test_core_verbs_work_with_the_core_packages_alone():
+    """train, evaluate, cost and bench load without what only notebooks and tests need."""
+    others = {"scikit-learn": "sklearn"}
+    refused = [others.get(need.name, need.name) for need in packages.requirements() if not need.core]
+    code = ("import sys\n"
+            f"sys.modules.update(dict.fromkeys({[*refused, 'IPython', 'scipy']!r}))\n"  # None: importing it fails
+            "from lib import __main__\n"
+            "sys.exit(__main__.start(__main__.parse(['train', '--list'])))")
+    answer = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr
+    assert "rdi_smallcnn" in answer.stdout
+
+
+def test_modules_tests_and_notebooks_are_in_the_house_style():
+    answer = subprocess.run([sys.executable, "-m", "ruff", "check", "--no-cache", "--output-format=concise", ROOT],
+                            capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stdout
+
+
+def test_citation_names_this_version():
+    assert f"\nversion: {lib.__version__}\n" in (ROOT / "CITATION.cff").read_text()
 
 
 # ---- ranges
