@@ -5,7 +5,7 @@ after the first batch norm and before its ReLU; the 16/32/64 channels of the res
 
     sparse = loop.obtain(selection(recipes.find("resnet38-cifar10-standard-paper"), gamma=…), folder / "sparse")
     small = prune(sparse)                                            # really smaller, same logits
-    recipe = continued(recipes.find("resnet38-cifar10-main-paper"), small)          # inherit=False draws new weights
+    recipe = continued(recipes.find("resnet38-cifar10-main-paper"), small, name=…)  # inherit=False draws new weights
     network = loop.obtain(recipe, folder / "defended", start=small)
 """
 
