@@ -2,6 +2,7 @@
 
     python3 -m lib train RECIPE                        the training, in data/runs/<recipe>
     python -m lib.workbook.shipping RECIPE [--images N] [--forms clean,main,...] [--folder DIR]
+    python -m lib.workbook.shipping released           records of the RDI authors' released weights on lossless images
 
 The weights are stored in half precision and every number is computed from the stored file. A killed recording goes on.
 """
@@ -11,12 +12,14 @@ from pathlib import Path
 
 import torch
 
-from lib import ATLASES, CHECKPOINTS, RUNS, checkpoints, data
+from lib import ATLASES, CHECKPOINTS, DATASETS, RUNS, checkpoints, data
 from lib.attacks import forms as attack_forms
 from lib.attacks.steps import Threat
 from lib.evaluation import atlas
+from lib.models import released
 from lib.training import recipes
 
+RELEASED = "rdi_resnet38_released"
 BATCH = 125  # the fastest on one core; part of the record, since random starts are drawn per batch
 
 
@@ -44,6 +47,28 @@ def ship(name: str, images: int | None = None, forms: tuple[str, ...] | None = N
     return target
 
 
+def ship_released(folder: Path | None = None) -> Path:
+    """Record the released RDI-ResNet38 on the lossless CIFAR-10 test images that are at hand: every form, and as
+    control nine restarts of the average attack on the first 256 (as many tries as there are forms).
+
+    Thresholds are the published ones: the weights have seen all training images, so none are held out.
+    """
+    folder = folder or RUNS / RELEASED
+    weights = released.load(DATASETS / f"{RELEASED}.pth.tar")
+    network, images = weights.network.to(memory_format=torch.channels_last), data.load(DATASETS / "cifar10_png")
+    threat = Threat(*(images.threat[key] for key in ("epsilon", "step_size", "steps")))
+    told = dict(checkpoint=weights.digest, dataset="cifar10", data_variant=f"lossless, first {len(images.test):,}",
+                defence="max_average", threat=threat)
+    found = atlas.record(network, images.test, forms=("clean", *attack_forms.names(network.num_exits)), batch_size=50,
+                         folder=folder / "record", **told)
+    target = ATLASES / f"{RELEASED}.safetensors"
+    found.save(target)
+    restarts = [atlas.record(network, images.test[:256], forms=("average",), batch_size=64, seed=seed,
+                             folder=folder / f"restart{seed}", **told) for seed in range(1, 10)]
+    atlas.combine(restarts).save(ATLASES / f"{RELEASED}_restarts.safetensors")
+    return target
+
+
 def main(argv: list[str] | None = None):
     parser = argparse.ArgumentParser(prog="python -m lib.workbook.shipping", description=__doc__.splitlines()[0])
     parser.add_argument("recipes", nargs="+", metavar="RECIPE")
@@ -52,7 +77,8 @@ def main(argv: list[str] | None = None):
     parser.add_argument("--folder", type=Path, help="where the trainings are (default data/runs)")
     args = parser.parse_args(argv)
     for name in args.recipes:
-        print(ship(name, args.images, args.forms, args.folder and args.folder / name))
+        folder = args.folder and args.folder / name
+        print(ship_released(folder) if name == "released" else ship(name, args.images, args.forms, folder))
 
 
 if __name__ == "__main__":
