@@ -12,7 +12,7 @@ from tests.training_steps import context_of, network_of, recipe_of, run, spy_on_
 
 
 def watch_norms(network, monkeypatch):
-    """[(phase, bank, images, in train mode)] of all passes through the first batch norm; the attack parts the phases."""
+    """[(phase, bank, images, in train mode)] of all passes through the first norm; the attack parts the phases."""
     log, phase, norm = [], ["clean"], next(m for m in network.modules() if isinstance(m, BatchNorm2d))
     for bank, inner in enumerate(norm.norms):
         inner.register_forward_hook(lambda m, x, y, bank=bank: log.append((phase[0], bank, len(x[0]), m.training)))

@@ -1,6 +1,7 @@
 """Losses and gradients of FLOAT, OAT, PNI and PGD-AT against hand-made cases and plain networks."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -70,15 +71,16 @@ def test_gradient_of_an_image_with_lambda_zero_reaches_the_clean_affine_only(mon
 
 @pytest.mark.parametrize("values, batch, zeros", [
     ((0.0, 0.1, 0.2, 0.3, 0.4, 1.0), 128, 22), ((0.0, 0.2, 0.7, 1.0), 128, 32), ((0.0, 0.1, 0.2, 0.3, 0.4, 1.0), 16, 3),
-    ((0.0, 0.2, 0.7, 1.0), 16, 4), ((0.0, 1.0), 15, 8)])  # fmt: skip
+    ((0.2, 0.0, 0.7, 1.0), 16, 4), ((0.0, 1.0), 15, 8)])  # fmt: skip
 def test_lambda_sampler(values, batch, zeros):
-    lambdas, count = sample_lambdas(values, batch, randomness.generator(0))
+    network = SimpleNamespace(code_values=values, code_lambdas=torch.tensor(values))
+    lambdas, count = sample_lambdas(network, batch, randomness.generator(0))
     assert count == zeros and len(lambdas) == batch
     assert (lambdas[:zeros] == 0).all() and (lambdas[zeros:] > 0).all()
-    many, count = sample_lambdas(values, 30_000, randomness.generator(1))
-    shares = torch.stack([(many[count:] == torch.tensor(v)).float().mean() for v in values[1:]])
+    many, count = sample_lambdas(network, 30_000, randomness.generator(1))
+    shares = torch.stack([(many[count:] == torch.tensor(v)).float().mean() for v in values if v])
     assert (shares - 1 / (len(values) - 1)).abs().max() < 0.012, "every other lambda is equally likely"
-    assert torch.equal(lambdas, sample_lambdas(values, batch, randomness.generator(0))[0])
+    assert torch.equal(lambdas, sample_lambdas(network, batch, randomness.generator(0))[0])
 
 
 def test_all_widths_of_oats_see_the_same_lambdas(monkeypatch):

@@ -129,7 +129,8 @@ def test_pni_recipe_is_that_of_its_code():
 
 @pytest.mark.parametrize("name, parameters", [
     ("resnet34-cifar10-float", 21_299_146 + 37), ("resnet34-cifar10-oat", 33_355_466),
-    ("wrn16_8-svhn-float", 10_968_570 + 17), ("wrn40_2-stl10-dual_bn", 2_248_954), ("resnet34-cifar10-pgd_at1", 21_282_122)])  # fmt: skip
+    ("wrn16_8-svhn-float", 10_968_570 + 17), ("wrn40_2-stl10-dual_bn", 2_248_954),
+    ("resnet34-cifar10-pgd_at1", 21_282_122)])  # fmt: skip
 def test_published_networks_to_the_last_parameter(name, parameters):
     assert sum(p.numel() for p in zoo.build(**recipes.find(f"{name}-paper").network).parameters()) == parameters
 

@@ -60,12 +60,12 @@ def float_(network: Network, images: Tensor, labels: Tensor, context: Context) -
     return hybrid(clean_logits, clean_labels, logits, labels, context.recipe)
 
 
-def sample_lambdas(values: tuple[float, ...], batch: int, generator: torch.Generator) -> tuple[Tensor, int]:
+def sample_lambdas(network: Network, batch: int, generator: torch.Generator) -> tuple[Tensor, int]:
     """(OAT's lambda per image, how many are 0): ceil(batch / |S|) zeros come first, then uniform draws of the rest."""
-    zeros = math.ceil(batch / len(values))
-    others = torch.tensor([v for v in values if v > 0], device=generator.device)
-    drawn = others[torch.randint(len(others), (batch - zeros,), generator=generator, device=generator.device)]
-    return torch.cat([drawn.new_zeros(zeros), drawn]), zeros
+    known, zeros = network.code_lambdas, math.ceil(batch / len(network.code_values))
+    behind_zero = torch.randint(1, len(known), (batch - zeros,), generator=generator, device=generator.device)
+    drawn = known[(network.code_values.index(0.0) + behind_zero) % len(known)]
+    return torch.cat([known.new_zeros(zeros), drawn]), zeros
 
 
 def oat(network: Network, images: Tensor, labels: Tensor, context: Context) -> tuple[Tensor, Metrics]:
@@ -75,7 +75,7 @@ def oat(network: Network, images: Tensor, labels: Tensor, context: Context) -> t
     (1 - lambda) l_C + lambda l_A. Batch norm is routed by lambda (0: BN_C), in both passes, as in the authors' code.
     All widths of OATS see the same lambdas.
     """
-    lambdas, zeros = sample_lambdas(network.code_values, len(images), context.generator("lambdas"))
+    lambdas, zeros = sample_lambdas(network, len(images), context.generator("lambdas"))
     point = context.point(code=lambdas[zeros:])
     clean_logits = network(images, context.point(code=lambdas), context.stream("clean"))
     adversarial = attacked(network, images[zeros:], labels[zeros:], context, point)
