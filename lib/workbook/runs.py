@@ -29,17 +29,21 @@ NOTEBOOKS = ROOT / "notebooks"
 
 @dataclass(frozen=True)
 class Notebook:
-    """A notebook as a run sees it: its file and the parameters its cell declares, name -> default."""
+    """A notebook as a run sees it: its file and what its parameters cell declares, name -> type."""
 
     path: Path
-    parameters: dict
+    parameters: dict[str, type]
 
     @classmethod
     def read(cls, path: Path) -> "Notebook":
-        import papermill
-
-        found = papermill.inspect_notebook(str(path))
-        return cls(path, {name: ast.literal_eval(entry["default"]) for name, entry in found.items()})
+        """Raises WorkbookError when the notebook has no cell tagged `parameters` (papermill would go on without)."""
+        cells = [c for c in json.loads(path.read_text())["cells"] if "parameters" in c["metadata"].get("tags", [])]
+        if not cells:
+            raise WorkbookError(f"{path.name} has no cell tagged parameters; tag the one that holds preset, weights, …")
+        declared = [line for line in ast.parse("".join(cells[0]["source"])).body if isinstance(line, ast.AnnAssign)]
+        kinds = {"str": str, "int": int, "float": float, "bool": bool, "list": list}
+        return cls(path, {line.target.id: eval(ast.unparse(line.annotation), {"__builtins__": kinds})
+                          for line in declared})
 
     @property
     def name(self) -> str:
@@ -120,19 +124,19 @@ def plan(notebooks: list[Notebook], folder: Path, preset: str, weights: str, see
     Raises WorkbookError, before anything starts, for a parameter that none of them has or a value of the wrong type
     (papermill itself would let both pass).
     """
-    known = {name: value for notebook in notebooks for name, value in notebook.parameters.items()}
+    known = {name for notebook in notebooks for name in notebook.parameters}
     for name in given:
         if name in checks.COMMON:
             raise WorkbookError(f"{name} is not set with -p; use --{'name' if name == 'run_dir' else name}")
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
-            own = sorted(set(known) - set(checks.COMMON))
+            own = sorted(known - set(checks.COMMON))
             hint = f" (did you mean {near[0]}?)" if near else ""
             raise WorkbookError(f"no chosen notebook has a parameter '{name}'{hint}; they have "
                                 f"{', '.join(own) or 'none of their own'}")
     jobs = []
     for notebook in notebooks:
-        own = {name: checks.coerce(name, value, type(notebook.parameters[name]))
+        own = {name: checks.coerce(name, value, notebook.parameters[name])
                for name, value in given.items() if name in notebook.parameters}
         where = folder / notebook.name
         jobs.append(Job(notebook, where, dict(preset=preset, weights=weights, seed=seed, run_dir=str(where)) | own))

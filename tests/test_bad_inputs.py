@@ -1,0 +1,263 @@
+"""What a user gets for a bad input: one clear sentence. The table in tests/bad_inputs.md is made from these cases:
+
+    python tests/test_bad_inputs.py        writes it anew; a test holds that it is current
+"""
+
+import contextlib
+import io
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import lib
+import lib.__main__ as front_door
+from lib import WorkbookError, checkpoints, data
+from lib.attacks import forms
+from lib.attacks.steps import Threat
+from lib.evaluation import atlas, routing
+from lib.models import exits, zoo
+from lib.operating_point import OperatingPoint
+from lib.randomness import generator
+from lib.training import loop, recipes
+from lib.workbook import parameters
+
+TABLE = Path(__file__).with_name("bad_inputs.md")
+CASES: dict[str, object] = {}
+
+
+def case(what: str):
+    def add(function):
+        CASES[what] = function
+        return function
+
+    return add
+
+
+def command(what: str, line: str):
+    """A command line; `{tmp}` is a scratch folder."""
+    CASES[f"`{line}` ({what})"] = lambda tmp: run(line.format(tmp=tmp).split())
+
+
+def run(argv: list[str]):
+    """The front door in this process; what it says on stderr becomes the sentence."""
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        try:
+            code = front_door.main(argv)
+        except SystemExit as stop:  # argparse
+            code = stop.code
+    assert code == 2, (argv, code, said.getvalue())
+    raise WorkbookError(re.sub(r".*error: ", "", said.getvalue().strip().splitlines()[-1]))
+
+
+def network(**options):
+    return zoo.build("smallcnn", exits="rdi", input_shape=(1, 28, 28), width_multiplier=0.1, **options).eval()
+
+
+def saved(tmp) -> Path:
+    path = Path(tmp) / "network.safetensors"
+    checkpoints.save(path, network())
+    return path
+
+
+command("unknown verb", "explore")
+command("unknown model", "cost resnet83")
+command("exits that a model lacks", "cost resnet34 --exits rdi")
+command("a width that is none", "cost resnet34 --widths 0.5,2")
+command("unknown recipe", "train rdi_smalcnn-mnist-main-laptop")
+command("unknown notebook", "run --only 99")
+command("unknown parameter", "run --only 11 -p epsilom 0.1")
+command("mistyped parameter", "run --only 11 -p images many")
+command("no GPU", "train rdi_smallcnn-digits-main-quick --device cuda:7")
+command("no time", "train rdi_smallcnn-digits-main-quick --minutes 0 --folder {tmp}/t")
+command("a missing file", "evaluate {tmp}/nothing.safetensors --dataset digits")
+command("a number that is none", "evaluate x.safetensors --dataset digits --epsilon 8/0")
+command("an empty range", "evaluate x.safetensors --dataset digits --images 500:400")
+command("unknown measurement", "bench --only warp_drive")
+
+
+@case("evaluate: unknown dataset")
+def _(tmp):
+    run(["evaluate", str(saved(tmp)), "--dataset", "minst"])
+
+
+@case("evaluate: images outside the test set")
+def _(tmp):
+    run(["evaluate", str(saved(tmp)), "--dataset", "digits", "--images", "900:1200"])
+
+
+@case("evaluate: unknown attack form")
+def _(tmp):
+    run(["evaluate", str(saved(tmp)), "--dataset", "digits", "--attack", "clean,maxaverage"])
+
+
+@case("evaluate: too few thresholds")
+def _(tmp):
+    run(["evaluate", str(saved(tmp)), "--dataset", "digits", "--thresholds", "0.5", "--images", "0:4"])
+
+
+@case("evaluate: a dataset of another shape")
+def _(tmp):
+    path = Path(tmp) / "colour.safetensors"
+    checkpoints.save(path, zoo.build("resnet20", width_multiplier=0.25))
+    run(["evaluate", str(path), "--dataset", "mnist"])
+
+
+@case("a checkpoint cut short")
+def _(tmp):
+    path = saved(tmp)
+    path.write_bytes(path.read_bytes()[:-100])
+    checkpoints.load(path)
+
+
+@case("a checkpoint with a flipped bit")
+def _(tmp):
+    path = saved(tmp)
+    content = bytearray(path.read_bytes())
+    content[-10] ^= 4
+    path.write_bytes(content)
+    checkpoints.load(path)
+
+
+@case("a safetensors file of another program")
+def _(tmp):
+    save_file({"w": torch.zeros(2)}, Path(tmp) / "foreign.safetensors")
+    checkpoints.load(Path(tmp) / "foreign.safetensors")
+
+
+@case("a pickled checkpoint")
+def _(tmp):
+    torch.save({"w": torch.zeros(2)}, Path(tmp) / "old.pth")
+    checkpoints.load(Path(tmp) / "old.pth")
+
+
+@case("an atlas where a network is expected")
+def _(tmp):
+    checkpoints.save_state(Path(tmp) / "state.safetensors", {"w": torch.zeros(2)}, {})
+    checkpoints.load(Path(tmp) / "state.safetensors")
+
+
+@case("a dataset that is not there, without network")
+def _(tmp):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lib, "DATASETS", Path(tmp) / "data" / "datasets")
+        data.load("svhn", download=False)
+
+
+@case("an image folder that is not there")
+def _(tmp):
+    data.load(Path(tmp) / "pictures")
+
+
+@case("lambda_n below its range")
+def _(tmp):
+    OperatingPoint.from_lambda(-0.1)
+
+
+@case("lambda_th outside its range")
+def _(tmp):
+    OperatingPoint.from_lambda(0.5, 1.0)
+
+
+@case("a knob that the network lacks")
+def _(tmp):
+    network()(torch.zeros(1, 1, 28, 28), OperatingPoint(noise=0.5))
+
+
+@case("a width that was not trained")
+def _(tmp):
+    zoo.build("resnet20", widths=(0.5, 1.0), width_multiplier=0.25).conditions(OperatingPoint(width=0.75))
+
+
+@case("a lambda that OAT has no code for")
+def _(tmp):
+    zoo.build("resnet20", conditioning="oat", width_multiplier=0.25).conditions(OperatingPoint(code=0.5))
+
+
+@case("thresholds of the wrong length")
+def _(tmp):
+    exits.route(network(), torch.zeros(1, 1, 28, 28), OperatingPoint(thresholds=(0.1,)))
+
+
+@case("images of the wrong shape")
+def _(tmp):
+    network()(torch.zeros(1, 3, 28, 28))
+
+
+@case("images in 0 ... 255")
+def _(tmp):
+    forms.craft("main", network(), torch.full((1, 1, 28, 28), 255.0), torch.zeros(1, dtype=torch.int64),
+                Threat(0.1, 0.01, 1), generator=generator(0))
+
+
+@case("an epsilon above 1")
+def _(tmp):
+    Threat(8, 2, 10)
+
+
+@case("fresh noise without a generator")
+def _(tmp):
+    zoo.build("resnet20", conditioning="float", width_multiplier=0.25)(torch.zeros(1, 3, 32, 32),
+                                                                       OperatingPoint(noise=1.0))
+
+
+@case("no held-out images to calibrate on")
+def _(tmp):
+    routing.calibrate(np.zeros((3, 1)))
+
+
+@case("an attack without budget")
+def _(tmp):
+    atlas.record(network(), data.load("digits", shape=(1, 28, 28)).test[:2])
+
+
+@case("a training folder that holds another recipe")
+def _(tmp):
+    recipe = recipes.find("rdi_smallcnn-digits-standard-quick")
+    loop.fit(replace(recipe, iterations=1), tmp, progress=False)
+    loop.fit(recipe, tmp, progress=False)
+
+
+@case("preset paper on a CPU")
+def _(tmp):
+    parameters.refuse_paper_on_cpu("paper", "train", "cpu")
+
+
+def sentence(function, tmp) -> str:
+    """What the user reads, without the scratch folder's name."""
+    with pytest.raises(WorkbookError) as caught:
+        function(str(tmp))
+    said = str(caught.value).replace(str(tmp), "…")
+    return re.sub(r"(?<![\w:/])/[^\s)]*?(?=/data/)", "…", said)
+
+
+def table(tmp_of) -> str:
+    lines = ["# Bad inputs, and the sentence the user gets", "", "Made by `python tests/test_bad_inputs.py`.", "",
+             "| bad input | sentence |", "|---|---|"]
+    for what, function in CASES.items():
+        shown = sentence(function, tmp_of()).replace("|", "\\|")
+        lines.append(f"| {what.replace('{tmp}', '…').replace('|', chr(92) + '|')} | {shown} |")
+    return "\n".join(lines) + "\n"
+
+
+@pytest.mark.parametrize("what", CASES)
+def test_a_bad_input_gets_one_sentence_that_says_what_to_do(what, tmp_path):
+    said = sentence(CASES[what], tmp_path)
+    assert "\n" not in said and "Traceback" not in said and 20 < len(said) < 600
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the table was made where there is no GPU")
+def test_the_table_is_current(tmp_path_factory):
+    assert TABLE.read_text() == table(lambda: tmp_path_factory.mktemp("bad"))
+
+
+if __name__ == "__main__":
+    import tempfile
+
+    sys.stdout.write(table(lambda: Path(tempfile.mkdtemp())))
