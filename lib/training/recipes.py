@@ -242,8 +242,8 @@ def _laptop(backbone: str, dataset: str, attack: Threat) -> dict:
         return _one_cycle(attack, 3, smaller=dict(width_multiplier=0.5), epochs=10, validate_every=500,
                           validation_images=256)
     if dataset == "digits":
-        return _one_cycle(attack, 5, epochs=8, batch_size=32, learning_rate=0.05, validate_every=100,
-                          validation_images=200)
+        return _one_cycle(attack, 4, epochs=18, batch_size=32, learning_rate=0.02, epsilon_warmup=0.4,
+                          validate_every=100, validation_images=200)  # at 0.05 max-average does not start
     return _one_cycle(attack, 5, epochs=7, learning_rate=0.1, validate_every=120, validation_images=256)
 
 
