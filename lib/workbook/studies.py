@@ -36,7 +36,6 @@ QUANTITIES = ("clean", "paper_worst", "union", "paper_mflops", "attacked_mflops"
 SPOKEN = tables.QUANTITIES | {"paper_mflops": "MFlops as the paper counts, clean images",
                               "attacked_mflops": "MFlops as the paper counts, worst form",
                               "saving": "true saving, clean images, %"}
-PUBLISHED_AS = {"attacked_mflops": "paper_mflops", "paper_mflops": None}  # its MFlops fit attacked images, not clean
 
 
 @dataclass(frozen=True)
@@ -113,14 +112,20 @@ def dataset(settings: Settings, name: str | None = None, shape: tuple[int, int, 
 def recipe(settings: Settings, network: str, defence: str, name: str | None = None, **changes) -> Recipe:
     """The recipe of a network at the settings' preset and seed; `changes`: fields of it.
 
-    The quick size of colour networks is smaller still than its name says: 16 x 16 pixels, 40 iterations, one attack step.
+    The quick size is adapted to digits: colour networks take 16 x 16 pixels, 40 iterations and one-step attacks.
     """
     found = recipes.find(f"{network}-{name or settings.dataset}-{defence}-{settings.preset}")
-    if settings.preset == "quick" and not network.endswith("smallcnn"):
-        threat = found.threat and dataclasses.replace(found.threat, steps=1, step_size=1.25 * found.threat.epsilon)
-        found = dataclasses.replace(found, iterations=ITERATIONS, threat=threat, learning_rate=0.1 if threat else 0.05,
-                                    network={**found.network, "input_shape": [3, PIXELS, PIXELS]})
+    if settings.preset == "quick":
+        found = quick(found)
     return dataclasses.replace(found, seed=settings.seed, **changes)
+
+
+def quick(found: Recipe) -> Recipe:
+    if found.network["name"] == "smallcnn":
+        return dataclasses.replace(found, iterations=150, epsilon_warmup=0.6 if found.threat else 0.0)
+    threat = found.threat and dataclasses.replace(found.threat, steps=1, step_size=1.25 * found.threat.epsilon)
+    return dataclasses.replace(found, iterations=ITERATIONS, threat=threat, learning_rate=0.1 if threat else 0.05,
+                               network={**found.network, "input_shape": [3, PIXELS, PIXELS]})
 
 
 def train(settings: Settings, asked: Recipe, start: Network | None = None) -> Trained:
@@ -141,7 +146,7 @@ def obtain(settings: Settings, network: str, defence: str, name: str | None = No
 
 def study(settings: Settings, images: data.Dataset, asked: Mapping[str, tuple[str, str] | Trained],
           **options) -> dict[str, Reading]:
-    """{label: its reading} for {label: (network, defence), or what is trained already}; options as `networks.record`."""
+    """{label: its reading} for {label: (network, defence) or what is trained}; options as for `networks.record`."""
     found = {label: which if isinstance(which, Trained) else obtain(settings, *which, images.name)
              for label, which in asked.items()}
     return {label: read(settings, trained, networks.record(settings, trained, images, settings.images, **options))
@@ -167,7 +172,8 @@ def write(settings: Settings, readings: Mapping[str, Reading]) -> Path:
 
 def comparable(settings: Settings, reading: Reading) -> bool:
     """Whether a number may be set against the paper's: its schedule, its dataset, and no copy with losses."""
-    return reading.trained.name.endswith(("-paper", "_released")) and reading.atlas.meta.get("dataset") in AS_IN_THE_PAPER
+    published = reading.trained.name.endswith(("-paper", "_released"))
+    return published and reading.atlas.meta.get("dataset") in AS_IN_THE_PAPER
 
 
 def caption(settings: Settings, readings: Mapping[str, Reading]) -> str:
@@ -186,12 +192,14 @@ def beside(numbers: int | Sequence[int], settings: Settings, readings: Mapping[s
     """One or several tables of the paper beside the readings, a line per network and quantity.
 
     The difference is a dash where ours is another dataset, size or copy: two such numbers do not measure the same.
-    The paper's MFlops stand beside the attacked ones, which they fit (Hu et al. do not say on which images they are).
+    The paper's MFlops stand beside those of attacked images, which they fit (it does not say on which images they are).
     """
     lines = []
     for label, reading in readings.items():
         for quantity in quantities:
-            said = published(numbers, label, PUBLISHED_AS.get(quantity, quantity))
+            if reading.atlas.num_exits == 1 and quantity in ("attacked_mflops", "saving"):
+                continue  # the same for every image
+            said = published(numbers, label, quantity, reading.atlas.num_exits)
             value, low, high = reading.measured(quantity) or (None, None, None)
             fair = said is not None and value is not None and comparable(settings, reading)
             lines.append({"network": spoken(label), "quantity": SPOKEN.get(quantity, style.spoken(quantity)),
@@ -201,9 +209,23 @@ def beside(numbers: int | Sequence[int], settings: Settings, readings: Mapping[s
     return pd.DataFrame(lines).set_index(["network", "quantity"])
 
 
-def published(numbers: int | Sequence[int], row: str, quantity: str | None) -> float | None:
-    """What the first of these tables that states it says."""
-    said = (TABLES[n].value(row, quantity or "") for n in np.atleast_1d(numbers))
+def both(ways: Mapping[str, Mapping[str, Reading]], numbers: int | Sequence[int], settings: Settings, label: str,
+         quantities: Sequence[str]) -> pd.DataFrame:
+    """One network's published numbers beside several ways to run the attack: a line per quantity, a column per way."""
+    columns = {}
+    for name, readings in ways.items():
+        table = beside(numbers, settings, {label: readings[label]}, quantities).droplevel("network")
+        columns.setdefault("published", table["published"])
+        spans = table["95 % interval"].map(lambda span: "" if span == tables.DASH else f" ({span})")
+        columns[name] = table["measured"] + spans
+    return pd.DataFrame(columns)
+
+
+def published(numbers: int | Sequence[int], row: str, quantity: str, num_exits: int) -> float | None:
+    """What the first of these tables to state it says; MFlops of a network with early exits are of attacked images."""
+    if num_exits > 1:
+        quantity = {"attacked_mflops": "paper_mflops", "paper_mflops": ""}.get(quantity, quantity)
+    said = (TABLES[n].value(row, quantity) for n in np.atleast_1d(numbers))
     return next((value for value in said if value is not None), None)
 
 

@@ -1,6 +1,6 @@
 """Figures of a study: who leaves where, accuracy by attack form, accuracy against cost, what a saving is in time."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import plotly.graph_objects as go
@@ -27,7 +27,8 @@ def exits(readings: Mapping[str, Reading], caption: str) -> go.Figure:
         for view, name, tint in (("clean", "clean", style.CLEAN), (worst, "worst form", style.ATTACKED)):
             share = 100 * np.asarray(found["forms"][view]["exits"]) / found["images"]
             fig.add_bar(x=names, y=share, name=name, marker_color=tint, showlegend=column == 1, legendgroup=name,
-                        row=1, col=column, hovertemplate=f"{style.spoken(view)}, exit %{{x}}: %{{y:.1f}} %<extra></extra>")
+                        hovertemplate=f"{style.spoken(view)}, exit %{{x}}: %{{y:.1f}} %<extra></extra>",
+                        row=1, col=column)
         fig.update_xaxes(title_text="exit", ticks="", showgrid=False, type="category", row=1, col=column)
     _dress(fig, "Who leaves where, % of the images", caption, height=360, barmode="group")
     fig.update_yaxes(range=[0, 100], tickvals=[0, 25, 50, 75, 100])
@@ -100,18 +101,17 @@ def _accuracy(summary: dict, quantity: str) -> float:
     return 100 * summary["forms"][summary["paper_worst"] or summary["worst_form"]]["accuracy"]
 
 
-def bars(groups: Sequence[str], series: Mapping[str, Sequence[tuple[float, float | None, float | None]]], title: str,
-         caption: str, axis: str) -> go.Figure:
-    """Grouped bars with intervals where there are any: series {name: (value, low, high) per group}."""
+def bars(series: Mapping[str, Mapping[str, tuple]], title: str, caption: str, axis: str) -> go.Figure:
+    """{series: {group: (value, low, high)}} as grouped bars; low and high are None where there is no interval."""
     fig = style.figure(title, caption, barmode="group")
     for place, (name, entries) in enumerate(series.items()):
-        value = np.array([v for v, _, _ in entries], float)
-        spans = [[0 if end is None else abs(end - v) for v, *ends in entries for end in (ends[side],)] for side in (1, 0)]
-        fig.add_bar(x=list(groups), y=value, name=name, marker_color=style.CYCLE[place % len(style.CYCLE)],
-                    error_y=dict(type="data", symmetric=False, array=spans[0], arrayminus=spans[1], thickness=1,
-                                 width=3, color=style.MUTED), hovertemplate=f"{name}, %{{x}}: %{{y:.3g}}<extra></extra>")
+        value, low, high = np.array(list(entries.values()), float).T  # None becomes NaN: no error bar
+        fig.add_bar(x=list(entries), y=value, name=name, marker_color=style.CYCLE[place % len(style.CYCLE)],
+                    error_y=dict(type="data", symmetric=False, array=high - value, arrayminus=value - low, thickness=1,
+                                 width=3, color=style.MUTED),
+                    hovertemplate=f"{name}, %{{x}}: %{{y:.3g}}<extra></extra>")
     fig.update_xaxes(type="category", showgrid=False, ticks="")
-    fig.update_yaxes(title_text=axis, rangemode="tozero", zeroline=True, zerolinecolor=style.GHOST)
+    fig.update_yaxes(title_text=axis, zeroline=True, zerolinecolor=style.GHOST)
     return fig
 
 
