@@ -17,7 +17,7 @@ from lib.evaluation import accuracy
 from lib.evaluation.views import Atlas
 from lib.models.network import Network
 from lib.operating_point import OperatingPoint
-from lib.workbook import exit_panels, live, microscope, style
+from lib.workbook import exit_panels, live, microscope, style, tables
 from lib.workbook.strip import Strip, as_pixels
 
 SETTINGS = ("paper", "equal share", "budget", "last exit only", "by hand")
@@ -64,6 +64,19 @@ def thresholds_for(atlas: Atlas, setting: str, budget: float = 1.0) -> tuple[flo
     if setting not in ("paper", "equal share"):
         raise WorkbookError(f"unknown setting {setting!r}; choose from {', '.join(SETTINGS[:4])}")
     return atlas.thresholds("paper" if setting == "paper" else "calibrated")
+
+
+def stops(atlas: Atlas) -> dict[str, dict]:
+    """Summaries at the quick settings that this atlas allows, by name."""
+    asked = {"paper": ("paper", 1.0), "equal share": ("equal share", 1.0), "at most half of the MACs": ("budget", 0.5),
+             "at most three quarters": ("budget", 0.75), "last exit only": ("last exit only", 1.0)}
+    found = {}
+    for name, (setting, budget) in asked.items():
+        try:
+            found[name] = accuracy.summary(atlas, thresholds_for(atlas, setting, budget))
+        except WorkbookError:  # no published thresholds, no held-out images, or nothing to buy so cheaply
+            continue
+    return found
 
 
 def saving(share: float) -> str:
@@ -183,22 +196,6 @@ class ThresholdExplorer:
     def still(self):
         """The explorer for a reader without sliders: its figure, the quick settings side by side, one image."""
         live.show(self.drawn())
-        display(self.stops())
+        display(tables.settings(stops(self.atlas)))
         if self.subject.network is not None and self.subject.images is not None:
             display(SVG(microscope.svg(self.examine(), self.thresholds, self.subject.names)))
-
-    def stops(self):
-        """A table of the quick settings that this atlas allows: thresholds, accuracies and both costs."""
-        from lib.workbook import tables
-
-        found = {}
-        for setting, budget in (("paper", 1.0), ("equal share", 1.0), ("budget", 0.5), ("budget", 0.75),
-                                ("last exit only", 1.0)):
-            try:
-                name = f"at most {100 * budget:.0f} % of the MACs" if setting == "budget" else setting
-                found[name] = accuracy.summary(self.atlas, thresholds_for(self.atlas, setting, budget))
-            except WorkbookError:  # this atlas cannot say
-                continue
-        return tables.settings(found)
-
-

@@ -79,7 +79,8 @@ def threat_of(settings: Settings, dataset: data.Dataset, **changes) -> Threat:
     return dataclasses.replace(Threat(usual["epsilon"], step_size, steps), **changes)
 
 
-def record(settings: Settings, trained: Trained, dataset: data.Dataset, images: int, **options) -> Atlas:
+def record(settings: Settings, trained: Trained, dataset: data.Dataset | None, images: int,
+           **options) -> Atlas:
     """Attack the first `images` test images, or take the record that was shipped with the network's weights.
 
     A record made here is kept in the run folder and taken up again after a kill; `options` as for `atlas.record`.
@@ -87,6 +88,9 @@ def record(settings: Settings, trained: Trained, dataset: data.Dataset, images: 
     path = lib.ATLASES / f"{trained.name}.safetensors"
     if settings.weights == "shipped" and path.is_file() and not options:
         return matching(Atlas.load(path), trained)
+    if dataset is None:
+        raise WorkbookError(f"{trained.name} came without a record and its dataset is not on this machine; see "
+                            "data/README.md for how to get it")
     options = dict(threat=threat_of(settings, dataset), seed=settings.seed) | options
     label = "-".join([trained.name, trained.digest[:8], str(images), *(str(v) for v in _said(options))])
     path = settings.run_dir / "atlases" / f"{label}.safetensors"

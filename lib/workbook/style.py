@@ -32,10 +32,6 @@ def spoken(form: str) -> str:
     return f"{name} {again}".strip()
 
 
-def defence(name: str) -> str:
-    """A defence's name: which attack form it was trained against."""
-    return {"main": "main branch", "max_average": "max-average"}.get(name, name)
-
 
 def tinted(text: str, colour: str) -> str:
     """Text in the colour of the marks it names, so that a figure needs no legend."""

@@ -77,6 +77,17 @@ def settings(summaries: Mapping[str, dict]) -> pd.DataFrame:
     return _plain(pd.DataFrame(lines).T)
 
 
+def bills(summaries: Mapping[str, dict]) -> pd.DataFrame:
+    """What each network costs under each view, M MACs (all heads on the way), and beside it as the paper counts."""
+    lines = {style.spoken(name): {style.spoken(view): f"{f['cumulative_macs'] / 1e6:.2f} ({f['paper_mflops']:.2f})"
+                                  for view, f in found["forms"].items()} for name, found in summaries.items()}
+    return _plain(pd.DataFrame(lines).T.fillna(DASH))
+
+
+def stacked(*tables: pd.DataFrame) -> pd.DataFrame:
+    return _plain(pd.concat(tables).fillna(DASH))
+
+
 def verdict(claim: str, first: np.ndarray, second: np.ndarray, unit: str = "points", seed: int = 0) -> dict:
     """Is `first` larger than `second` on the same images? "held", "did not hold", or "too small to tell"."""
     found = paired_difference(first, second, seed)
