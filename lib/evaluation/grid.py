@@ -8,6 +8,7 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -79,7 +80,7 @@ class Grid:
     labels: np.ndarray
     meta: dict
 
-    @property
+    @cached_property
     def points(self) -> tuple[OperatingPoint, ...]:
         """The points that clean images were judged at, in the order of recording."""
         return tuple(cell.evaluated_at for cell in self.cells if not cell.attacked)
@@ -89,10 +90,17 @@ class Grid:
 
         Raises WorkbookError when there is none.
         """
-        found = [i for i, cell in enumerate(self.cells) if cell.evaluated_at.replace(draw=None) == point]
-        if not found:
+        if point not in self._places:
             raise WorkbookError(f"this grid was not recorded at {point.to_json()}; record it there")
-        return sorted(found, key=lambda i: (self.cells[i].attacked, self.cells[i].evaluated_at.draw is not None))
+        return self._places[point]
+
+    @cached_property
+    def _places(self) -> dict[OperatingPoint, list[int]]:
+        found: dict[OperatingPoint, list[int]] = {}
+        for i in sorted(range(len(self.cells)), key=lambda i: (self.cells[i].attacked,
+                                                               self.cells[i].evaluated_at.draw is not None)):
+            found.setdefault(self.cells[i].evaluated_at.replace(draw=None), []).append(i)
+        return found
 
     def share(self, cell: int) -> np.ndarray:
         """(N,) for each image the share of draws in which it is right."""
@@ -111,12 +119,14 @@ class Grid:
 
 
 def record(network: Network, images: Split, attacks: Sequence[Attack], *, draws: int = 5, seed: int = 0,
-           batch_size: int = 250, folder: Path | str | None = None, progress: bool = True, **meta) -> Grid:
+           batch_size: int = 250, first: int = 0, folder: Path | str | None = None, progress: bool = True,
+           **meta) -> Grid:
     """Craft every attack and judge it at its points, over frozen noise draws 0 … draws - 1 where the point is noisy.
 
     A point with a frozen draw of its own is judged at that draw. Random starts are those of `atlas.record`, the same
-    for every attack of a batch, so that differences are paired. folder: keeps a part per batch there, and takes up a
-    killed recording again. meta: what else to remember (checkpoint, dataset, data_variant, defence).
+    for every attack of a batch, so that differences are paired. first: index of the first image in its split; slices
+    cut at multiples of `batch_size` join to the grid made in one go. folder: keeps a part per batch there, and takes up
+    a killed recording again. meta: what else to remember (checkpoint, dataset, data_variant, defence; macs, if known).
     Raises WorkbookError for points that the network does not have, or no images.
     """
     if not len(images) or not attacks:
@@ -127,15 +137,16 @@ def record(network: Network, images: Split, attacks: Sequence[Attack], *, draws:
     device = images.images.device
     meta = {**meta, "model": network.config, "seed": seed, "batch_size": batch_size, "threads": torch.get_num_threads(),
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-            "version": lib.__version__, "macs": macs(network, points)}
+            "version": lib.__version__, "macs": meta.get("macs") or macs(network, points)}
     cells = tuple(Cell(p, a.threat, a.crafted_at, _draws(network, p, draws), a.restart)
                   for a in attacks for p in a.evaluated_at)
     view, parts = AttackView(network), []
     for start in tqdm(range(0, len(images), batch_size), unit="batch", desc="record", disable=not progress):
-        path = None if folder is None else Path(folder) / f"images-{start:06d}.safetensors"
+        index = first + start
+        path = None if folder is None else Path(folder) / f"images-{index:06d}.safetensors"
         if path is None or not path.is_file():
             part = images[start:start + batch_size]
-            made = _batch(view, part, attacks, cells, start, {**meta, "images": [start, start + len(part)]})
+            made = _batch(view, part, attacks, cells, index, {**meta, "images": [index, index + len(part)]})
             if path is not None:
                 made.save(path)
         parts.append(made if path is None else Grid.load(path))

@@ -1,0 +1,254 @@
+"""A study of once-for-all networks: FLOAT, its control, OAT and PGD-AT on the same images at their operating points."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+import lib
+from lib import WorkbookError, data
+from lib.evaluation import grid as grids
+from lib.evaluation import points, rows
+from lib.evaluation.grid import Grid
+from lib.evaluation.points import Reading
+from lib.models.network import Network
+from lib.operating_point import OperatingPoint
+from lib.workbook import networks, parameters, studies, tables
+from lib.workbook.networks import Trained
+from lib.workbook.parameters import Settings
+from lib.workbook.published_float import GAINS
+
+SPOKEN = {"float": "FLOAT", "dual_bn": "control (dual BN, no noise)", "oat": "OAT", "pni": "PNI",
+          "float_slim": "FLOAT-slim", "dual_bn_slim": "slim control (no noise)", "oats": "OATS",
+          "float_slim_heads": "FLOAT-slim, a head per width", "oats_heads": "OATS, a head per width (SOLAR)"}
+LEARNED = 0.25  # clean accuracy, surely above which a network of ten classes has learned something
+SIZES = {"quick": dict(mixes=(0.0, 1.0), draws=2), "laptop": dict(mixes=(0.0, 0.5, 1.0), draws=5),
+         "paper": dict(mixes=(0.0, 0.25, 0.5, 0.75, 1.0), draws=20)}  # draws of EOT's gradients, and at evaluation
+
+
+@dataclass(frozen=True)
+class Member:
+    """One network of the study. weight: PGD-AT's lambda, which is built in; None for a network with a knob."""
+
+    method: str
+    trained: Trained
+    grid: Grid
+
+    @property
+    def network(self) -> Network:
+        return self.trained.network
+
+    @property
+    def weight(self) -> float | None:
+        return float(self.method.removeprefix("pgd_at")) if self.method.startswith("pgd_at") else None
+
+    @property
+    def label(self) -> str:
+        return SPOKEN.get(self.method) or f"PGD-AT λ {self.weight:g}"
+
+    def point(self, lambda_n: float, lambda_th: float = 0.0, width: float | None = None) -> OperatingPoint:
+        return points.of_lambda(self.network, lambda_n, lambda_th, width)
+
+    def read(self, *where, **how) -> Reading:
+        """Its record at a point, or at the point of (lambda_n, lambda_th, width)."""
+        point = where[0] if isinstance(where[0], OperatingPoint) else self.point(*where)
+        return points.read(self.grid, point, **how)
+
+
+def resolve(namespace: dict, notebook: str, methods: Sequence[str], **by_preset) -> Settings:
+    """`studies.resolve` for notebooks on these methods, whose network is a parameter, too.
+
+    Shipped weights: a dataset for which the named methods came along, else the quick size is trained.
+    """
+    by_preset = dict(network=("resnet20", "resnet20", "resnet34"), dataset=("digits", "digits", "cifar10")) | by_preset
+    asked = parameters.resolve(namespace, notebook, **by_preset)
+    return studies.resolve(namespace, notebook, {"dataset": {asked.network: tuple(methods)}}, **by_preset)
+
+
+def dataset(settings: Settings) -> data.Dataset | None:
+    """The dataset in the shape that this study's networks take; None where shipped networks came without it."""
+    shape = tuple(studies.recipe(settings, settings.network, "float").network["input_shape"])
+    if settings.weights == "shipped":
+        return networks.at_hand(settings.dataset, shape=shape, device=settings.device)
+    return studies.dataset(settings, shape=shape)
+
+
+def obtain(settings: Settings, methods: Sequence[str]) -> dict[str, Trained]:
+    """{method: its network}, trained once per run; with shipped weights, of the methods that came along."""
+    family = f"{settings.network}-{settings.dataset}-{{}}"
+    return {method: studies.obtain(settings, settings.network, method) for method in methods
+            if settings.weights == "train"
+            or networks.shipped(lib.CHECKPOINTS, family.format(method), settings.preset)}
+
+
+def members(settings: Settings, images: data.Dataset | None, trained: dict[str, Trained],
+            **options) -> dict[str, Member]:
+    """{method: network and grid}; options: of `points.attacks`, and the threat."""
+    return {method: Member(method, t, grid(settings, t, images, **options)) for method, t in trained.items()}
+
+
+def grid(settings: Settings, trained: Trained, images: data.Dataset | None, **options) -> Grid:
+    """The grid of a network: shipped with its weights, or recorded in this run and kept.
+
+    Raises WorkbookError where it has to be recorded and the dataset is not at hand.
+    """
+    path = lib.ATLASES / f"{trained.name}-grid.safetensors"
+    if settings.weights == "shipped" and path.is_file() and not options:
+        return networks.matching(Grid.load(path), trained)
+    if images is None:
+        raise WorkbookError(f"{trained.name} came without this record and its dataset is not on this machine; see "
+                            "data/README.md for how to get it")
+    size = SIZES[settings.preset] | options
+    threat = size.pop("threat", None) or networks.threat_of(settings, images)
+    draws, todo = size["draws"], points.attacks(trained.network, threat, **size)
+    told = hashlib.sha256(repr(todo).encode()).hexdigest()[:8]
+    label = f"{trained.name}-{trained.digest[:8]}-{settings.images}-{draws}-{told}-s{settings.seed}"
+    path = settings.run_dir.parent / "grids" / f"{label}.safetensors"
+    with networks.waiting_for(path):
+        if not path.is_file():
+            grids.record(trained.network, images.test[:settings.images], todo, draws=draws, seed=settings.seed,
+                         folder=path.with_suffix(""), dataset=images.name, data_variant=images.variant, split="test",
+                         checkpoint=trained.digest, defence=trained.defence, progress=False).save(path)
+    return Grid.load(path)
+
+
+def caption(settings: Settings, found: dict[str, Member]) -> str:
+    """What every number of these members stands on, in one line."""
+    grid = next(iter(found.values())).grid
+    threat = next(c.threat for c in grid.cells if c.attacked)
+    draws = max(c.draws for m in found.values() for c in m.grid.cells)
+    return (f"{len(grid.labels):,} test images of {grid.meta['dataset']} ({grid.meta['data_variant']}) · "
+            f"PGD-{threat.steps}, ε {threat.epsilon:.3g}, step {threat.step_size:.3g} · mean over {draws} draws of the "
+            f"noise · seed {grid.meta['seed']} · preset {settings.preset} · 95 % intervals")
+
+
+def write(settings: Settings, found: dict[str, Member]) -> Path:
+    """All numbers of the members as tidy rows in the run's table; returns its path."""
+    path = settings.run_dir.parent / "metrics.csv"
+    for member in found.values():
+        rows.append(path, points.rows(member.grid, experiment=settings.notebook, preset=settings.preset,
+                                      weights=settings.weights))
+    return path
+
+
+# Tables.
+
+COLUMNS = {"clean": "clean", "white-box": "PGD", "EOT": "EOT-PGD", "noise-free transfer": "transfer, noise-free",
+           "draw known": "draw known", "union": "worst of suite, per image", "worst": "right in every draw"}
+
+
+def percent(share: np.ndarray, with_interval: bool = False) -> str:
+    found = points.interval(share)
+    said = f"{100 * found['value']:.1f}"
+    return f"{said} ({100 * found['low']:.1f}–{100 * found['high']:.1f})" if with_interval else said
+
+
+def accuracies(found: dict[str, Member], lambdas=points.LAMBDAS, switches=points.SWITCHES,
+               width: float | None = None) -> pd.DataFrame:
+    """Accuracy in percent: a line per method and point of the paper, a column per attacker."""
+    lines = {}
+    for member in found.values():
+        for at in points.published(member.network, lambdas, switches, (width,)):
+            reading = member.read(at)
+            lines[member.label, where(member, at, lambdas, switches)] = {
+                said: tables.DASH if who == "draw known" and who not in reading.cells
+                else percent(reading.share(who), who in ("clean", "union")) for who, said in COLUMNS.items()}
+    table = pd.DataFrame(lines).T
+    table.index.names = ["method", "operating point"]
+    return tables._plain(table)
+
+
+def where(member: Member, at: OperatingPoint, lambdas=points.LAMBDAS, switches=points.SWITCHES) -> str:
+    """A point by its knobs, and which (λ_n, λ_th) lead there."""
+    if member.network.conditioning != "float":
+        return points.name(at)
+    led = [f"({n:g}, {th:g})" for th in switches for n in lambdas if member.point(n, th, at.width) == at]
+    return points.name(at) + (f" ← (λ_n, λ_th) = {' '.join(led)}" if led else " (noise in training only)")
+
+
+def crossing(member: Member, lambdas=points.LAMBDAS, switches=points.SWITCHES) -> pd.DataFrame:
+    """Robust accuracy in percent: crafted at (rows) x evaluated at (columns), over the published points."""
+    at = points.published(member.network, lambdas, switches)
+    names = {p: points.name(p) for p in at}
+    table = pd.DataFrame(index=list(names.values()), columns=list(names.values()), dtype=float)
+    for i, cell in enumerate(member.grid.cells):
+        plain = cell.attacked and cell.threat.draws == 1 and not cell.restart and cell.evaluated_at.draw is None
+        if plain and cell.crafted_at in names and cell.evaluated_at in names:
+            table.loc[names[cell.crafted_at], names[cell.evaluated_at]] = 100 * member.grid.share(i).mean()
+    table.index.name = "crafted at ↓  evaluated at →"
+    return table
+
+
+def contributions(found: dict[str, Member], width: float | None = None) -> list[tuple[str, str, dict]]:
+    """(what, quantity, verdict line) of each part of FLOAT: batch norms, noise at inference, noise in training."""
+    flt, control = found["float"], found["dual_bn"]
+    clean, quiet, full = (OperatingPoint(noise=s, batch_norm=b) for s, b in ((0.0, 0.0), (0.0, 1.0), (1.0, 1.0)))
+    bank = OperatingPoint(batch_norm=1.0)
+    pairs = {"BN_A instead of BN_C, no noise": (flt.read(quiet), flt.read(clean)),
+             "the same in the control": (control.read(bank), control.read(OperatingPoint(batch_norm=0.0))),
+             "noise at inference, both BN_A": (flt.read(full), flt.read(quiet)),
+             "noise in training (run without), both BN_A": (flt.read(quiet), control.read(bank)),
+             "all of the noise: FLOAT (1, BN_A) instead of the control's BN_A": (flt.read(full), control.read(bank))}
+    return [(what, quantity, compared(f"{what}: more {said}", a, b, quantity))
+            for what, (a, b) in pairs.items() for quantity, said in (("clean", "clean accuracy"),
+                                                                    ("union", "robust accuracy"))]
+
+
+def difference(first: np.ndarray, second: np.ndarray) -> tuple[str, str]:
+    """A paired difference in points and its interval."""
+    found = tables.verdict("", first, second)
+    return found["difference"].removesuffix(" points"), found["95 % interval"]
+
+
+def gains(found: dict[str, Member], lambdas=points.LAMBDAS) -> pd.DataFrame:
+    """The gains that the paper names beside ours: the largest over λ where it says "up to"; ours is one dataset."""
+    flt = found["float"]
+    lines = {"λ_th 0.5 instead of 0 at λ_n = 0.2": [(flt.read(0.2, 0.5), flt.read(0.2, 0.0))]}
+    if "oat" in found:
+        lines["FLOAT instead of OAT"] = [(flt.read(n), found["oat"].read(n)) for n in lambdas]
+    if plain := [m for m in found.values() if m.weight is not None]:
+        lines["FLOAT instead of PGD-AT"] = [(flt.read(m.weight), m.read(m.weight)) for m in plain]
+    shown = []
+    for what, pairs in lines.items():
+        for quantity, who in (("clean", "clean"), ("robust", "white-box")):
+            best = max(pairs, key=lambda pair, who=who: (pair[0].share(who) - pair[1].share(who)).mean())
+            measured, interval = difference(best[0].share(who), best[1].share(who))
+            shown.append({"gain": what, "quantity": f"{quantity} accuracy", "published": signed(GAINS.value(
+                what, quantity)), "measured": measured, "95 % interval": interval,
+                "at": points.name(best[0].point)})
+    return tables._plain(pd.DataFrame(shown).set_index(["gain", "quantity"]))
+
+
+def signed(value: float | None) -> str:
+    return tables.DASH if value is None else f"{value:+.2f}"
+
+
+def compared(claim: str, first: Reading, second: Reading, what: str = "union", other: str | None = None) -> dict:
+    """`tables.verdict` on two readings; a network that still answers at chance on clean images decides nothing."""
+    line = tables.verdict(claim, first.share(what), second.share(other or what))
+    if any(points.interval(r.share("clean"))["low"] < LEARNED for r in (first, second)):
+        line["verdict"] = "too small to tell: one of them has hardly learned"
+    return line
+
+
+def verdicts(found: dict[str, Member]) -> pd.DataFrame:
+    """The paper's claims and the questions it leaves open, answered by the records."""
+    flt, full, none = found["float"], found["float"].read(1.0), found["float"].read(0.0)
+    early, late = flt.read(0.2, 0.5), flt.read(0.2, 0.0)
+    lines = [compared("λ_n = 1 is more robust than λ_n = 0", full, none),
+             compared("λ_n = 0 is more accurate on clean images than λ_n = 1", none, full, "clean"),
+             compared("λ_th = 0.5 gives more clean accuracy at λ_n = 0.2 than 0", early, late, "clean"),
+             compared("… and costs robust accuracy", late, early),
+             compared("EOT leaves (1, BN_A) less accuracy than one draw a step", full, full, "white-box", "EOT"),
+             compared("so do images crafted without noise", full, full, "white-box", "noise-free transfer")]
+    if "dual_bn" in found:
+        lines += [line for _, _, line in contributions(found)]
+    if "oat" in found:
+        lines += [compared(f"FLOAT is more robust than OAT at λ = {n:g}", flt.read(n), found["oat"].read(n))
+                  for n in (0.2, 1.0)]
+    lines += [compared(f"FLOAT at λ_n = {m.weight:g} is more robust than {m.label}", flt.read(m.weight),
+                       m.read(m.weight)) for m in found.values() if m.weight in (0.2, 1.0)]
+    return tables.verdicts(*lines)
