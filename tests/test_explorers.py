@@ -160,7 +160,8 @@ def test_the_exported_point_reads_back(panel, explorer, tmp_path):
     panel.save.click()
     written = json.loads((tmp_path / "point-a.json").read_text())
     assert OperatingPoint.from_json(written["point"]) == explorer.point
-    assert written["numbers"]["union_correct"] == explorer.read()["union_correct"] and "point-a.json" in panel.saved.value
+    assert written["numbers"]["union_correct"] == explorer.read()["union_correct"]
+    assert "point-a.json" in panel.saved.value
 
 
 def test_a_record_without_held_out_images_or_published_thresholds_says_so(tmp_path):

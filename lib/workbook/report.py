@@ -19,7 +19,6 @@ td:first-child,th:first-child{text-align:left}img{max-width:100%}
 pre{background:#f5f7fa;padding:.7em 1em;overflow-x:auto;font-size:.82rem}.muted{color:#66748a}.failed{color:#b3261e}
 details summary{cursor:pointer;color:#66748a}
 """
-KEPT_OUTPUTS = ("display_data", "execute_result")
 
 
 def title(notebook: Path) -> str:
@@ -86,11 +85,16 @@ def headline(executed: Path) -> str:
     parts = []
     for cell in json.loads(executed.read_text())["cells"]:
         if "headline" in cell["metadata"].get("tags", []):
-            parts += [_output(o.get("data", {})) for o in cell.get("outputs", []) if o["output_type"] in KEPT_OUTPUTS]
+            parts += [_output(output) for output in cell.get("outputs", [])]
     return "\n".join(parts)
 
 
-def _output(data: dict) -> str:
+def _output(output: dict) -> str:
+    """One output as HTML; what went to stderr and error messages are left out."""
+    data = output.get("data", {})
+    if output.get("name") == "stdout":
+        data = {"text/plain": output["text"]}
+
     def text(mime):
         return "".join(data[mime])
 

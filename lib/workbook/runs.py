@@ -8,10 +8,13 @@ trainings resume where they stopped.
 """
 
 import ast
+import csv
 import difflib
+import fcntl
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -86,7 +89,7 @@ def main(args) -> int:
         for notebook in notebooks:
             print(f"{notebook.name:32} {notebook.title}")
         return 0
-    folder = RUNS / (args.name or f"{args.preset}-{args.weights}-{args.seed}")
+    folder = RUNS / checked_name(args.name or f"{args.preset}-{args.weights}-{args.seed}")
     given = dict(args.parameters) | ({"dataset": args.dataset} if args.dataset else {})
     jobs = plan(notebooks, folder, args.preset, args.weights, args.seed, given)
     if args.allow_cpu:
@@ -100,6 +103,13 @@ def main(args) -> int:
     for job in failed:
         print(f"  failed: {job.notebook.name}: {job.status['message']}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def checked_name(name: str) -> str:
+    """Raises WorkbookError for a name that is no folder of its own below data/runs."""
+    if not re.fullmatch(r"[\w][\w.+-]*", name):
+        raise WorkbookError(f"'{name}' cannot name a run; use letters, digits, dot, plus, minus and underscore")
+    return name
 
 
 def choose(only: tuple[str, ...] | None = None, folder: Path | None = None) -> list[Notebook]:
@@ -147,7 +157,8 @@ def execute(jobs: list[Job], at_once: int = 1) -> list[Job]:
     """Run the jobs, `at_once` side by side, one line for each as it ends; returns those that failed."""
     failed, done = [], 0
     with ThreadPoolExecutor(at_once) as pool:
-        running = {pool.submit(execute_one, job): job for job in jobs}
+        threads = max(1, (os.cpu_count() or 1) // at_once) if at_once > 1 else None
+        running = {pool.submit(execute_one, job, threads): job for job in jobs}
         try:
             for future in as_completed(running):
                 job, done = running[future], done + 1
@@ -162,15 +173,19 @@ def execute(jobs: list[Job], at_once: int = 1) -> list[Job]:
     return failed
 
 
-def execute_one(job: Job) -> dict:
-    """Execute one job unless its finished result is there; a killed kernel is tried once more."""
+def execute_one(job: Job, threads: int | None = None) -> dict:
+    """Execute one job unless its finished result is there; a killed kernel is tried once more.
+
+    threads: CPU cores it may use; None = all.
+    """
     before = job.status
     if before.get("outcome") == "done" and before.get("digest") == job.digest and job.output.exists():
         return before | {"outcome": "kept"}
     job.folder.mkdir(parents=True, exist_ok=True)
     begun = time.monotonic()
     for _attempt in range(2):
-        code, message = child(job)
+        forget(job)
+        code, message = child(job, threads)
         if code != KILLED:
             break
     status = {"outcome": "failed" if code else "done", "message": message if code else "", "digest": job.digest,
@@ -181,11 +196,27 @@ def execute_one(job: Job) -> dict:
     return status
 
 
-def child(job: Job) -> tuple[int, str]:
+def forget(job: Job) -> None:
+    """Take the rows of an earlier attempt out of the run's table, so that no number stands there twice."""
+    path = job.folder.parent / "metrics.csv"
+    if not path.exists():
+        return
+    with open(path, "r+", newline="") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        header, *lines = csv.reader(file)
+        kept = [line for line in lines if line[0] != job.notebook.name]
+        file.seek(0)
+        file.truncate()
+        csv.writer(file, lineterminator="\n").writerows([header, *kept])
+
+
+def child(job: Job, threads: int | None = None) -> tuple[int, str]:
     """(exit code, last line it said) of the notebook in its own process, which finds this checkout's lib first."""
     outside = os.environ.get("PYTHONPATH")
     environment = os.environ | {"WORKBOOK_LIVE": "0", "WORKBOOK_PNG": "1",
                                 "PYTHONPATH": os.pathsep.join([str(ROOT)] + ([outside] if outside else []))}
+    if threads:
+        environment |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
     command = [sys.executable, "-m", "lib.workbook.headless", str(job.notebook.path), str(job.output),
                json.dumps(job.parameters)]
     with open(job.folder / "log.txt", "w+") as log:

@@ -1,0 +1,143 @@
+"""Figures and tables of studies, on records made by hand whose every number is known."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from made_atlas import made
+
+from lib.evaluation import accuracy
+from lib.workbook import exit_panels, figures, live, published, studies, style, tables
+from lib.workbook.networks import Trained
+from lib.workbook.studies import Reading
+
+FORMS = ("clean", "single1", "single2", "main", "average", "max_average")
+
+
+def record(right: dict | None = None):
+    """Ten images of class 0, three exits. A view's number of right answers, at all exits alike, is `right[view]`; the
+    first four images are sure at exit 1, the next three at exit 2."""
+    right = dict.fromkeys(FORMS, 6) | {"clean": 10} | (right or {})
+    prediction = np.array([[[0] * right[form] + [1] * (10 - right[form])] * 3 for form in FORMS])
+    sure = np.array([[0.1] * 4 + [2.0] * 6, [2.0] * 4 + [0.1] * 3 + [2.0] * 3, [1.0] * 10])
+    held_out = (np.linspace(0, 2, 10) * np.ones((3, 1)), np.ones((3, 10), bool))
+    return made(FORMS, prediction, np.array([sure] * 6), np.zeros(10), validation=held_out, dataset="digits",
+                data_variant="embedded")
+
+
+def reading(label="main", **right) -> Reading:
+    atlas = record(right)
+    return Reading(Trained(f"rdi_smallcnn-digits-{label}-quick", None, "d"), atlas, (0.5, 0.5), "paper")
+
+
+def test_the_trade_off_runs_from_nobody_to_everybody_leaving_at_exit_1():
+    curve = exit_panels.trade_off(record())
+    exits = [found["forms"]["clean"]["exits"] for found in curve]
+    assert exits[0] == [0, 0, 10] and exits[-1] == [10, 0, 0]
+    held_out = [round(10 * share) for share in exit_panels.PASSING]
+    assert [sum(np.linspace(0, 2, 10) < np.float32(found["thresholds"][0])) for found in curve] == pytest.approx(
+        held_out, abs=1)
+
+
+def test_accuracies_list_every_view_and_both_worst_cases():
+    found = accuracy.summary(record({"main": 3, "average": 5}), (0.5, 0.5))
+    values = dict(zip(exit_panels.rows_of(record()), (v for v, _, _ in exit_panels.accuracies(found)), strict=True))
+    assert values["clean images"] == 100 and values["on main exit"] == 30
+    assert values[exit_panels.WORST] == 30 and values[exit_panels.UNION] == 30
+    assert exit_panels.trio(found) == (100, 30, 30)
+
+
+def test_a_record_without_the_papers_forms_has_no_worst_case_of_the_paper():
+    few = record().select(["clean", "main"])
+    found = accuracy.summary(few, (0.5, 0.5))
+    assert math.isnan(dict(zip(exit_panels.rows_of(few), exit_panels.accuracies(found), strict=True))[
+        exit_panels.WORST][0])
+
+
+def test_the_trade_off_figure_marks_where_each_network_stands():
+    pair = {"main": reading("main"), "max_average": reading("max_average", main=8)}
+    figure = figures.trade_offs(pair, "ten images")
+    marks = [trace for trace in figure.data if trace.mode == "markers"]
+    cost = accuracy.summary(record(), (0.5, 0.5))["forms"]["clean"]["cumulative_macs"] / 1e6
+    assert [list(trace.y) for trace in marks] == [[100, 60], [100, 60]]
+    assert all(x == pytest.approx(cost) for trace in marks for x in trace.x)
+    assert "ten images" in figure.layout.title.text and figure.layout.yaxis.range == (-2, 102)
+    lines = [trace for trace in figure.data if trace.mode == "lines"]
+    assert len(lines) == 4 and {trace.line.dash for trace in lines} == {"dot", "solid"}
+
+
+def test_names_are_spoken():
+    assert style.spoken("single2") == "on exit 2" and style.spoken("max_average 3") == "max-average 3"
+    assert style.exit_names(3) == ["exit 1", "exit 2", "main"]
+    assert len(set(style.exit_colours(7))) == 7
+
+
+def test_the_table_beside_the_paper_has_dashes_where_nothing_is_known():
+    found = {"main": accuracy.summary(record(), (0.5, 0.5)), "standard": accuracy.summary(record(), (0.5, 0.5))}
+    shown = tables.beside(published.TABLES[3], found, ("clean", "paper_worst", "paper_mflops", "gate_aware"))
+    clean = shown.loc[("on main exit", "TA")]
+    assert (clean["published"], clean["measured"], clean["difference"]) == ("83.74", "100.00", "+16.3")
+    low, high = accuracy.wilson(10, 10)
+    assert clean["95 % interval"] == f"{100 * low:.1f} to {100 * high:.1f}"
+    assert shown.loc[("standard", "TA")]["published"] == tables.DASH
+    assert shown.loc[("standard", "TA")]["difference"] == tables.DASH
+    assert (shown.loc[("standard", "gate-aware")][["measured", "95 % interval"]] == tables.DASH).all()
+
+
+def test_table_2_is_known_as_a_picture_only():
+    assert all(not row for row in published.TABLES[2].rows.values())
+    assert published.TABLES[3].value("max_average", "average") == 43.32
+    assert set(published.TABLES) == set(range(1, 11))
+
+
+def test_settings_and_bills_say_what_each_costs():
+    found = accuracy.summary(record(), (0.5, -math.inf))
+    line = tables.settings({"mine": found}).loc["mine"]
+    assert line["leaves below"] == "0.5 closed" and line["leave at each exit, %"] == "40 0 60"
+    assert line["true cost, M MACs"] == f"{found['forms']['clean']['cumulative_macs'] / 1e6:.2f}"
+    bill = tables.bills({"main": found})
+    assert bill.shape == (1, 6) and bill.iloc[0]["average"].startswith("0.00 (")
+
+
+@pytest.mark.parametrize("first, second, answer", [
+    ([1] * 40, [0] * 40, "held"), ([0] * 40, [1] * 40, "did not hold"), ([1, 0] * 5, [0, 1] * 5, "too small to tell")])
+def test_a_verdict_is_computed(first, second, answer):
+    line = tables.verdict("first is better", np.array(first), np.array(second))
+    assert line["verdict"] == answer and line["images"] == len(first)
+
+
+def test_a_study_writes_every_number_as_a_tidy_row(tmp_path):
+    from types import SimpleNamespace
+
+    from lib.evaluation import rows
+
+    settings = SimpleNamespace(run_dir=tmp_path / "11_x", notebook="11_x", preset="quick", weights="train")
+    path = studies.write(settings, {"main": reading()})
+    table = rows.read(path)
+    assert path == tmp_path / "metrics.csv"
+    clean = table[(table.metric == "clean_accuracy") & (table.exit == "routed")].iloc[0]
+    assert (clean.value, clean.experiment, clean.threshold_source) == (1.0, "11_x", "paper")
+
+
+def test_headless_a_figure_is_shown_with_its_title_as_text(monkeypatch):
+    shown = []
+    monkeypatch.setenv("WORKBOOK_PNG", "0")
+    monkeypatch.setattr(live, "display", lambda bundle, raw: shown.append(bundle))
+    live.show(figures.trade_offs({"main": reading()}, "ten images"))
+    (bundle,) = shown
+    assert bundle["text/plain"].startswith("[What leaving early buys, %") and "image/png" not in bundle
+    json.dumps(bundle)
+
+
+def test_without_a_browser_a_figure_has_no_picture_and_nothing_fails(monkeypatch):
+    monkeypatch.setattr(live, "_picture_server", lambda: False)
+    assert live.png(figures.trade_offs({"main": reading()}, "ten images")) is None
+
+
+@pytest.mark.parametrize("told, session, expected", [("1", False, True), ("0", True, False), (None, True, True),
+                                                     (None, False, False), ("", True, True)])
+def test_live_is_what_the_environment_says_or_a_jupyter_session(monkeypatch, told, session, expected):
+    for name, value in (("WORKBOOK_LIVE", told), ("JPY_SESSION_NAME", "x.ipynb" if session else None)):
+        monkeypatch.setenv(name, value) if value is not None else monkeypatch.delenv(name, raising=False)
+    assert live.is_live() == expected

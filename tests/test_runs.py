@@ -1,0 +1,164 @@
+"""The headless driver: what it refuses, what it leaves, and that one broken notebook stops no other."""
+
+import json
+import re
+from argparse import Namespace
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from lib import WorkbookError
+from lib.evaluation import rows
+from lib.workbook import notebooks, report, runs
+from lib.workbook.headless import KILLED
+
+COMMON = ('preset: str = "auto"  # size\nweights: str = "auto"  # origin\nseed: int = 0  # seed\n'
+          'run_dir: str = ""  # place\n')  # fmt: skip
+MEASURE = '''
+from lib.evaluation import rows
+from lib.workbook import parameters
+settings = parameters.resolve(globals(), "{stem}")
+rows.append(settings.run_dir.parent / "metrics.csv", [dict(experiment="{stem}", metric="value", value=settings.{own})])
+print("value", settings.{own}, settings.preset, settings.weights)
+'''
+
+
+def notebook(folder: Path, stem: str, parameters: str, *cells: str, tagged: bool = True) -> Path:
+    nb = nbformat.v4.new_notebook(metadata={"kernelspec": notebooks.KERNEL})
+    nb.cells = [nbformat.v4.new_markdown_cell(f"# {stem[:2]} What of {stem[3:]}?"),
+                nbformat.v4.new_code_cell(COMMON + parameters, metadata={"tags": ["parameters"] if tagged else []}),
+                *(nbformat.v4.new_code_cell(cell, metadata={"tags": ["headline"]}) for cell in cells)]  # fmt: skip
+    nbformat.write(nb, folder / f"{stem}.ipynb")
+    return folder / f"{stem}.ipynb"
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """Three notebooks, the second of which fails, in a workbook of their own."""
+    folder, steps = tmp_path / "notebooks", "steps: int = 3  # steps"
+    folder.mkdir()
+    notebook(folder, "01_first", "epsilon: float = 0.3  # budget", MEASURE.format(stem="01_first", own="epsilon"))
+    notebook(folder, "02_broken", steps, "print('so far')", "raise ValueError('<no> such thing')")
+    notebook(folder, "03_last", steps, MEASURE.format(stem="03_last", own="steps"))
+    monkeypatch.setattr(runs, "NOTEBOOKS", folder)
+    monkeypatch.setattr(runs, "RUNS", tmp_path / "runs")
+    return tmp_path
+
+
+def arguments(**changes) -> Namespace:
+    usual = dict(preset="quick", weights="train", only=None, list=False, name="mine", seed=4, parameters=[],
+                 dataset=None, jobs=1, allow_cpu=False)
+    return Namespace(**usual | changes)
+
+
+@pytest.mark.parametrize("changes, message", [
+    (dict(parameters=[["epsilom", "0.1"]]), "no chosen notebook has a parameter 'epsilom' .did you mean epsilon"),
+    (dict(parameters=[["epsilon", "large"]]), "parameter epsilon is 'large'"),
+    (dict(parameters=[["steps", "1.5"]]), "parameter steps is '1.5'"),
+    (dict(parameters=[["seed", "1"]]), "seed is not set with -p; use --seed"),
+    (dict(only=("03",), parameters=[["epsilon", "0.1"]]), "no chosen notebook has a parameter 'epsilon'"),
+    (dict(dataset="mnist"), "no chosen notebook has a parameter 'dataset'"),
+    (dict(only=("04",)), "there is no notebook '04'"),
+    (dict(only=("01_frist",)), "did you mean 01_first"),
+    (dict(name="../elsewhere"), "cannot name a run"),
+])  # fmt: skip
+def test_what_cannot_work_is_refused_before_anything_starts(place, changes, message):
+    with pytest.raises(WorkbookError, match=message):
+        runs.main(arguments(**changes))
+    assert not (place / "runs").exists()
+
+
+def test_a_notebook_without_the_tag_is_refused(place):
+    notebook(place / "notebooks", "05_untagged", "", tagged=False)
+    with pytest.raises(WorkbookError, match="05_untagged.ipynb has no cell tagged parameters"):
+        runs.main(arguments())
+
+
+def test_paper_size_is_refused_without_a_gpu(place, monkeypatch):
+    monkeypatch.delenv("WORKBOOK_ALLOW_CPU", raising=False)
+    monkeypatch.setattr(runs.checks, "pick_device", lambda: "cpu")
+    with pytest.raises(WorkbookError, match="needs a CUDA device"):
+        runs.main(arguments(preset="paper"))
+
+
+def test_listing_says_what_each_notebook_asks(place, capsys):
+    assert runs.main(arguments(list=True)) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [re.split(r"\s{2,}", line) for line in lines] == [
+        ["01_first", "What of first?"], ["02_broken", "What of broken?"], ["03_last", "What of last?"]]
+    assert not (place / "runs").exists()
+
+
+@pytest.mark.slow
+def test_a_broken_notebook_fails_the_run_and_stops_no_other(place, capsys):
+    """Then the same name goes on: what is done is kept, and no number stands in the table twice."""
+    asked = dict(parameters=[["epsilon", "8/255"], ["steps", "5"]])
+    assert runs.main(arguments(**asked)) == 1
+    said = capsys.readouterr()
+    assert "2 of 3 notebooks done" in said.out and "02_broken: cell" in said.err and "<no> such thing" in said.err
+    folder = place / "runs" / "mine"
+    table = rows.read(folder / "metrics.csv")
+    assert dict(zip(table.experiment, table.value, strict=True)) == {"01_first": pytest.approx(8 / 255), "03_last": 5}
+    status = json.loads((folder / "02_broken" / "status.json").read_text())
+    assert status["outcome"] == "failed" and "ValueError: <no> such thing" in status["message"]
+    check_page((folder / "index.html").read_text(), folder)
+
+    mended = nbformat.read(place / "notebooks" / "02_broken.ipynb", as_version=4)
+    mended.cells[-1].source = MEASURE.format(stem="02_broken", own="steps")
+    nbformat.write(mended, place / "notebooks" / "02_broken.ipynb")
+    before = (folder / "01_first" / "01_first.ipynb").stat().st_mtime_ns
+    assert runs.main(arguments(**asked)) == 0
+    assert capsys.readouterr().out.count("kept") == 2
+    assert (folder / "01_first" / "01_first.ipynb").stat().st_mtime_ns == before
+    assert sorted(rows.read(folder / "metrics.csv").experiment) == ["01_first", "02_broken", "03_last"]
+
+
+def check_page(page: str, folder: Path):
+    """The index opens without network, escapes what cells said, and links what exists."""
+    assert "https://" not in page and "http://" not in page and "<no> such" not in page and "&lt;no&gt; such" in page
+    assert "value 0.03137254901960784 quick train" in page
+    links = re.findall(r'href="([^"]+)"', page)
+    assert "metrics.csv" in links and all((folder / link).exists() for link in links)
+    executed = (folder / "01_first" / "01_first.html").read_text()
+    assert "https://" not in executed and "value 0.03137254901960784" in executed
+
+
+def test_a_killed_kernel_is_tried_once_more(place, monkeypatch):
+    codes = iter([KILLED, 0])
+    monkeypatch.setattr(runs, "child", lambda job, threads: (next(codes), "the kernel was killed"))
+    assert runs.main(arguments(only=("01",))) == 0 and next(codes, "spent") == "spent"
+    codes = iter([KILLED, KILLED, 0])
+    assert runs.main(arguments(only=("03",))) == 1 and next(codes) == 0
+
+
+def test_a_failed_cell_is_tried_only_once(place, monkeypatch):
+    codes = iter([1, 0])
+    monkeypatch.setattr(runs, "child", lambda job, threads: (next(codes), "cell 2: ValueError: no"))
+    assert runs.main(arguments(only=("01",))) == 1 and next(codes) == 0
+
+
+def test_changed_parameters_make_a_finished_notebook_run_again(place, monkeypatch):
+    seen = []
+
+    def child(job, threads):
+        seen.append((job.parameters["epsilon"], threads))
+        return 0, ""
+
+    monkeypatch.setattr(runs, "child", child)
+    monkeypatch.setattr(runs.report, "page", lambda executed: None)
+    for value in ("0.1", "0.1", "0.2"):
+        assert runs.main(arguments(only=("01",), parameters=[["epsilon", value]], jobs=2)) == 0
+        (place / "runs/mine/01_first/01_first.ipynb").write_text((place / "notebooks/01_first.ipynb").read_text())
+    assert [value for value, _ in seen] == [0.1, 0.2] and all(threads >= 1 for _, threads in seen)
+
+
+def test_a_page_of_an_executed_notebook_shows_pictures_and_no_code(place):
+    path = notebook(place, "07_shown", "", "secret = 1")
+    nb = nbformat.read(path, as_version=4)
+    data = {"image/png": "iVBORw0KGgo=", "text/plain": "[figure]"}
+    nb.cells[-1].outputs = [nbformat.v4.new_output("display_data", data)]
+    nbformat.write(nb, path)
+    page = report.page(path).read_text()
+    assert "data:image/png;base64,iVBORw0KGgo=" in page and "secret" not in page
+    assert "data:image/png;base64,iVBORw0KGgo=" in report.headline(path)
