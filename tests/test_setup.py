@@ -56,7 +56,7 @@ def test_versions_stand_in_one_place():
 def test_every_requirement_is_a_range_with_its_reason():
     for line in (ROOT / "requirements.txt").read_text().splitlines():
         if not line.startswith("#"):
-            assert re.fullmatch(r"[a-z-]+>=[\d.]+ +# (core: )?\w.{5,}", line), line
+            assert re.fullmatch(r"[a-z-]+[>=]=[\d.]+ +# (core: )?\w.{5,}", line), line
 
 
 def test_core_is_what_a_bare_gpu_machine_gets():

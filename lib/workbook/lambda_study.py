@@ -101,7 +101,8 @@ def grid(settings: Settings, trained: Trained, images: data.Dataset | None, **op
     if images is None:
         raise WorkbookError(f"{trained.name} came without this record and its dataset is not on this machine; see "
                             "data/README.md for how to get it")
-    size = SIZES[settings.preset] | options
+    widths = trained.network.widths if "width" in trained.network.knobs else (None,)
+    size = SIZES[settings.preset] | dict(widths=widths) | options
     threat = size.pop("threat", None) or networks.threat_of(settings, images)
     draws, todo = size["draws"], points.attacks(trained.network, threat, **size)
     told = hashlib.sha256(repr(todo).encode()).hexdigest()[:8]
@@ -182,7 +183,7 @@ def crossing(member: Member, lambdas=points.LAMBDAS, switches=points.SWITCHES) -
     return table
 
 
-def contributions(found: dict[str, Member], width: float | None = None) -> list[tuple[str, str, dict]]:
+def contributions(found: dict[str, Member]) -> list[tuple[str, str, dict]]:
     """(what, quantity, verdict line) of each part of FLOAT: batch norms, noise at inference, noise in training."""
     flt, control = found["float"], found["dual_bn"]
     clean, quiet, full = (OperatingPoint(noise=s, batch_norm=b) for s, b in ((0.0, 0.0), (0.0, 1.0), (1.0, 1.0)))

@@ -1,0 +1,87 @@
+"""The AutoAttack adapter: a closed-form worst case, one operating point after the other, and nothing left behind."""
+
+import sys
+
+import pytest
+import torch
+
+from lib import WorkbookError
+from lib.attacks import autoattack
+from lib.operating_point import OperatingPoint
+from tests.linear_oracle import linear_network, random_batch, worst_case
+from tests.networks import images, small
+
+pytest.importorskip("pyautoattack")
+FEW = dict(iterations=8, queries=20, batch_size=8)
+
+
+def four_class_network(seed=0):
+    """Two classes that matter and two that never win (AutoAttack's DLR loss asks for more than two)."""
+    weights = torch.randn(1, 4, 4, generator=torch.Generator().manual_seed(seed))
+    weights[:, 2:] = 0
+    return linear_network(weights, [[0.0, 0.0, -50.0, -50.0]]), weights[0]
+
+
+@pytest.mark.parametrize("epsilon", [0.02, 0.1, 0.3])
+def test_it_breaks_exactly_what_can_be_broken(epsilon):
+    network, weights = four_class_network()
+    x, y = random_batch(24)
+    found = autoattack.run(network, x, y, epsilon, attacks=("apgd-ce",), **FEW | {"iterations": 30})
+    worst = network(worst_case(x, y, weights[:2], epsilon))[-1].argmax(-1)
+    assert torch.equal(found.robust, worst == y) and found.robust.any() and not found.robust.all()
+    assert (found.adversarial - x).abs().max() <= epsilon + 1e-6
+    assert found.adversarial.min() >= 0 and found.adversarial.max() <= 1
+    assert torch.equal(network(found.adversarial)[-1].argmax(-1) == y, found.robust)
+
+
+def test_it_stands_where_it_is_told_and_leaves_nothing_behind():
+    network = small("resnet20", conditioning="dual_bn", input_shape=(3, 8, 8)).train()
+    x = images(network, 6)
+    labels = {b: network.eval()(x, OperatingPoint(batch_norm=b))[-1].argmax(-1) for b in (0.0, 1.0)}
+    network.train()
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    tracer = sys.gettrace()
+    for bank, said in labels.items():
+        found = autoattack.run(network, x, said, 1e-6, attacks=("apgd-ce",), point=OperatingPoint(batch_norm=bank),
+                               **FEW | {"iterations": 2})
+        assert found.robust.all()  # all were right at this point, and the budget is next to nothing
+    assert torch.equal(torch.rand(3), expected) and network.training and sys.gettrace() is tracer
+
+
+def test_noisy_points_are_for_rand_and_frozen_ones_for_standard():
+    network = small("resnet20", conditioning="float", input_shape=(3, 8, 8))
+    x, noisy = images(network, 4), OperatingPoint(noise=1.0, batch_norm=1.0)
+    y = network(x, noisy.replace(draw=0))[-1].argmax(-1)
+    with pytest.raises(WorkbookError, match="fresh noise"):
+        autoattack.run(network, x, y, 0.1, point=noisy)
+    first = autoattack.run(network, x, y, 0.05, version="rand", attacks=("apgd-ce",), point=noisy, **FEW)
+    again = autoattack.run(network, x, y, 0.05, version="rand", attacks=("apgd-ce",), point=noisy, **FEW)
+    assert torch.equal(first.adversarial, again.adversarial)
+    frozen = autoattack.run(network, x, y, 1e-6, attacks=("apgd-ce",), point=noisy.replace(draw=0), **FEW)
+    assert frozen.robust.all() and not any("random" in flag for flag in frozen.flags)
+
+
+def test_every_attack_of_the_standard_version_runs():
+    network, _ = four_class_network(1)
+    x, y = random_batch(6)
+    alone = autoattack.run(network, x, y, 0.05, attacks=("apgd-ce",), **FEW)
+    found = autoattack.run(network, x, y, 0.05, **FEW)
+    assert not (found.robust & ~alone.robust).any()  # more attacks, never more robust
+
+
+def test_unknown_versions_and_attacks_are_refused():
+    network, _ = four_class_network()
+    x, y = random_batch(2)
+    for wrong in (dict(version="plus"), dict(attacks=("fab",)), dict(version="rand", attacks=("square",))):
+        with pytest.raises(WorkbookError, match="it has standard"):
+            autoattack.run(network, x, y, 0.1, **wrong)
+
+
+def test_the_published_size_is_the_package_own():
+    network, _ = four_class_network()
+    made = autoattack._attacker(network, 0.1, "standard", 0, "cpu")
+    before = {name: dict(vars(getattr(made, name))) for name in ("apgd", "apgd_targeted", "fab", "square")}
+    autoattack._resize(made, 100, 5000, 10)
+    assert before == {name: vars(getattr(made, name)) for name in before}
