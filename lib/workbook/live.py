@@ -76,7 +76,7 @@ def _picture_server() -> bool:
         return False
 
 
-def png(figure: go.Figure, scale: float = 1.5) -> bytes | None:
+def png(figure: go.Figure, scale: float = 1.1) -> bytes | None:
     """The figure as a picture, or None where no browser is installed to draw it."""
     if not _picture_server():
         return None
