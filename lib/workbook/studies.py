@@ -16,6 +16,7 @@ import pandas as pd
 
 import lib
 from lib import checkpoints, data
+from lib.attacks.forms import paper_forms
 from lib.evaluation import accuracy, routing, rows
 from lib.evaluation.views import Atlas
 from lib.models import zoo
@@ -52,10 +53,12 @@ class Reading:
         return accuracy.summary(self.atlas, self.thresholds)
 
     def right(self, quantity: str) -> np.ndarray:
-        """(N,) bool: the images answered right in a view, under the paper's worst form, or under all ("union")."""
+        """(N,) bool: the images answered right in a view, under the paper's worst form, under each of the paper's forms
+        ("paper_union"), or under every view ("union")."""
         every = accuracy.correct(self.atlas, self.thresholds)
-        if quantity == "union":
-            return np.logical_and.reduce(list(every.values()))
+        if quantity in ("union", "paper_union"):
+            names = every if quantity == "union" else paper_forms(self.atlas.num_exits)
+            return np.logical_and.reduce([every[name] for name in names])
         return every[self.summary["paper_worst"] if quantity == "paper_worst" else quantity]
 
     def spent(self, view: str = "clean") -> np.ndarray:
@@ -170,10 +173,13 @@ def write(settings: Settings, readings: Mapping[str, Reading]) -> Path:
     return path
 
 
-def comparable(settings: Settings, reading: Reading) -> bool:
-    """Whether a number may be set against the paper's: its schedule, its dataset, and no copy with losses."""
-    published = reading.trained.name.endswith(("-paper", "_released"))
-    return published and reading.atlas.meta.get("dataset") in AS_IN_THE_PAPER
+def comparable(reading: Reading) -> bool:
+    """Whether a number may be set against the paper's: its schedule, dataset and PGD steps, and no copy with losses."""
+    meta = reading.atlas.meta
+    if meta.get("dataset") not in AS_IN_THE_PAPER or not reading.trained.name.endswith(("-paper", "_released")):
+        return False
+    steps = recipes.THREATS[recipes.COPIES.get(meta["dataset"], meta["dataset"])]["steps"]
+    return all(v.threat.steps == steps for v in reading.atlas.views if v.threat and v.threat.algorithm == "pgd")
 
 
 def caption(settings: Settings, readings: Mapping[str, Reading]) -> str:
@@ -201,7 +207,7 @@ def beside(numbers: int | Sequence[int], settings: Settings, readings: Mapping[s
                 continue  # the same for every image
             said = published(numbers, label, quantity, reading.atlas.num_exits)
             value, low, high = reading.measured(quantity) or (None, None, None)
-            fair = said is not None and value is not None and comparable(settings, reading)
+            fair = said is not None and value is not None and comparable(reading)
             lines.append({"network": spoken(label), "quantity": SPOKEN.get(quantity, style.spoken(quantity)),
                           "published": tables.number(said), "measured": tables.number(value),
                           "95 % interval": tables.DASH if low is None else f"{low:.1f} to {high:.1f}",
@@ -232,7 +238,7 @@ def published(numbers: int | Sequence[int], row: str, quantity: str, num_exits: 
 def spoken(label: str) -> str:
     """A network's name as people say it."""
     return {"main": "main branch", "max_average": "max-average", "resnet38": "ResNet-38", "smallcnn": "SmallCNN",
-            "mobilenet_v2": "MobileNetV2"}.get(label, label)
+            "mobilenet_v2": "MobileNetV2", "atmc": "ATMC"}.get(label, label)
 
 
 def costs(backbone: str, *designs: str, **options) -> pd.DataFrame:

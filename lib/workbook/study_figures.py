@@ -101,8 +101,12 @@ def _accuracy(summary: dict, quantity: str) -> float:
     return 100 * summary["forms"][summary["paper_worst"] or summary["worst_form"]]["accuracy"]
 
 
-def bars(series: Mapping[str, Mapping[str, tuple]], title: str, caption: str, axis: str) -> go.Figure:
-    """{series: {group: (value, low, high)}} as grouped bars; low and high are None where there is no interval."""
+def bars(series: Mapping[str, Mapping[str, tuple]], title: str, caption: str, axis: str,
+         span: tuple[float, float] | None = None) -> go.Figure:
+    """{series: {group: (value, low, high)}} as grouped bars; low and high are None where there is no interval.
+
+    span: what the axis shows; None = all of it.
+    """
     fig = style.figure(title, caption, barmode="group")
     for place, (name, entries) in enumerate(series.items()):
         value, low, high = np.array(list(entries.values()), float).T  # None becomes NaN: no error bar
@@ -111,7 +115,7 @@ def bars(series: Mapping[str, Mapping[str, tuple]], title: str, caption: str, ax
                                  width=3, color=style.MUTED),
                     hovertemplate=f"{name}, %{{x}}: %{{y:.3g}}<extra></extra>")
     fig.update_xaxes(type="category", showgrid=False, ticks="")
-    fig.update_yaxes(title_text=axis, zeroline=True, zerolinecolor=style.GHOST)
+    fig.update_yaxes(title_text=axis, zeroline=True, zerolinecolor=style.GHOST, range=span)
     return fig
 
 

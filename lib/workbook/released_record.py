@@ -1,0 +1,131 @@
+"""The weights that the authors of RDI-Nets released: their shipped record, or the file itself attacked here."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+import lib
+from lib import WorkbookError, data
+from lib.attacks import forms
+from lib.evaluation import accuracy
+from lib.evaluation import atlas as recording
+from lib.evaluation.views import Atlas
+from lib.models import released
+from lib.models.network import Network
+from lib.workbook import networks, studies, tables
+from lib.workbook.explorers import Subject
+from lib.workbook.networks import Trained
+from lib.workbook.parameters import Settings
+from lib.workbook.studies import Reading
+
+NAME = "rdi_resnet38_released"
+# What the authors' own code says of the first 500 test images, clean, at the paper's thresholds.
+REFERENCE = {"right": 426, "leave at each exit": [37, 53, 71, 113, 87, 71, 68],
+             "right at each exit": [367, 378, 399, 410, 414, 433, 431]}
+
+
+@dataclass(frozen=True)
+class Released:
+    """reading: the record at the paper's thresholds.  restarts: one form, tried again and again on the first images.
+
+    restarts, images, network are None where they are not on this machine.
+    """
+
+    reading: Reading
+    restarts: Atlas | None
+    images: data.Dataset | None
+    network: Callable[[], Network] | None
+
+    @property
+    def subject(self) -> Subject:
+        atlas = self.reading.atlas
+        if self.images is None:
+            return Subject(atlas)
+        return Subject(atlas, self.images.test, self.images.classes, self.network)
+
+
+def obtain(settings: Settings) -> Released:
+    """The shipped record; or, where settings.weights is "train" and file and images are here, attacks of the file.
+
+    Raises WorkbookError where neither is at hand.
+    """
+    path, images = find(settings.file), networks.at_hand("cifar10_png") or networks.at_hand("cifar10")
+    shipped = lib.ATLASES / f"{NAME}.safetensors"
+    if shipped.is_file() and (settings.weights == "shipped" or path is None or images is None):
+        record, again = Atlas.load(shipped), shipped.with_stem(f"{NAME}_restarts")
+        restarts, digest = Atlas.load(again) if again.is_file() else None, record.meta["checkpoint"]
+    elif path is None or images is None:
+        raise WorkbookError(f"the record of the released weights did not come along; put {settings.file} and the "
+                            "CIFAR-10 test images below data/datasets (see data/README.md) to make it here")
+    else:
+        record, restarts, digest = attack(settings, path, images)
+    network = None if path is None else lambda: released.load(path, settings.device).network
+    trained = Trained(NAME, network and network(), digest)
+    return Released(studies.read(settings, trained, record, "paper"), restarts, images, network)
+
+
+def find(name: str) -> Path | None:
+    """The released file at that path, or below data/datasets."""
+    return next((path for path in (Path(name), lib.DATASETS / name) if path.is_file()), None)
+
+
+def attack(settings: Settings, path: Path, images: data.Dataset) -> tuple[Atlas, Atlas, str]:
+    """(every form, restarts of the average attack, digest) of the file on the first test images; a kill costs a batch.
+
+    No images are held out: the weights have seen all training images, so the thresholds are the published ones.
+    """
+    found, threat = released.load(path, settings.device), networks.threat_of(settings, images)
+    told = dict(threat=threat, batch_size=50, checkpoint=found.digest, dataset="cifar10", defence="max_average",
+                data_variant=f"lossless, first {settings.images:,}", progress=False)
+    folder = settings.run_dir / f"released-{settings.images}-{threat.steps}"
+    record = recording.record(found.network, images.test[:settings.images], seed=settings.seed,
+                              forms=("clean", *forms.names(found.network.num_exits)),
+                              folder=folder / f"seed{settings.seed}", **told)
+    seeds = range(settings.seed + 1, settings.seed + 1 + settings.restarts)
+    again = [recording.record(found.network, images.test[:min(settings.images, 256)], seed=seed, forms=("average",),
+                              folder=folder / f"restart{seed}", **told) for seed in seeds]
+    return record, recording.combine(again), found.digest
+
+
+def reference(reading: Reading) -> pd.DataFrame:
+    """The authors' own counts on the first 500 clean images beside ours; a dash where the record holds fewer."""
+    ours = dict.fromkeys(REFERENCE, tables.DASH)
+    if len(reading.atlas.labels) >= 500:
+        first = accuracy.summary(reading.atlas.select(("clean",), slice(0, 500)), reading.thresholds)["forms"]["clean"]
+        ours = dict(zip(REFERENCE, (first["correct"], first["exits"], first["per_exit"]), strict=True))
+    return pd.DataFrame({"authors' code": REFERENCE, "here": ours})
+
+
+def tries(found: Released) -> dict[str, np.ndarray]:
+    """Who is right, on the images that have restarts (else on all): under the worst form, and under several forms."""
+    reading, again = found.reading, {}
+    if found.restarts is not None:
+        first = reading.atlas.select(images=slice(0, len(found.restarts.labels)))
+        reading = Reading(reading.trained, first, reading.thresholds, reading.source)
+        again = accuracy.correct(found.restarts, reading.thresholds)
+    right = {"worst of the nine forms (the paper's statistic)": reading.right("paper_worst")}
+    if again:
+        right[f"all of {len(again)} restarts of the average attack"] = np.logical_and.reduce(list(again.values()))
+    right["all of the nine forms"] = reading.right("paper_union")
+    return right | {"all forms, random and gate-aware among them": reading.right("union")}
+
+
+def control(found: Released) -> pd.DataFrame:
+    """`tries` as a table with intervals."""
+    lines = {}
+    for name, right in tries(found).items():
+        low, high = accuracy.wilson(int(right.sum()), len(right))
+        lines[name] = {"images": len(right), "right": int(right.sum()), "accuracy, %": f"{100 * right.mean():.1f}",
+                       "95 % interval": f"{100 * low:.1f} to {100 * high:.1f}"}
+    return pd.DataFrame(lines).T
+
+
+def agrees(claim: str, reading: Reading, row: str, quantity: str, number: int = 3) -> dict:
+    """A verdict: does the published number lie in the 95 % interval of ours?"""
+    said, (value, low, high) = studies.TABLES[number].value(row, quantity), reading.measured(quantity)
+    return {"claim": claim, "difference": f"{value - said:+.1f} points", "images": len(reading.atlas.labels),
+            "95 % interval": f"{low - said:+.1f} to {high - said:+.1f}",
+            "verdict": "held" if low <= said <= high else "did not hold"}

@@ -1,0 +1,145 @@
+"""Studies: what a reading says, and when a number may stand beside the paper's."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_atlas import THREAT, made, view
+
+from lib import WorkbookError
+from lib.attacks.steps import Threat
+from lib.training import admm, sparsity
+from lib.workbook import released_record, savings, sparse_rivals, studies, study_figures
+from lib.workbook.networks import Trained
+from lib.workbook.parameters import Settings
+from lib.workbook.studies import Reading
+
+VIEWS = ("clean", "single1", "main", "average", "max_average")
+
+
+def reading(name="rdi_smallcnn-mnist-main-paper", views=VIEWS, **meta) -> Reading:
+    """Two exits, four images of class 0; at threshold 0.5 the first two leave at exit 1. Wrong: see `prediction`."""
+    prediction = np.zeros((len(views), 2, 4), int)
+    prediction[1, 0, 0] = 1  # single1 breaks image 0 at the exit it leaves by
+    prediction[2, 1, 3] = 1  # main breaks image 3, and
+    prediction[2, 1, 2] = 1  # image 2
+    prediction[3, 1, 0] = 1  # average changes image 0 at the exit it does not reach: no harm
+    entropy = np.full(prediction.shape, 0.9)
+    entropy[:, 0, :2] = 0.1
+    atlas = made(views, prediction, entropy, [0] * 4, **{"dataset": "mnist"} | meta)
+    return Reading(Trained(name, None, "0" * 64), atlas, (0.5,), "paper")
+
+
+def test_a_reading_says_which_images_are_right():
+    found = reading()
+    assert found.right("clean").tolist() == [True] * 4
+    assert found.right("average").tolist() == [True] * 4
+    assert found.right("paper_worst").tolist() == [True, True, False, False]  # main, the worst of the forms
+    assert found.right("paper_union").tolist() == [False, True, False, False]
+    assert found.measured("paper_worst")[0] == 50
+
+
+def test_the_papers_union_leaves_other_attacks_out():
+    found = reading(views=(*VIEWS, "random"))
+    found.atlas.prediction[5] = 1
+    assert found.right("paper_union").tolist() == [False, True, False, False]
+    assert not found.right("union").any()
+
+
+def test_what_an_image_costs_is_a_share_of_the_plain_network():
+    found = reading()  # trunk 100 and 200, heads 10 and 0: exit 1 costs 110, the last 210; plain 200
+    assert found.spent().tolist() == [0.55, 0.55, 1.05, 1.05]
+
+
+@pytest.mark.parametrize("name, dataset, steps, fair", [
+    ("rdi_smallcnn-mnist-main-paper", "mnist", 40, True),
+    ("rdi_smallcnn-mnist-main-laptop", "mnist", 40, False),  # another schedule
+    ("rdi_smallcnn-mnist-main-paper", "mnist", 20, False),  # a weaker attack
+    ("rdi_resnet38-cifar10_jpeg-main-paper", "cifar10_jpeg", 20, False),  # a copy with losses
+    ("rdi_resnet38_released", "cifar10", 20, True)])
+def test_only_like_is_set_against_the_paper(name, dataset, steps, fair):
+    views = [view(form, **({} if form == "clean" else {"threat": Threat(0.3, 0.01, steps)})) for form in VIEWS]
+    assert studies.comparable(reading(name, views, dataset=dataset)) is fair
+
+
+def test_a_table_of_the_paper_stands_beside_with_dashes_for_what_nobody_states():
+    views = [view(form, **({} if form == "clean" else {"threat": Threat(8 / 255, 2 / 255, 20)})) for form in VIEWS]
+    found = {"max_average": reading("rdi_resnet38_released", views, dataset="cifar10")}
+    table = studies.beside((3, 6), None, found, ("clean", "random", "attacked_mflops", "union"))
+    lines = table.droplevel("network")
+    assert lines.loc["TA"].tolist() == ["83.79", "100.00", "51.0 to 100.0", "+16.2"]
+    assert lines.loc["random"].tolist() == ["44.86", "–", "–", "–"]  # not recorded here
+    assert lines.loc["per-image worst case", "published"] == "–"
+    assert lines.loc["MFlops as the paper counts, worst form", "published"] == "57.81"
+    assert studies.beside(6, None, found, ("random",)).iloc[0]["published"] == "44.86"
+
+
+def test_a_number_of_another_size_has_no_difference():
+    table = studies.beside(3, None, {"max_average": reading("x-quick", dataset="digits")}, ("clean",))
+    assert table.iloc[0].tolist() == ["83.79", "100.00", "51.0 to 100.0", "–"]
+
+
+def test_a_published_number_holds_when_it_lies_in_our_interval():
+    found = reading("rdi_resnet38_released", dataset="cifar10")
+    assert released_record.agrees("clean", found, "max_average", "clean")["verdict"] == "held"  # 51 to 100
+    found.atlas.prediction[0] = 1  # nothing is right
+    assert released_record.agrees("clean", replace(found), "max_average", "clean")["verdict"] == "did not hold"
+
+
+def settings(**own) -> Settings:
+    return Settings(**dict(preset="quick", weights="train", seed=0, run_dir=Path("x"), device="cpu", notebook="16_x",
+                           dataset="digits") | own)
+
+
+def test_published_widths_belong_to_the_whole_network():
+    assert sparse_rivals.direct(settings(widths="none")) == {}
+    with pytest.raises(WorkbookError, match="paper"):
+        sparse_rivals.direct(settings(widths="r007"))
+
+
+def test_published_widths_cost_what_the_paper_says():
+    table = sparse_rivals.published_widths()
+    assert table.loc["r007", "as the paper counts"] == "49.381"
+    assert table.loc["whole", "parameters"] == "564,122"
+
+
+def test_leftover_widths_say_that_they_did_not_run():
+    table = studies.beside(3, None, {"plain": reading()}, ("clean",))
+    rows = sparse_rivals.with_not_run(table, {"widths r004": None})
+    assert list(rows.index)[1:] == [(f"widths {label}", "not run") for label in list(sparsity.PUBLISHED_WIDTHS)[1:]]
+
+
+def test_atmc_constraints_are_counted_in_the_network_itself():
+    network = studies.zoo.build("resnet38", width_multiplier=0.25, depth_multiplier=0.34, input_shape=(3, 16, 16))
+    trained = Trained("x", network, "")
+    total = sum(t.numel() for t in admm.compressible(network))
+    assert sparse_rivals.constraints(trained, total, 16).count("kept") == 2
+    assert sparse_rivals.constraints(trained, total - 1, 16).count("broken") == 1
+    assert sparse_rivals.constraints(trained, total - 1, 1).count("broken") == 2
+
+
+def test_overheads_of_heads_are_the_counted_ones():
+    table = savings.overheads()["heads add"]
+    assert table["ResNet-38", "rdi, 6 early"] == "21.4 %"  # 101,108,928 of 83,280,512
+    added = {key: float(text.removesuffix(" %")) for key, text in table.items()}
+    assert added["ResNet-38", "cheap, 6 early"] < 2 and added["MobileNetV2", "rdi, 2 early"] < 2
+    assert added["MobileNetV2", "released, 6 early"] > 2
+
+
+def test_time_saved_follows_from_the_speed_up():
+    measured = [{"metric": "speed_up", "exit": "plain", "suite": "batch 1", "value": 2.0, "low": 0.5, "high": 4.0,
+                 "images": 10}]
+    saved = savings.savings({"x": reading()}, {"x": measured})["x"]
+    assert saved["time, batch 1"] == (50.0, -100.0, 75.0)
+    assert savings.verdicts({"x": saved}, {"x": measured})[0]["verdict"] == "too small to tell"
+
+
+def test_figures_show_what_the_readings_hold():
+    found = {"max_average": reading()}
+    exits = study_figures.exits(found, "caption")
+    assert [trace.y.tolist() for trace in exits.data] == [[50, 50], [50, 50]]
+    dots = study_figures.forms(found, "caption").data[0]
+    assert dots.x[-1] == "per image" and dots.y[-1] == 25 and THREAT.steps == 5
+    bars = study_figures.bars({"a": {"x": (1.0, None, None), "y": (2.0, 1.5, 4.0)}}, "t", "c", "axis").data[0]
+    assert bars.error_y.array[1] == 2 and bars.error_y.arrayminus[1] == 0.5
