@@ -31,8 +31,8 @@ def atlas(images=60, exits=3, forms=FORMS, seed=0, **more):
     prediction = np.where(right, labels, (labels + 1) % 10)
     entropy = draw.random((len(forms), exits, images)) ** 3 * 2.2
     held_out = draw.random((exits, images)) ** 3 * 2.2, draw.random((exits, images)) < 0.9
-    return made(forms, prediction, entropy, labels, validation=held_out, dataset="digits", data_variant="embedded",
-                **({"paper_thresholds": [0.023, 0.014]} | more))
+    return made(forms, prediction, entropy, labels, validation=held_out,
+                **({"paper_thresholds": [0.023, 0.014], "dataset": "mnist"} | more))
 
 
 @pytest.fixture
@@ -162,6 +162,11 @@ def test_the_exported_point_reads_back(panel, explorer, tmp_path):
     assert OperatingPoint.from_json(written["point"]) == explorer.point
     assert written["numbers"]["union_correct"] == explorer.read()["union_correct"]
     assert "point-a.json" in panel.saved.value
+
+
+def test_elsewhere_than_on_the_papers_dataset_it_starts_at_equal_shares(tmp_path):
+    explorer = ThresholdExplorer(Subject(atlas(dataset="digits")), tmp_path)
+    assert explorer.setting == "equal share" and explorer.thresholds == explorer.atlas.thresholds("calibrated")
 
 
 def test_a_record_without_held_out_images_or_published_thresholds_says_so(tmp_path):

@@ -18,6 +18,7 @@ from lib.evaluation.views import Atlas
 from lib.models.network import Network
 from lib.operating_point import OperatingPoint
 from lib.workbook import exit_panels, live, microscope, style, tables
+from lib.workbook.published import DATASETS
 from lib.workbook.strip import Strip, as_pixels
 
 SETTINGS = ("paper", "equal share", "budget", "last exit only", "by hand")
@@ -133,12 +134,14 @@ class ThresholdExplorer:
     # What is looked at, and where: no widget is needed for any of this.
 
     def take(self, name: str):
-        """Look at another subject, at its paper's thresholds (or equal shares where the paper states none)."""
+        """Look at another subject: at the paper's thresholds on the paper's dataset, elsewhere at equal shares."""
         self.chosen, self.subject = name, self.subjects[name]
         self.atlas = self.subject.atlas
         if self.form not in self.atlas.names:
             self.form = self.atlas.names[-1]
-        self.setting = "paper" if self.atlas.meta["paper_thresholds"] else "equal share"
+        meta = self.atlas.meta
+        published = meta["paper_thresholds"] and (meta.get("dataset") in DATASETS or self.atlas.validation is None)
+        self.setting = "paper" if published else "equal share"
         self.thresholds = thresholds_for(self.atlas, self.setting)
         self.sample = np.unique(np.linspace(0, len(self.atlas.labels) - 1, SAMPLE).round().astype(int))
         first, stop = self.atlas.meta["images"]

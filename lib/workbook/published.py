@@ -6,6 +6,7 @@ Hu et al., "Triple Wins" (ICLR 2020). Accuracies and savings in percent; paper_m
 
 from dataclasses import dataclass
 
+DATASETS = ("mnist", "cifar10", "cifar10_png")  # whose networks the published thresholds were tuned for
 DEFENCES = ("standard", "main", "average", "max_average")
 
 

@@ -1,0 +1,138 @@
+"""Every notebook is fit to be committed, the cleaner makes it so, and two run headlessly and train for real."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from lib import ROOT, WorkbookError
+from lib.workbook import notebooks, overview
+
+ALL = notebooks.paths()
+GOOD = ('preset: str = "auto"  # size\nweights: str = "auto"  # origin\nseed: int = 0  # seed\n'
+        'run_dir: str = ""  # place')  # fmt: skip
+
+
+@pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
+def test_a_notebook_is_fit_to_be_committed(path):
+    assert notebooks.problems(path) == []
+
+
+def test_there_are_notebooks_and_their_numbers_differ():
+    numbers = [path.stem[:2] for path in ALL]
+    assert numbers and numbers[0] == "00" and len(set(numbers)) == len(numbers)
+
+
+def made(folder: Path, stem: str = "01_x") -> Path:
+    """A notebook without a fault."""
+    nb = nbformat.v4.new_notebook(metadata={"kernelspec": dict(notebooks.KERNEL)})
+    nb.cells = [nbformat.v4.new_markdown_cell(f"# {stem[:2]} What?"),
+                nbformat.v4.new_code_cell(GOOD, metadata={"tags": ["parameters"]}, execution_count=1),
+                nbformat.v4.new_code_cell(f'x = "{stem}"\nx', execution_count=2, outputs=[
+                    nbformat.v4.new_output("execute_result", {"text/plain": f"'{stem}'"}, execution_count=2)]),
+                nbformat.v4.new_markdown_cell("", metadata={"tags": ["navigation"]})]  # fmt: skip
+    nbformat.write(nb, folder / f"{stem}.ipynb")
+    return folder / f"{stem}.ipynb"
+
+
+def test_the_lint_finds_nothing_in_a_faultless_notebook(tmp_path):
+    assert notebooks.problems(made(tmp_path)) == []
+
+
+def spoil_size(nb): nb["cells"][0]["source"] += "x" * 400_001
+def spoil_heading(nb): nb["cells"][0]["source"] = "# 07 What?"
+def spoil_kernel(nb): nb["metadata"]["kernelspec"]["name"] = "conda-env-me"
+def spoil_widget_state(nb): nb["metadata"]["widgets"] = {}
+def spoil_papermill(nb): nb["cells"][1]["metadata"]["papermill"] = {}
+def spoil_tag(nb): nb["cells"][1]["metadata"] = {}
+def spoil_comment(nb): nb["cells"][1]["source"] = GOOD.replace("  # seed", "")
+def spoil_equals(nb): nb["cells"][1]["source"] = GOOD.replace("# seed", "# seed, 0 = none")
+def spoil_missing(nb): nb["cells"][1]["source"] = GOOD.replace("seed: int", "sead: int")
+def spoil_name(nb): nb["cells"][2]["source"] = 'x = "02_y"'
+def spoil_count(nb): nb["cells"][2]["execution_count"] = 7
+def spoil_unrun(nb): nb["cells"][2]["execution_count"] = None
+def spoil_length(nb): nb["cells"][2]["source"] += "\npass" * 25
+def spoil_links(nb): nb["cells"][3]["source"] = "[gone](09_gone.ipynb) →"
+def spoil_path(nb): nb["cells"][2]["outputs"][0]["data"]["text/plain"] = str(ROOT / "data")
+
+
+def spoil_checked(nb):
+    nb["cells"][2]["metadata"] = {"tags": ["nbval-check-output"]}
+    nb["cells"][2]["outputs"] = []
+
+
+def spoil_error(nb):
+    nb["cells"][2]["outputs"] = [{"output_type": "error", "ename": "E", "evalue": "", "traceback": []}]
+
+
+def spoil_widget(nb):
+    nb["cells"][2]["outputs"][0]["data"]["application/vnd.jupyter.widget-view+json"] = {"model_id": "1"}
+
+
+@pytest.mark.parametrize("spoil, told", [
+    (spoil_size, "bytes"), (spoil_heading, "does not begin"), (spoil_kernel, "kernelspec"),
+    (spoil_widget_state, "metadata"), (spoil_papermill, "metadata papermill"), (spoil_tag, "0 cells tagged parameters"),
+    (spoil_comment, "without type, literal and comment"), (spoil_equals, "one = only"),
+    (spoil_missing, "without seed"), (spoil_name, "not resolved"), (spoil_count, "count 7 instead of 2"),
+    (spoil_unrun, "count None"), (spoil_length, "27 lines"), (spoil_links, "out of date"), (spoil_path, "absolute"),
+    (spoil_checked, "without a stored output"), (spoil_error, "stored error"), (spoil_widget, "stored widget"),
+])  # fmt: skip
+def test_the_lint_finds_each_fault(tmp_path, spoil, told):
+    path = made(tmp_path)
+    nb = json.loads(path.read_text())
+    for cell in nb["cells"]:
+        cell["source"] = "".join(cell["source"])
+    spoil(nb)
+    path.write_text(json.dumps(nb))
+    found = notebooks.problems(path)
+    assert len(found) >= 1 and any(told in problem for problem in found), found
+
+
+def test_the_cleaner_mends_what_a_run_leaves_and_links_neighbours(tmp_path):
+    path, other = made(tmp_path), made(tmp_path, "02_y")
+    nb = nbformat.read(path, as_version=4)
+    nb.metadata |= {"widgets": {"state": {}}, "papermill": {"exception": None}, "language_info": {"version": "3"}}
+    nb.cells.insert(2, nbformat.v4.new_code_cell("# Parameters\nseed = 3", metadata={"tags": ["injected-parameters"]}))
+    nb.cells[3].execution_count = 9
+    nb.cells[3].metadata |= {"execution": {"iopub": "12:00"}, "papermill": {"duration": 3}}
+    nb.cells[3].outputs += [nbformat.v4.new_output("stream", name="stderr", text="a warning"), nbformat.v4.new_output(
+        "display_data", {"image/png": "iVBORw0KGgo=", "application/vnd.plotly.v1+json": {"data": []}})]
+    nbformat.write(nb, path)
+    for one in (path, other):
+        notebooks.clean(one)
+        assert notebooks.problems(one) == []
+    cleaned = json.loads(path.read_text())
+    assert "".join(cleaned["cells"][-1]["source"]) == "[02 What?](02_y.ipynb) →"
+    assert "".join(json.loads(other.read_text())["cells"][-1]["source"]) == "← [01 What?](01_x.ipynb)"
+    kinds = [list(output.get("data", {})) for output in cleaned["cells"][2]["outputs"]]
+    assert kinds == [["text/plain"], ["image/png"]]
+    before = path.read_bytes()
+    notebooks.clean(path)
+    assert path.read_bytes() == before
+
+
+def test_the_first_page_refuses_the_library_of_another_checkout(tmp_path):
+    (tmp_path / "lib" / "workbook").mkdir(parents=True)
+    overview.check_checkout(ROOT / "notebooks")
+    with pytest.raises(WorkbookError, match=f"notebook lies in {tmp_path}"):
+        overview.check_checkout(tmp_path / "notebooks")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stem", ["00_start_here", "11_rdi_smallcnn"])
+def test_a_notebook_runs_headlessly_and_trains_for_real(stem, tmp_path):
+    settings = dict(preset="quick", weights="train", run_dir=str(tmp_path / stem), images=50)
+    made = tmp_path / f"{stem}.ipynb"
+    environment = os.environ | {"WORKBOOK_LIVE": "0", "WORKBOOK_PNG": "0", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-m", "lib.workbook.headless", str(notebooks.FOLDER / f"{stem}.ipynb"),
+                           str(made), json.dumps(settings)], env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    cells = [cell for cell in json.loads(made.read_text())["cells"] if cell["cell_type"] == "code"]
+    assert all(cell["execution_count"] for cell in cells)
+    shown = {mime for cell in cells for output in cell["outputs"] for mime in output.get("data", {})}
+    assert "application/vnd.plotly.v1+json" in shown and "application/vnd.jupyter.widget-view+json" not in shown
+    assert list((tmp_path / "networks").glob("rdi_smallcnn-digits-max_average-quick-*/last.safetensors"))
