@@ -1,6 +1,5 @@
 """A real browser opens a notebook in JupyterLab, runs it, moves a slider, and sees the figure change."""
 
-import json
 import os
 import shutil
 import socket
@@ -58,34 +57,30 @@ def wait_for(address: str, lab: subprocess.Popen):
     raise AssertionError("JupyterLab did not answer")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def page(server):
+    """The first notebook, open in the browser, all its cells run and its figure drawn."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    for session in json.load(urllib.request.urlopen(f"{server}/api/sessions")):
-        urllib.request.urlopen(urllib.request.Request(f"{server}/api/sessions/{session['id']}", method="DELETE"))
     with playwright.sync_playwright() as tool:
         browser = tool.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"])
         page = browser.new_page(viewport={"width": 1400, "height": 1200})
         page.set_default_timeout(1000 * PATIENCE)
+        page.goto(f"{server}/lab/tree/notebooks/00_start_here.ipynb?reset")
+        page.wait_for_function("window.jupyterapp?.shell?.currentWidget?.context?.sessionContext")
+        page.evaluate("""async () => {
+            const app = window.jupyterapp; await app.restored;
+            const context = app.shell.currentWidget.context;
+            await context.ready; await context.sessionContext.ready; }""")
+        page.evaluate("async () => { await window.jupyterapp.commands.execute('notebook:run-all-cells'); }")
+        page.wait_for_selector(".widget-slider .noUi-handle", state="attached")
+        page.wait_for_function(f"{FIGURE}?.data?.length > 0")
+        page.locator(".js-plotly-plot").first.scroll_into_view_if_needed()
         yield page
         browser.close()
 
 
-def open_and_run(page, server: str, name: str):
-    page.goto(f"{server}/lab/tree/notebooks/{name}?reset")
-    page.wait_for_function("window.jupyterapp?.shell?.currentWidget?.context?.sessionContext")
-    page.evaluate("""async () => {
-        const app = window.jupyterapp; await app.restored;
-        const context = app.shell.currentWidget.context; await context.ready; await context.sessionContext.ready; }""")
-    page.evaluate("async () => { await window.jupyterapp.commands.execute('notebook:run-all-cells'); }")
-    page.wait_for_selector(".widget-slider .noUi-handle", state="attached")
-    page.wait_for_function(f"{FIGURE}?.data?.length > 0")
-
-
-def test_a_slider_moves_the_figure(page, server):
+def test_a_slider_moves_the_figure(page):
     """Several steps of the first exit's threshold: the image shares, the drawn bars and the numbers above follow."""
-    open_and_run(page, server, "00_start_here.ipynb")
-    page.locator(".js-plotly-plot").first.scroll_into_view_if_needed()
     shares = f"{TRACE % 'clean'}.text.join()"
     bars = f"[...{FIGURE}.querySelectorAll('.bars .point path')].map(path => path.getAttribute('d')).join()"
     numbers = "[...document.querySelectorAll('.widget-html-content')].map(html => html.textContent).join()"
@@ -98,14 +93,11 @@ def test_a_slider_moves_the_figure(page, server):
     assert nodes and page.evaluate(f"{FIGURE}.querySelector('.main-svg') === window.drawn"), "the figure flickered"
 
 
-def test_a_click_on_a_picture_puts_it_under_the_microscope(page, server):
-    open_and_run(page, server, "00_start_here.ipynb")
-    figure = page.locator(".js-plotly-plot").first
-    figure.scroll_into_view_if_needed()
+def test_a_click_on_a_picture_puts_it_under_the_microscope(page):
     where = page.evaluate(f"""() => {{
         const plot = {FIGURE}, {{x, y, customdata}} = {TRACE % "pictures"}, layout = plot._fullLayout;
         return [layout.xaxis4._offset + layout.xaxis4.d2p(x[0]), layout.yaxis4._offset + layout.yaxis4.d2p(y[0]),
                 customdata[0]]; }}""")
-    figure.click(position={"x": where[0], "y": where[1]})
+    page.locator(".js-plotly-plot").first.click(position={"x": where[0], "y": where[1]})
     page.wait_for_selector(".widget-html-content svg", state="attached")
     assert f"Image {where[2]}:" in page.locator(".widget-html-content svg").text_content()
