@@ -238,6 +238,6 @@ def test_headless_the_same_object_leaves_a_figure_a_table_and_a_look(small, tmp_
     ThresholdExplorer(subject, tmp_path)._ipython_display_()
     figure, table, look = seen
     assert isinstance(figure, go.Figure) and len(figure.layout.images) == 1
-    assert list(table.index) == ["paper", "equal share", "at most half of the MACs", "at most three quarters",
-                                 "last exit only"]
+    assert list(table.index)[:2] == ["paper", "equal share"] and table.index[-1] == "last exit only"
+    assert any(name.startswith("at most") for name in table.index) and table["leaves below"].is_unique
     assert look.data.startswith("<svg")

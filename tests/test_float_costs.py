@@ -47,12 +47,15 @@ def step_rows(method, ratio, predicted, spread=0.02):
 
 def test_steps_beside_what_attacked_images_predict():
     made = (step_rows("float", 1.0, 1.0, 0) + step_rows("dual_bn", 0.9, 1.0) + step_rows("oat", 1.6, 1.5)
-            + step_rows("pgd_at0.7", 1.9, 2.0) + step_rows("pgd_at_half0.7", 1.0, 1.0))
+            + step_rows("pgd_at0.7", 1.9, 2.0) + step_rows("pgd_at_half0.7", 1.0, 1.0)
+            + step_rows("float_slim", 1.2, 1.25) + step_rows("oats", 2.4, 2.0))
     table = float_costs.step_table(made)
     assert table.loc["OAT", "share explained"] == "83 %" and table.loc["FLOAT", "share explained"] == "–"
+    assert table.loc["PGD-AT, full batch", "share explained"] == "all" and table.loc["OATS", "paper (up to)"] == "–"
+    assert "2.00 times FLOAT-slim's (predicted by attacked images 1.60, paper 1.90)" in float_costs.slim_ratio(made)
     assert table.loc["OAT", "paper (up to)"] == "1.43" and table.loc["PGD-AT, full batch", "paper (up to)"] == "1.37"
     fast = [{"metric": "time_ratio", "defence": "FLOAT, fresh noise", "suite": "batch 1", "value": 1.4, "low": 1.3,
              "high": 1.5}]
     said = float_costs.verdicts(made, fast)["verdict"].tolist()
     assert said == ["held", "held", "too small to tell", "held", "did not hold"]
-    assert len(float_costs.step_figure(made, "made").data[0].x) == 5
+    assert len(float_costs.step_figure(made, "made").data[0].x) == 7

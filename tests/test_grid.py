@@ -107,9 +107,19 @@ def test_worst_cases_of_a_reading():
 def test_rows_say_who_attacked_where():
     found = points.rows(made(), experiment="x")
     values = {(r["metric"], r.get("attack")): r["value"] for r in found}
-    assert values["clean_accuracy", "clean"] == 1 and values["robust_accuracy", "EOT"] == 0.5
+    assert values["clean_accuracy", "clean"] == 1 and values["robust_accuracy", "pgd EOT"] == 0.5
     assert values["union_accuracy", None] == 0.375 and values["cumulative_macs", None] == 7
     assert all(r["low"] <= r["value"] <= r["high"] for r in found if "low" in r)
+
+
+def test_several_threats_are_read_apart(network, split):
+    fgsm, cw = Threat(0.1, algorithm="fgsm"), Threat(0.1, 0.05, 2, loss="margin")
+    found = grid.record(network, split, points.under((fgsm, cw), (QUIET, ROBUST)), draws=2, progress=False)
+    assert len(found.cells) == 6 and set(points.read(found, ROBUST, cw).cells) == {"clean", "white-box"}
+    assert np.array_equal(points.read(found, QUIET, fgsm).share("white-box"), found.share(2))
+    named = [r["attack"] for r in points.rows(found) if r["metric"] == "robust_accuracy"]
+    assert named == ["fgsm white-box"] * 2 + ["pgd cw white-box"] * 2
+    assert {r["steps"] for r in points.rows(found) if r["metric"] == "union_accuracy"} == {1, 2}
 
 
 def test_nothing_to_record_is_refused(network, split):

@@ -75,6 +75,11 @@ def attacks(network: Network, threat: Threat, *, noises=(0.0, 0.2, 0.4, 0.7, 1.0
     return tuple(found + [Attack((p,), threat, p) for p in known])
 
 
+def under(threats: Sequence[Threat], at: Sequence[OperatingPoint]) -> tuple[Attack, ...]:
+    """Clean images and every threat, white-box at each of these points."""
+    return (Attack(tuple(at)), *(Attack((p,), threat, p) for threat in threats for p in at))
+
+
 def name(point: OperatingPoint) -> str:
     """A point as people say it: "s 0.4, BN_A", "λ 0.2", "width 0.5", "as trained"."""
     words = []
@@ -144,18 +149,31 @@ def rows(grid: Grid, **context) -> list[dict]:
     base["model"] = meta["model"]["name"]
     result = []
     for i, cell in enumerate(grid.cells):
+        said = relation(cell) if not cell.attacked else f"{kind(cell.threat)} {relation(cell)}"
         result.append({**base, "metric": "robust_accuracy" if cell.attacked else "clean_accuracy",
-                       **interval(grid.share(i)), "attack": relation(cell), "evaluated_at": _text(cell.evaluated_at),
+                       **interval(grid.share(i)), "attack": said, "evaluated_at": _text(cell.evaluated_at),
                        **({} if not cell.attacked else {"crafted_at": _text(cell.crafted_at), "attack_mode": "eval",
-                          **{k: getattr(cell.threat, k) for k in ("epsilon", "steps", "step_size")}})})
+                          **_budget(cell.threat)})})
+    threats = dict.fromkeys(replace(cell.threat, draws=1) for cell in grid.cells if cell.attacked)
     for point in grid.points:
-        found, at = read(grid, point), {"evaluated_at": _text(point)}
-        suite = " + ".join(who for who in found.cells if who in ("clean", *SUITE))
-        result += [{**base, **at, "metric": metric, "suite": suite, **interval(share)}
-                   for metric, share in (("union_accuracy", found.union), ("worst_draw_accuracy", found.worst))]
+        at = {"evaluated_at": _text(point)}
+        for threat in threats:
+            found = read(grid, point, threat)
+            suite = f"{kind(threat)}: " + " + ".join(who for who in found.cells if who in ("clean", *SUITE))
+            result += [{**base, **at, **_budget(threat), "metric": metric, "suite": suite, **interval(share)}
+                       for metric, share in (("union_accuracy", found.union), ("worst_draw_accuracy", found.worst))]
         result.append({**base, **at, "metric": "cumulative_macs",
                        "value": meta["macs"][f"{1.0 if point.width is None else point.width:g}"]})
     return result
+
+
+def kind(threat: Threat) -> str:
+    """What steps: "pgd", "fgsm", "pgd cw"."""
+    return threat.algorithm + (" cw" if threat.loss == "margin" else "")
+
+
+def _budget(threat: Threat) -> dict:
+    return {k: getattr(threat, k) for k in ("epsilon", "steps", "step_size")}
 
 
 def interval(share: np.ndarray) -> dict[str, float]:

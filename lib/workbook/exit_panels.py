@@ -52,7 +52,7 @@ def build(atlas: Atlas, ghost: dict, curve: list[dict], title: str, subtitle: st
                         row_heights=[PANEL, strip], subplot_titles=heads)
     fig.update_layout(template=style.TEMPLATE, width=1000, height=inner + TOP + 12, barmode="group", showlegend=False,
                       margin=dict(l=136, r=16, t=TOP, b=12), title_text=style.heading(title, subtitle),
-                      title_y=1 - 28 / (inner + TOP + 12))
+                      title_y=style.title_y(inner + TOP + 12))
     for note, x in zip(fig.layout.annotations, (0.0, 0.346, 0.65, 0.0), strict=True):
         note.update(font=dict(size=12, color=style.INK), x=x, xanchor="left")
     _accuracy_panel(fig, names, ghost)

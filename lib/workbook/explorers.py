@@ -68,16 +68,18 @@ def thresholds_for(atlas: Atlas, setting: str, budget: float = 1.0) -> tuple[flo
 
 
 def stops(atlas: Atlas) -> dict[str, dict]:
-    """Summaries at the quick settings that this atlas allows, by name."""
-    asked = {"paper": ("paper", 1.0), "equal share": ("equal share", 1.0), "at most half of the MACs": ("budget", 0.5),
-             "at most three quarters": ("budget", 0.75), "last exit only": ("last exit only", 1.0)}
+    """Summaries at the quick settings that this atlas allows, by name; a budget that buys no more is left out."""
+    asked = {name: (name, 1.0) for name in ("paper", "equal share")}
+    asked |= {f"at most {budget:.0%} of the MACs": ("budget", budget) for budget in (0.15, 0.3, 0.6)}
+    asked |= {"last exit only": ("last exit only", 1.0)}
     found = {}
     for name, (setting, budget) in asked.items():
         try:
-            found[name] = accuracy.summary(atlas, thresholds_for(atlas, setting, budget))
+            thresholds = thresholds_for(atlas, setting, budget)
         except WorkbookError:  # no published thresholds, no held-out images, or nothing to buy so cheaply
             continue
-    return found
+        found.setdefault(thresholds, (name, accuracy.summary(atlas, thresholds)))
+    return dict(found.values())
 
 
 def saving(share: float) -> str:

@@ -13,8 +13,8 @@ def trade_offs(readings: Mapping[str, Reading], caption: str, title: str = "What
     """TA (dotted) and the per-image worst case (solid) against true cost; marks where the readings stand.
 
     The lines go from "nobody leaves early" to "all leave at exit 1", by thresholds chosen on held-out images."""
-    fig = style.figure(title, f"{caption}<br>dotted: clean images; solid: per-image worst case", height=460,
-                       margin=dict(l=64, r=20, t=104, b=52))
+    fig = style.figure(title, f"{caption}<br>dotted: clean images; solid: per-image worst case", height=470,
+                       margin=dict(l=64, r=20, t=112, b=52))
     for place, (label, reading) in enumerate(readings.items()):
         tint, curve = colour(label, place), exit_panels.trade_off(reading.atlas)
         for which, (dash, told) in {0: ("dot", "clean"), 2: ("solid", "per-image worst case")}.items():
@@ -29,7 +29,7 @@ def trade_offs(readings: Mapping[str, Reading], caption: str, title: str = "What
     meta = [reading.atlas.meta for reading in readings.values()]
     plain = meta[0]["plain_macs"] / 1e6
     fig.add_vline(x=plain, line=dict(color=style.GHOST, width=1, dash="dash"), annotation_text="plain network",
-                  annotation_position="bottom left", annotation_font=dict(size=11, color=style.MUTED))
+                  annotation_position="right", annotation_font=dict(size=11, color=style.MUTED))
     fig.update_layout(legend=dict(y=1.02))
     fig.update_xaxes(range=[0, 1.06 * max(m["cumulative_macs"][-1] for m in meta) / 1e6],
                      title_text="true cost, M MACs, mean over the clean images")

@@ -11,8 +11,8 @@ from lib.workbook import lambda_study, style
 from lib.workbook.lambda_study import Member
 
 COLOURS = {"float": "#0072b2", "dual_bn": "#7d8894", "oat": "#e69f00", "pgd_at": "#009e73", "pni": "#cc79a7",
-           "float_slim": "#0072b2", "dual_bn_slim": "#7d8894", "oats": "#e69f00", "float_slim_heads": "#56b4e9",
-           "oats_heads": "#cc79a7"}
+           "float_slim": "#0072b2", "float_narrow": "#009e73", "dual_bn_slim": "#7d8894", "oats": "#e69f00",
+           "float_slim_heads": "#56b4e9", "oats_heads": "#cc79a7"}
 
 
 def family(method: str) -> str:

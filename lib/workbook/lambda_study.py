@@ -22,7 +22,8 @@ from lib.workbook.parameters import Settings
 from lib.workbook.published_float import GAINS
 
 SPOKEN = {"float": "FLOAT", "dual_bn": "control (dual BN, no noise)", "oat": "OAT", "pni": "PNI",
-          "float_slim": "FLOAT-slim", "dual_bn_slim": "slim control (no noise)", "oats": "OATS",
+          "float_slim": "FLOAT-slim", "float_narrow": "FLOAT, half as wide, by itself",
+          "dual_bn_slim": "slim control (no noise)", "oats": "OATS",
           "float_slim_heads": "FLOAT-slim, a head per width", "oats_heads": "OATS, a head per width (SOLAR)"}
 LEARNED = 0.25  # clean accuracy, surely above which a network of ten classes has learned something
 SIZES = {"quick": dict(mixes=(0.0, 1.0), draws=2), "laptop": dict(mixes=(0.0, 0.5, 1.0), draws=5),
@@ -86,7 +87,7 @@ def obtain(settings: Settings, methods: Sequence[str]) -> dict[str, Trained]:
 
 def members(settings: Settings, images: data.Dataset | None, trained: dict[str, Trained],
             **options) -> dict[str, Member]:
-    """{method: network and grid}; options: of `points.attacks`, and the threat."""
+    """{method: network and grid}; options: of `points.attacks`, and the threat; or plan(network), what to record."""
     return {method: Member(method, t, grid(settings, t, images, **options)) for method, t in trained.items()}
 
 
@@ -104,7 +105,8 @@ def grid(settings: Settings, trained: Trained, images: data.Dataset | None, **op
     widths = trained.network.widths if "width" in trained.network.knobs else (None,)
     size = SIZES[settings.preset] | dict(widths=widths) | options
     threat = size.pop("threat", None) or networks.threat_of(settings, images)
-    draws, todo = size["draws"], points.attacks(trained.network, threat, **size)
+    draws, plan = size["draws"], size.pop("plan", None)
+    todo = points.attacks(trained.network, threat, **size) if plan is None else plan(trained.network)
     told = hashlib.sha256(repr(todo).encode()).hexdigest()[:8]
     label = f"{trained.name}-{trained.digest[:8]}-{settings.images}-{draws}-{told}-s{settings.seed}"
     path = settings.run_dir.parent / "grids" / f"{label}.safetensors"
@@ -198,10 +200,17 @@ def contributions(found: dict[str, Member]) -> list[tuple[str, str, dict]]:
                                                                     ("union", "robust accuracy"))]
 
 
-def difference(first: np.ndarray, second: np.ndarray) -> tuple[str, str]:
-    """A paired difference in points and its interval."""
-    found = tables.verdict("", first, second)
+def difference(first: Reading, second: Reading, what: str) -> tuple[str, str]:
+    """A paired difference in points and its interval; dashes where one of the networks has hardly learned."""
+    if not learned(first, second):
+        return tables.DASH, tables.DASH
+    found = tables.verdict("", first.share(what), second.share(what))
     return found["difference"].removesuffix(" points"), found["95 % interval"]
+
+
+def learned(*readings: Reading) -> bool:
+    """Whether all of them answer clean images surely better than chance does."""
+    return all(points.interval(r.share("clean"))["low"] >= LEARNED for r in readings)
 
 
 def gains(found: dict[str, Member], lambdas=points.LAMBDAS) -> pd.DataFrame:
@@ -216,7 +225,7 @@ def gains(found: dict[str, Member], lambdas=points.LAMBDAS) -> pd.DataFrame:
     for what, pairs in lines.items():
         for quantity, who in (("clean", "clean"), ("robust", "white-box")):
             best = max(pairs, key=lambda pair, who=who: (pair[0].share(who) - pair[1].share(who)).mean())
-            measured, interval = difference(best[0].share(who), best[1].share(who))
+            measured, interval = difference(*best, who)
             shown.append({"gain": what, "quantity": f"{quantity} accuracy", "published": signed(GAINS.value(
                 what, quantity)), "measured": measured, "95 % interval": interval,
                 "at": points.name(best[0].point)})
@@ -230,7 +239,7 @@ def signed(value: float | None) -> str:
 def compared(claim: str, first: Reading, second: Reading, what: str = "union", other: str | None = None) -> dict:
     """`tables.verdict` on two readings; a network that still answers at chance on clean images decides nothing."""
     line = tables.verdict(claim, first.share(what), second.share(other or what))
-    if any(points.interval(r.share("clean"))["low"] < LEARNED for r in (first, second)):
+    if not learned(first, second):
         line["verdict"] = "too small to tell: one of them has hardly learned"
     return line
 

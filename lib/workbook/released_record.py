@@ -123,6 +123,24 @@ def control(found: Released) -> pd.DataFrame:
     return pd.DataFrame(lines).T
 
 
+def verdicts(found: Released) -> list[dict]:
+    """What holds of the claims about the released network, and of its worst case."""
+    reading, tried = found.reading, list(tries(found).values())
+    worst = reading.summary["paper_worst"]
+    lines = [agrees("the published clean accuracy", reading, "max_average", "clean"),
+             agrees("the published worst case", reading, "max_average", "paper_worst"),
+             tables.verdict("nine forms break more than the worst of them", tried[0], tried[-2])]
+    if found.restarts is not None:
+        lines.append(tables.verdict("nine forms break more than as many restarts of one", tried[1], tried[2]))
+    return [*lines,
+            tables.verdict("an attack that follows the gates breaks more than the worst form",
+                           reading.right("paper_worst"), reading.right("gate_aware")),
+            studies.saves("leaving early saves true cost on clean images", reading),
+            studies.saves("and on attacked ones", reading, worst),
+            tables.verdict("attacked images cost more than clean ones", reading.spent(worst), reading.spent(),
+                           unit="% of the MACs")]
+
+
 def agrees(claim: str, reading: Reading, row: str, quantity: str, number: int = 3) -> dict:
     """A verdict: does the published number lie in the 95 % interval of ours?"""
     said, (value, low, high) = studies.TABLES[number].value(row, quantity), reading.measured(quantity)

@@ -1,6 +1,7 @@
 """Two knobs at once: λ and width. FLOAT-slim, its control and OATS, beside a narrow network trained by itself."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -20,7 +21,8 @@ def narrow(settings: Settings, width: float = 0.5) -> Trained:
     """FLOAT trained by itself at a width of the slim networks: what sharing weights between widths costs."""
     asked = studies.recipe(settings, settings.network, "float")
     network = asked.network | {"width_multiplier": asked.network.get("width_multiplier", 1.0) * width}
-    return studies.train(settings, studies.recipe(settings, settings.network, "float", network=network))
+    trained = studies.train(settings, replace(asked, network=network))
+    return replace(trained, name=trained.name.replace("-float-", "-float_narrow-"))
 
 
 def costs(found: Mapping[str, Member]) -> pd.DataFrame:
@@ -72,7 +74,7 @@ def gains(found: Mapping[str, Member], widths=(1.0, 0.5), lambdas=points.LAMBDAS
     for quantity, who in (("clean", "clean"), ("robust", "white-box")):
         pairs = [(ours.read(n, 0.0, w), theirs.read(n, 0.0, w)) for n in lambdas for w in widths]
         best = max(pairs, key=lambda pair, who=who: (pair[0].share(who) - pair[1].share(who)).mean())
-        measured, interval = lambda_study.difference(best[0].share(who), best[1].share(who))
+        measured, interval = lambda_study.difference(*best, who)
         lines.append({"quantity": f"{quantity} accuracy", "published": lambda_study.signed(GAINS.value(
             "FLOAT-slim instead of OATS", quantity)), "measured": measured, "95 % interval": interval,
             "at": points.name(best[0].point)})
@@ -89,9 +91,9 @@ def verdicts(found: Mapping[str, Member], widths=(1.0, 0.5)) -> pd.DataFrame:
         if rival in found:
             lines += [compared(f"FLOAT-slim is more robust than {found[rival].label} (λ 1, width {w:g})",
                                ours.read(1.0, 0.0, w), found[rival].read(1.0, 0.0, w)) for w in widths]
-    if "float" in found:
-        alone = found["float"].read(1.0)
+    if "float_narrow" in found:
+        alone = found["float_narrow"].read(1.0)
         lines += [compared("a narrow FLOAT trained by itself is more robust than the narrow width (λ 1)", alone, thin),
-                  compared("… and more accurate on clean images (λ 0)", found["float"].read(0.0),
+                  compared("… and more accurate on clean images (λ 0)", found["float_narrow"].read(0.0),
                            ours.read(0.0, 0.0, min(widths)), "clean")]
     return tables.verdicts(*lines)

@@ -9,10 +9,13 @@ from plotly.subplots import make_subplots
 from lib.workbook import exit_panels, style
 from lib.workbook.studies import Reading, spoken
 
+OWN = style.DEFENCES | {"plain": style.INK, "pruned": "#0072b2", "atmc": "#d55e00"}
+OTHERS = ("#56b4e9", "#0072b2", "#d55e00", "#b8860b", "#6b7785")
+
 
 def colour(label: str, place: int) -> str:
-    """A defence's own colour, else the next of the cycle."""
-    return style.DEFENCES.get(label, style.CYCLE[place % len(style.CYCLE)])
+    """A network's own colour, else one that none of those has."""
+    return OWN.get(label, OTHERS[place % len(OTHERS)])
 
 
 def exits(readings: Mapping[str, Reading], caption: str) -> go.Figure:
@@ -122,6 +125,6 @@ def bars(series: Mapping[str, Mapping[str, tuple]], title: str, caption: str, ax
 def _dress(fig: go.Figure, title: str, caption: str, **layout):
     base = dict(template=style.TEMPLATE, width=960, margin=dict(l=48, r=20, t=104, b=52))
     fig.update_layout(**base | layout, title_text=style.heading(title, caption))
-    fig.update_layout(legend=dict(y=1.12))
+    fig.update_layout(legend=dict(y=1.12), title_y=style.title_y(fig.layout.height))
     for note in fig.layout.annotations:
         note.update(font=dict(size=12, color=style.INK))

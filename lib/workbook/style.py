@@ -60,5 +60,11 @@ def exit_colours(num_exits: int) -> list[str]:
 
 def figure(title: str, subtitle: str, **layout) -> go.Figure:
     """An empty figure in the house style; the subtitle says how many images, which seeds and what the bars mean."""
-    base = dict(template=TEMPLATE, title_text=heading(title, subtitle), width=960, height=420)
-    return go.Figure(layout=base | layout)
+    base = dict(template=TEMPLATE, title_text=heading(title, subtitle), width=960, height=420) | layout
+    base.setdefault("title_y", title_y(base["height"]))
+    return go.Figure(layout=base)
+
+
+def title_y(height: float) -> float:
+    """Where a title of two lines stands whole, 28 pixels below the upper edge."""
+    return 1 - 28 / height
