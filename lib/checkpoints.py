@@ -171,10 +171,10 @@ def _header(path: Path | str, data: bytes) -> tuple[dict, int]:
     """(the JSON header of a safetensors file, where its tensors begin)."""
     size = int.from_bytes(data[:8], "little")
     start = 8 + size
-    if data[:2] in (b"PK", b"\x80\x02"):
-        raise WorkbookError(f"{path} is a pickled file, which could run anything when opened and is never read here; "
-                            "give a .safetensors file that this project wrote")
-    if len(data) < 8 or data[8:9] != b"{":
+    if len(data) < 8 or data[8:9] != b"{":  # a size may begin with the same bytes as a pickle: the brace decides
+        if data[:2] in (b"PK", b"\x80\x02"):
+            raise WorkbookError(f"{path} is a pickled file, which could run anything when opened and is never read "
+                                "here; give a .safetensors file that this project wrote")
         raise WorkbookError(f"{path} is not a safetensors file; give a file that this project wrote")
     cut = WorkbookError(f"{path} is cut short or damaged; fetch it again or train it again")
     try:

@@ -84,6 +84,16 @@ def test_state_round_trip_with_all_shapes_types_and_layouts(tmp_path):
     assert values.items() <= told.items()
 
 
+@pytest.mark.parametrize("size", [int.from_bytes(b"PK", "little"), int.from_bytes(b"\x80\x02", "little")])
+def test_a_header_whose_size_looks_like_a_pickle_is_read(size, tmp_path):
+    path, tensors = tmp_path / "state", {"x": torch.ones(2)}
+    checkpoints.save_state(path, tensors, {"note": ""})
+    missing = size - int.from_bytes(path.read_bytes()[:8], "little")
+    checkpoints.save_state(path, tensors, {"note": "n" * missing})
+    assert int.from_bytes(path.read_bytes()[:8], "little") == size
+    assert torch.equal(checkpoints.load_state(path)[0]["x"], tensors["x"])
+
+
 def test_any_flipped_bit_is_found_or_harmless(saved):
     """Flips everywhere in the header and at 300 places of the tensors; only the header's blank padding is harmless."""
     good, draw = saved.read_bytes(), random.Random(0)
