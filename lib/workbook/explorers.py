@@ -95,12 +95,12 @@ def tiles(found: dict, form: str, clean: str = "clean") -> str:
     def tile(name, value, note, colour):
         return (f'<div style="min-width:120px"><div style="color:{style.MUTED};font-size:12px">{name}</div>'
                 f'<div style="color:{colour};font-size:24px;font-weight:600;line-height:1.25">{value}</div>'
-                f'<div style="color:{style.MUTED};font-size:11px">{note}</div></div>')
+                f'<div style="color:{style.MUTED};font-size:11px;line-height:1.35">{note}</div></div>')
 
     def cost(name, colour):
         f = forms[name]
         return tile(f"cost, {style.spoken(name)}", f"{f['cumulative_macs'] / 1e6:.2f} M MACs",
-                    f"{saving(f['saving'])}; as the paper counts {f['paper_mflops']:.2f} MFlops, "
+                    f"{saving(f['saving'])}<br>as the paper counts: {f['paper_mflops']:.2f},<br>"
                     f"{saving(f['paper_saving'])}", colour)
 
     shown = [tile("TA", f"{100 * forms[clean]['accuracy']:.1f} %", "clean images", style.CLEAN)]
@@ -114,7 +114,7 @@ def tiles(found: dict, form: str, clean: str = "clean") -> str:
     if form != clean:
         shown.append(cost(form, style.ATTACKED))
     note = (f"{found['images']:,} images; 95 % intervals at most ± {half:.1f} points; costs beside the plain network's")
-    return (f'<div style="display:flex;gap:26px;flex-wrap:wrap;font-family:{style.FONT};padding:6px 2px">'
+    return (f'<div style="display:flex;gap:22px;flex-wrap:wrap;font-family:{style.FONT};padding:6px 2px">'
             f'{"".join(shown)}</div><div style="color:{style.MUTED};font-size:11px;padding:0 2px">{note}</div>')
 
 
