@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from lib import DATASETS, WorkbookError, data
+from lib.attacks import forms
+from lib.attacks.steps import Threat
 from lib.models import exits, released
 from lib.models.view import AttackView
 from lib.operating_point import OperatingPoint
@@ -191,3 +193,20 @@ def test_first_step_gradient_of_the_view(real, lossless):
     ours, folded = gradient(real.network), gradient(AttackView(real.network))
     assert (ours - folded).norm() < 1e-3 * ours.norm()
     assert (ours.sign() == folded.sign()).float().mean() > 0.999
+
+
+@pytest.mark.parametrize("attack, expected", ORACLE["pgd_without_random_start_first_50"].items())
+def test_pgd_without_random_start_gives_the_counts_of_the_authors_code(real, lossless, attack, expected):
+    images, labels = (part[:expected["n"]] for part in lossless[:2])
+    form, steps = attack.split("_steps")
+    threat = Threat(8 / 255, 2 / 255, int(steps), random_start=False)
+    made = forms.craft(form.replace("branch", "single"), real.network, images, labels, threat, generator=source())
+    with torch.no_grad():
+        logits = real.network(made)
+    chosen = exits.decide(exits.entropy(logits), real.network.paper_thresholds)
+    answers = logits.argmax(-1) == labels
+    for ours, theirs in ((answers.sum(1), expected["per_exit_correct"]),
+                         (chosen.bincount(minlength=7), expected["exit_counts"]),
+                         (answers[chosen, torch.arange(len(labels))].sum(), expected["adaptive_correct"])):
+        assert (ours - torch.tensor(theirs)).abs().max() <= 1
+    assert (made - images).abs().mean().item() == pytest.approx(expected["mean_abs_delta"], rel=1e-3)
