@@ -13,6 +13,7 @@ if sys.version_info < (3, 11):
 
 import argparse
 import importlib
+import os
 
 from lib import WorkbookError, environment
 
@@ -239,5 +240,17 @@ def main(argv):
         return 130
 
 
+def piped(argv):
+    """`main`, ending quietly when whoever reads the output has seen enough, as `head` does."""
+    try:
+        try:
+            return main(argv)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python itself still flushes at exit
+        return 141  # as a shell calls the end by SIGPIPE
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(piped(sys.argv[1:]))

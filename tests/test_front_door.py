@@ -53,6 +53,15 @@ def test_every_verb_explains_itself_before_set_up(verb, monkeypatch, capsys):
     assert end.value.code == 0 and capsys.readouterr().out.startswith(f"usage: python3 -m lib {verb} [")
 
 
+@pytest.mark.parametrize("arguments", [["-S", "-m", "lib", "--help"], ["-m", "lib", "train", "--list"]])
+def test_a_reader_that_has_seen_enough_is_no_error(arguments):
+    reading, writing = os.pipe()
+    os.close(reading)  # as `head` does after its last line
+    answer = subprocess.run([sys.executable, *arguments], cwd=ROOT, stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert answer.stderr == "" and answer.returncode in (0, 141)  # 0: argparse itself overlooks it
+
+
 BAD = [
     ([], "VERB"),
     (["runn"], "invalid choice: 'runn'"),
