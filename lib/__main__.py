@@ -107,7 +107,8 @@ def add_run(add):
     verb.add_argument("-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
                       help="set a notebook parameter; may be repeated")
     verb.add_argument("--dataset", metavar="NAME", help="the dataset, in notebooks that let it be chosen")
-    verb.add_argument("--jobs", type=count, default=1, metavar="N", help="notebooks at a time (default 1)")
+    verb.add_argument("--jobs", type=count, metavar="N",
+                      help="notebooks at a time (default: one on a GPU, else one a core, at most 4)")
     verb.add_argument("--allow-cpu", action="store_true", help="let preset paper start without a GPU")
 
 

@@ -22,12 +22,15 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
+from tqdm import tqdm
+
 from lib import ROOT, RUNS, WorkbookError, __version__, checkpoints
 from lib.workbook import parameters as checks
 from lib.workbook import report
 from lib.workbook.headless import KILLED
 
 NOTEBOOKS = ROOT / "notebooks"
+MOST_AT_ONCE = 4  # notebooks side by side on CPUs, unless told: small networks gain little from more threads each
 
 
 @dataclass(frozen=True)
@@ -94,9 +97,10 @@ def main(args) -> int:
     jobs = plan(notebooks, folder, args.preset, args.weights, args.seed, given)
     if args.allow_cpu:
         os.environ["WORKBOOK_ALLOW_CPU"] = "1"
-    checks.refuse_paper_on_cpu(args.preset, args.weights, checks.pick_device())
+    device = checks.pick_device()
+    checks.refuse_paper_on_cpu(args.preset, args.weights, device)
     begun = time.monotonic()
-    failed = execute(jobs, args.jobs)
+    failed = execute(jobs, args.jobs or (1 if device == "cuda" else min(MOST_AT_ONCE, cores())))
     page = report.write(folder, jobs, seconds=time.monotonic() - begun)
     shown = page.relative_to(ROOT) if page.is_relative_to(ROOT) else page
     print(f"{len(jobs) - len(failed)} of {len(jobs)} notebooks done in {time.monotonic() - begun:.0f} s; see {shown}")
@@ -153,18 +157,26 @@ def plan(notebooks: list[Notebook], folder: Path, preset: str, weights: str, see
     return jobs
 
 
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
 def execute(jobs: list[Job], at_once: int = 1) -> list[Job]:
     """Run the jobs, `at_once` side by side, one line for each as it ends; returns those that failed."""
     failed, done = [], 0
-    with ThreadPoolExecutor(at_once) as pool:
-        threads = max(1, (os.cpu_count() or 1) // at_once) if at_once > 1 else None
+    bar = tqdm(total=len(jobs), unit="notebook", disable=None)  # none where nobody watches
+    with ThreadPoolExecutor(at_once) as pool, bar:
+        threads = max(1, cores() // at_once) if at_once > 1 else None
         running = {pool.submit(execute_one, job, threads): job for job in jobs}
         try:
             for future in as_completed(running):
                 job, done = running[future], done + 1
                 status = future.result()
-                print(f"[{done}/{len(jobs)}] {job.notebook.name:32} {status['outcome']:7} {status['seconds']:5.0f} s"
-                      + (f"  {status['message']}" if status["message"] else ""), flush=True)
+                bar.write(f"[{done}/{len(jobs)}] {job.notebook.name:32} {status['outcome']:7} {status['seconds']:5.0f} s"
+                          + (f"  {status['message']}" if status["message"] else ""))
+                bar.update()
+                sys.stdout.flush()
                 if status["outcome"] == "failed":
                     failed.append(job)
         except KeyboardInterrupt:
