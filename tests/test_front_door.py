@@ -136,7 +136,7 @@ def test_importing_lib_is_cheap():
 
 GOOD = [
     (["run"], dict(preset="quick", weights="train", only=None, list=False, name=None, seed=0, parameters=[],
-                   dataset=None, jobs=1, allow_cpu=False)),
+                   dataset=None, jobs=None, allow_cpu=False)),
     (["run", "--preset", "paper", "--only", "10,12", "-p", "epochs", "3", "-p", "lr", "1e-4", "--allow-cpu"],
      dict(preset="paper", only=("10", "12"), parameters=[["epochs", "3"], ["lr", "1e-4"]], allow_cpu=True)),
     (["train", "--list"], dict(recipe=None, list=True)),
