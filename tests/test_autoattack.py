@@ -85,3 +85,24 @@ def test_the_published_size_is_the_package_own():
     before = {name: dict(vars(getattr(made, name))) for name in ("apgd", "apgd_targeted", "fab", "square")}
     autoattack._resize(made, 100, 5000, 10)
     assert before == {name: vars(getattr(made, name)) for name in before}
+
+
+def test_apgd_checks_its_step_after_these_iterations(monkeypatch):
+    from pyautoattack.autopgd_base import APGDAttack
+
+    checked, theirs = [], APGDAttack.check_oscillation
+    monkeypatch.setattr(APGDAttack, "check_oscillation", lambda self, losses, last, *rest, **options: (
+        checked.append(last + 1), theirs(self, losses, last, *rest, **options))[1])
+    network, _ = four_class_network()
+    x, _ = random_batch(4)
+    autoattack.run(network, x, network(x)[-1].argmax(-1), 1e-3, attacks=("apgd-ce",))
+    assert checked == [22, 41, 57, 70, 80, 87, 93, 99]
+
+
+def test_the_dlr_loss_on_hand_made_logits():
+    """-(z_y - max other) / (largest - third largest); above 0 where the answer is wrong."""
+    made = autoattack._attacker(torch.nn.Identity(), 0.1, "rand", 0, "cpu")
+    logits = torch.tensor([[5.0, 3.0, 1.0, 0.0], [5.0, 3.0, 1.0, 0.0], [2.0, 7.0, 4.0, -1.0]])
+    labels = torch.tensor([0, 1, 3])
+    expected = torch.tensor([-(5 - 3) / (5 - 1), -(3 - 5) / (5 - 1), -(-1 - 7) / (7 - 2)])
+    torch.testing.assert_close(made.apgd.dlr_loss(logits, labels), expected)

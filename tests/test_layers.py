@@ -194,6 +194,19 @@ def test_film_formula_and_size():
     torch.testing.assert_close(film(x, Conditions(codes=codes, code_index=index)), expected)
 
 
+@pytest.mark.parametrize("widths", [(1.0,), (1.0, 0.5)])
+def test_film_started_at_the_identity(widths):
+    """The narrowest width begins unmodulated; a wider one where no row of it shifts a narrower one."""
+    network = small("resnet20", conditioning="oat", code_size=8, widths=widths, film_identity=True)
+    at = Conditions(width=widths[-1], width_index=len(widths) - 1)
+    for film in (m for m in network.modules() if isinstance(m, FiLM)):
+        multiplier, shift = film.table(network.code_rows, at).chunk(2, dim=1)
+        assert (multiplier - 1).abs().max() < 0.5 and shift.abs().max() < 0.5
+        assert multiplier.std() > 0, "codes already differ a little"
+    authors = small("resnet20", conditioning="oat", code_size=8, widths=widths)
+    assert all(m.table(authors.code_rows, at).abs().max() < 0.7 for m in authors.modules() if isinstance(m, FiLM))
+
+
 @pytest.mark.parametrize("name", ["resnet20", "wrn16_8"])
 def test_one_code_per_image_equals_one_call_per_code(name):
     network = small(name, conditioning="oat", codes=(0.0, 0.2, 0.7, 1.0), code_size=8)

@@ -33,6 +33,7 @@ PARAMETERS = [  # counted independently of this code
     ("resnet34", dict(classes=100), 21_328_292),
     ("resnet34", dict(classes=100, conditioning="dual_bn"), 21_345_316),
     ("resnet34", dict(classes=200, input_shape=(3, 64, 64)), 21_379_592),
+    ("resnet34", dict(classes=200, input_shape=(3, 64, 64), conditioning="dual_bn"), 21_396_616),
     ("resnet34", dict(width_multiplier=0.75), 11_975_674),
     ("resnet34", dict(width_multiplier=0.5), 5_326_506),
     ("resnet34", dict(width_multiplier=0.25), 1_334_618),

@@ -67,10 +67,13 @@ def test_resumed_noisy_training_is_bit_identical(tmp_path):
     assert alphas > 5, "noise scales have been trained"
 
 
-@pytest.mark.parametrize("method", ["float", "pni"])  # OAT's FiLM needs more than 100 steps to start
+SLOW = [pytest.param(m, marks=pytest.mark.slow) for m in ("pgd_at0", "pgd_at0.2", "pgd_at1", "float_slim", "oats")]
+
+
+@pytest.mark.parametrize("method", ["float", "dual_bn", "oat", "pgd_at0.7", "pni", *SLOW])
 def test_quick_recipes_learn(method, tmp_path):
     result = loop.fit(recipes.find(f"resnet20-digits-{method}-quick"), tmp_path, progress=False)
-    assert result.finished and result.metrics["validation_clean"] > 0.4, "chance is 0.1"
+    assert result.finished and result.metrics["validation_clean"] > 0.5, "chance is 0.1"
 
 
 def test_every_knob_in_one_network_trains(tmp_path):

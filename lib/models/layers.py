@@ -120,6 +120,12 @@ class FiLM(nn.Module):
         self.first.slim_in = False
         self.second = Linear(2 * channels, 2 * channels)
 
+    def start_at_identity(self, narrowest: float):
+        """Multipliers near 1, shifts near 0. Only the rows that multiply at every width are raised, as at a narrow one
+        the others shift."""
+        nn.init.zeros_(self.second.bias)
+        nn.init.ones_(self.second.bias[:int(len(self.second.bias) // 2 * narrowest)])
+
     def table(self, codes: Tensor, at: Conditions) -> Tensor:
         """(K, d) -> (K, 2C): multipliers, then shifts."""
         return F.leaky_relu(self.second(F.leaky_relu(self.first(codes, at), 0.01), at), 0.01)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from lib import WorkbookError
 from lib.models.conditions import Conditions
-from lib.models.layers import Weighted
+from lib.models.layers import FiLM, Weighted
 from lib.models.parts import Backbone, Parts
 from lib.operating_point import OperatingPoint
 from lib.randomness import generator as random_generator
@@ -65,6 +65,10 @@ class Network(nn.Module):
                 module.initialise_children(source)
         if self.conditioning == "oat":
             self.code_rows.copy_(self._random_codes(source))
+        if self.config.get("film_identity"):
+            for module in self.modules():
+                if isinstance(module, FiLM):
+                    module.start_at_identity(min(self.widths))
 
     def _random_codes(self, source: torch.Generator) -> Tensor:
         """OAT's codes: the lambda itself for d = 1, else the leading rows of a random orthogonal d x d matrix."""

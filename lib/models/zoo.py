@@ -28,15 +28,15 @@ def register(name: str, backbone: Callable[..., Backbone]):
 
 def build(name: str, *, exits: str = "none", conditioning: str = "none", widths=(1.0,), classes: int = 10,
           input_shape=(3, 32, 32), width_multiplier: float = 1.0, depth_multiplier: float = 1.0, code_size: int = 128,
-          codes=(0.0, 0.2, 0.7, 1.0), noise_granularity: str = "layer", width_heads: bool = False,
-          factorised: bool = False, seed: int = 0, **options) -> Network:
+          codes=(0.0, 0.2, 0.7, 1.0), film_identity: bool = False, noise_granularity: str = "layer",
+          width_heads: bool = False, factorised: bool = False, seed: int = 0, **options) -> Network:
     """A freshly initialised network in train mode.
 
     name: see BACKBONES.  exits: none | rdi | cheap | released.  conditioning: none | float (weight noise and dual batch
     norm) | dual_bn (FLOAT's control: the same without noise) | oat (FiLM and dual batch norm) | pni.
     widths: trained widths, 1.0 among them.  width_heads: each with its own classifier (SOLAR), not a slice of one.
     width_multiplier, depth_multiplier: the same network, smaller.  code_size, codes: OAT's code length d, its lambdas.
-    noise_granularity: layer | channel | element, what has an alpha of its own.  factorised: weights as low rank plus
+    film_identity: OAT's modulation starts near 1 and 0, not near 0 and 0 as in its code.  noise_granularity: layer | channel | element, what has an alpha of its own.  factorised: weights as low rank plus
     sparse (see `factors`).  options: what the backbone alone understands.
     `network.config` holds every argument but the seed. Raises WorkbookError for what cannot be built.
     """
@@ -54,8 +54,8 @@ def build(name: str, *, exits: str = "none", conditioning: str = "none", widths=
                             f"{len(codes)}, not {code_size}")
     config = dict(name=name, exits=exits, conditioning=conditioning, widths=list(widths), classes=classes,
                   input_shape=list(input_shape), width_multiplier=width_multiplier, depth_multiplier=depth_multiplier,
-                  code_size=code_size, codes=list(codes), noise_granularity=noise_granularity, width_heads=width_heads,
-                  factorised=False, **options)
+                  code_size=code_size, codes=list(codes), film_identity=film_identity,
+                  noise_granularity=noise_granularity, width_heads=width_heads, factorised=False, **options)
     parts = Parts(conditioning, tuple(sorted(widths, reverse=True)), width_multiplier, code_size, noise_granularity,
                   width_heads)
     backbone = BACKBONES[name](parts, exits=exits, classes=classes, input_shape=tuple(input_shape),
