@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from lib import WorkbookError
 from lib.data.splits import Raw, Split
+from lib.progress import watched
 
 LAYOUT = "{train,test}/<class>/<image>"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm")
@@ -109,7 +110,8 @@ def decode(paths: list[str], title: str) -> Tensor:
 
     in_colour = False
     with (ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
-          tqdm(total=len(paths), desc=f"decode {title}", unit=" images", leave=False, mininterval=0.5) as bar):
+          tqdm(total=len(paths), desc=f"decode {title}", unit=" images", leave=False, mininterval=0.5,
+               disable=not watched()) as bar):
         try:
             for colourful in pool.map(read, range(0, len(paths), CHUNK)):
                 in_colour |= any(colourful)

@@ -1,6 +1,5 @@
 """The one training loop: any network, objective and device; stops at any moment and goes on bit for bit (on CPU)."""
 
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from tqdm.auto import tqdm
 
 from lib import WorkbookError, checkpoints
 from lib.models.network import Network
+from lib.progress import watched
 from lib.training import folder as folders
 from lib.training.recipes import Recipe
 from lib.training.training import Training
@@ -99,12 +99,6 @@ def _close(training: Training, reason: str) -> Result:
         (training.folder / "state.safetensors").unlink()
     return Result(training.constraint.deployed().eval(), path, finished, metrics, training.step, training.total,
                   "finished" if finished else reason)
-
-
-def watched() -> bool:
-    """Whether somebody looks on: WORKBOOK_LIVE where it is set, else inside Jupyter or at a terminal."""
-    told = os.environ.get("WORKBOOK_LIVE", "")
-    return told not in ("0", "false") if told else "JPY_SESSION_NAME" in os.environ or os.isatty(2)
 
 
 class Watch:

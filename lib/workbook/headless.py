@@ -18,7 +18,6 @@ def run(notebook: Path, output: Path, parameters: dict) -> int:
     from nbclient.exceptions import DeadKernelError
     from traitlets.config import Config
 
-    os.environ.setdefault("TQDM_DISABLE", "1")  # bars would be stored as widgets that nobody can reopen
     quiet = Config()
     quiet.KernelManager.transport = "ipc"  # parallel kernels would now and then claim the same port
     folder = tempfile.mkdtemp(prefix="workbook-")  # a socket's path must be short

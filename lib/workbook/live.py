@@ -10,6 +10,8 @@ import warnings
 import plotly.graph_objects as go
 from IPython.display import display
 
+from lib.workbook import pictures
+
 
 def is_live() -> bool:
     """WORKBOOK_LIVE where it is set, else whether a Jupyter server started this kernel (papermill and nbval do not)."""
@@ -81,8 +83,8 @@ def png(figure: go.Figure, scale: float = 1.1) -> bytes | None:
     if not _picture_server():
         return None
     with _quiet():
-        return figure.to_image(format="png", scale=scale, width=figure.layout.width or 960,
-                               height=figure.layout.height or 420)
+        return pictures.small(figure.to_image(format="png", scale=scale, width=figure.layout.width or 960,
+                                              height=figure.layout.height or 420))
 
 
 @contextlib.contextmanager
