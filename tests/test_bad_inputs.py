@@ -6,7 +6,6 @@
 import contextlib
 import io
 import re
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -260,4 +259,4 @@ def test_the_table_is_current(tmp_path_factory):
 if __name__ == "__main__":
     import tempfile
 
-    sys.stdout.write(table(lambda: Path(tempfile.mkdtemp())))
+    TABLE.write_text(table(lambda: Path(tempfile.mkdtemp())))

@@ -1,13 +1,20 @@
-"""How long a forward pass takes, several networks or operating points taking turns on the same images."""
+"""How long a forward pass takes, networks or operating points taking turns on the same images; how long each part of
+one takes, and the exits and thresholds that make the most of that.
+"""
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 import lib
 from lib import WorkbookError, randomness
-from lib.evaluation.latency import _alternate, _name, median_interval
+from lib.evaluation import routing
+from lib.evaluation.latency import _alternate, _name, _time, median_interval
+from lib.evaluation.routing import ExitCosts
+from lib.models import exits
+from lib.models.conditions import take
 from lib.models.network import Network
 from lib.operating_point import OperatingPoint
 
@@ -42,3 +49,77 @@ def side_by_side(ways: Mapping[str, Way], images: Tensor, *, batch_sizes: Sequen
                 low, median, high = median_interval(numbers)
                 rows.append({**common, "metric": metric, "value": median, "low": low, "high": high})
     return rows
+
+
+@torch.inference_mode()
+def time_table(network: Network, images: Tensor, *, point: OperatingPoint | None = None, passes: int = 15,
+               warm_up: int = 3, seed: int = 0) -> ExitCosts:
+    """Milliseconds an image, in place of MACs: trunk up to each tap; each head with its decision and what that brings.
+
+    images: one batch (N, C, H, W) of the size that is to be served.  A head's time holds entropy, comparison and, where
+    the batch goes on, the gather of a half of it.  Medians over `passes` passes.
+    """
+    at = network.conditions(point, randomness.generator(seed, "time table", device=images.device))
+    last, trunk, heads = network.num_exits - 1, [], []
+    half = torch.arange(0, len(images), 2, device=images.device)
+
+    def decide(x: Tensor, k: int) -> None:
+        leaves = exits.entropy(network.heads[k](x, at)) < 0
+        leaves.nonzero()
+        if k < last and len(half) < len(x):
+            take(x, half)
+
+    for _ in range(warm_up + passes):
+        x, spent = images, ([], [])
+        for k in range(last + 1):
+            reached = []
+            spent[0].append(_time(lambda batch, k=k, out=reached: out.append(network.advance(batch, k, at)), x))
+            x = reached[0]
+            spent[1].append(_time(lambda batch, k=k: decide(batch, k), x))
+        trunk.append(spent[0])
+        heads.append(spent[1])
+    per_image = [1e3 / len(images) * np.median(times[warm_up:], axis=0) for times in (trunk, heads)]
+    return ExitCosts(np.cumsum(per_image[0]), per_image[1])
+
+
+def tuned(entropy: np.ndarray, correct: np.ndarray, costs: ExitCosts, slack: float = 0.005,
+          ranks: int = 64) -> tuple[float, ...]:
+    """The quickest exits and thresholds at which held-out images lose nothing against the last exit alone.
+
+    entropy, correct: (views, exits, M) of held-out images, the clean view first and any attacked ones after it.
+    Nothing lost: as many clean images right, and at most the share `slack` fewer right in every view at once.
+    costs: a time table, or MACs.  Every set of exits is tried. From the first exit of a set on, each threshold rises
+    through `ranks` quantiles of the clean images that arrive and stops before the first one with a loss, however much
+    further ones might gain: what is chosen on few images then holds on others. The set that is quickest on the clean
+    images wins; -inf closes an exit.
+    """
+    views, num_exits, images = entropy.shape
+    fewest_clean, fewest = correct[0, -1].sum(), correct[:, -1].all(0).sum() - slack * images
+    found: list[tuple[float, tuple[float, ...]]] = []
+
+    def leave(k: int, threshold: float, waiting: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        leaves = waiting & (entropy[:, k] < np.float32(threshold))
+        return waiting & ~leaves, np.where(leaves, correct[:, k], right)
+
+    def highest(k: int, waiting: np.ndarray, right: np.ndarray) -> float:
+        ranked = np.append(np.unique(entropy[0, k, waiting[0]]), np.inf)
+        best = -np.inf
+        for threshold in ranked[np.unique(np.linspace(1, len(ranked) - 1, ranks).astype(int))]:
+            _, after = leave(k, threshold, waiting, right)
+            if after[0].sum() < fewest_clean or after.all(0).sum() < fewest:
+                break
+            best = threshold
+        return float(best)
+
+    def search(thresholds: tuple[float, ...], waiting: np.ndarray, right: np.ndarray) -> None:
+        k = len(thresholds)
+        if k == num_exits - 1:
+            leaving = routing.decide(entropy[0], thresholds)
+            found.append((costs.cumulative(thresholds)[leaving].mean(), thresholds))
+            return
+        search((*thresholds, -np.inf), waiting, right)
+        if waiting[0].any() and (threshold := highest(k, waiting, right)) > -np.inf:
+            search((*thresholds, threshold), *leave(k, threshold, waiting, right))
+
+    search((), np.ones((views, images), dtype=bool), correct[:, -1])
+    return min(found)[1]

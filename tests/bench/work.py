@@ -1,0 +1,239 @@
+"""What is timed: each piece of work in its plain form, and the same work done by the engine in one or several ways.
+
+`GROUPS` names the rows that share one plain form. Making a group's `Work` checks first that both sides do the same:
+equal where it can be equal, otherwise an attained loss that is as high.
+"""
+
+import copy
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+import lib
+from lib import WorkbookError, data
+from lib.attacks import forms
+from lib.attacks.steps import Threat
+from lib.evaluation import routing, speeds
+from lib.evaluation.views import Atlas
+from lib.models import exits, zoo
+from lib.models.view import VIEWS, AttackView
+from lib.operating_point import OperatingPoint
+from lib.randomness import generator
+from lib.training import losses, once_for_all, recipes
+from lib.training.recipes import Recipe
+from tests.bench import reference
+
+THREAT, BATCH = Threat(8 / 255, 2 / 255, 10), 32
+SHORT, ONE = Threat(8 / 255, 2 / 255, 3), Threat(8 / 255, 2 / 255, 1)  # for the checks before the timing
+RECIPE = "rdi_resnet38-cifar10-max_average-paper"
+RECORD = "rdi_resnet38_released"  # whose images tell how many leave at each exit
+
+
+class Engine(NamedTuple):
+    """One way of doing a group's work, and what is known of its result."""
+
+    run: Callable
+    note: str
+
+
+class Work(NamedTuple):
+    """The plain form, and by the name of its row each engine that is compared with it."""
+
+    plain: Callable
+    engines: dict[str, Engine]
+
+
+def require(held: bool, sentence: str):
+    if not held:
+        raise WorkbookError(f"nothing is timed, because {sentence}")
+
+
+def batch(size: int = BATCH):
+    source = generator(0, "bench", size)
+    return torch.rand(size, 3, 32, 32, generator=source), torch.randint(0, 10, (size,), generator=source)
+
+
+def bf16_note() -> str:
+    fast = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+    return "" if fast else "; no avx512_bf16 here: emulated"
+
+
+def attacks(rows: Sequence[str]) -> Work:
+    """Max-average attacks: bit-equal on the network itself (NCHW), at least as strong within bounds on its views."""
+    plain, ours = reference.twins()
+    x, y = batch()
+
+    def slow(threat=THREAT):
+        return reference.max_average(plain, x, y, threat, generator(0, "start"))
+
+    def of(target):
+        return lambda threat=THREAT: forms.craft("max_average", target, x, y, threat, generator=generator(0, "start"))
+
+    expected, engines = slow(SHORT), {}
+    for row in rows:
+        if row == "attack_exact":
+            engines[row] = Engine(of(ours), "bit-equal, NCHW")
+            require(torch.equal(of(ours)(SHORT), expected), "the attack is not bit-equal to the plain form")
+            continue
+        kind, tolerance = {"attack_folded": ("folded", 0.005), "attack_bf16": ("bf16", 0.01)}[row]
+        fast = of(AttackView(ours, VIEWS[kind]))
+        with torch.no_grad():
+            attained, least = (reference.total_loss(plain, found, y).mean() for found in (fast(SHORT), expected))
+        gap = (attained / least - 1).item()
+        require(gap > -tolerance, f"{row} attains {-gap:.2%} less loss than the plain form")
+        engines[row] = Engine(fast, f"attained loss {gap:+.2%}" + (bf16_note() if kind == "bf16" else ""))
+    return Work(slow, engines)
+
+
+STEPS = {"step_batch": dict(attack_mode="batch"), "step_authors": dict(attack_mode="authors"),
+         "step_folded": dict(attack_mode="eval", attack_view="folded"),
+         "step_bf16": dict(attack_mode="eval", attack_view="bf16")}  # fmt: skip
+
+
+def training_steps(rows: Sequence[str]) -> Work:
+    """Whole max-average training steps, SGD included, against the released form in train mode.
+
+    Attacks in modes batch and authors have its losses (checked in NCHW); in mode eval the problem is another, usual
+    one, and a view's loss is held against that of the network itself.
+    """
+    plain, ours = reference.twins()
+    x, y = batch()
+
+    def slow(network=plain, threat=THREAT):
+        rates = sgd(network, recipes.find(RECIPE))
+        return lambda threat=threat, seed=0: reference.train_step(
+            network, rates, x, y, threat, generator(seed, "step"), recipes.find(RECIPE).exit_weights)
+
+    def engine(layout=torch.channels_last, **changes):
+        recipe, network = replace(recipes.find(RECIPE), **changes), copy.deepcopy(ours).train().to(memory_format=layout)
+        return stepper(network, recipe, x.contiguous(memory_format=layout), y, losses.rdi, THREAT)
+
+    told = [slow(copy.deepcopy(plain))(ONE, seed) for seed in range(3)]
+    engines = {}
+    for row in rows:
+        changes = STEPS[row]
+        if changes["attack_mode"] == "eval":
+            ways = {"view": changes, "network": changes | {"attack_view": None}}
+            seen, usual = (engine(**way)(ONE) for way in ways.values())
+            require(abs(seen / usual - 1) < 0.01, f"{row} loses {seen:.4f}, the attacked network itself {usual:.4f}")
+            note = f"mode eval, first loss {seen / usual - 1:+.2%}" + (bf16_note() if row == "step_bf16" else "")
+        else:
+            step = engine(torch.contiguous_format, **changes)
+            gaps = [abs(step(ONE, seed) - loss) for seed, loss in enumerate(told)]
+            require(max(gaps) < 1e-4, f"the losses of {row} differ from the plain form's by up to {max(gaps):.1e}")
+            note = "losses of 3 steps equal to 4 decimals in NCHW"
+        engines[row] = Engine(engine(**changes), note)
+    return Work(slow(), engines)
+
+
+def sgd(network, recipe: Recipe, **options):
+    return torch.optim.SGD(network.parameters(), lr=recipe.learning_rate, momentum=recipe.momentum,
+                           weight_decay=recipe.weight_decay, **options)
+
+
+def stepper(network, recipe: Recipe, x, y, objective: Callable, threat: Threat) -> Callable:
+    """step(threat, seed) -> loss: a whole training step on images `x`."""
+    optimiser, view = sgd(network, recipe, fused=True), losses.view_of(network, recipe)
+
+    def step(threat=threat, seed=0):
+        context = losses.Context(recipe, threat, 0, lambda _: generator(seed, "step"), view=view)
+        loss, _ = objective(network, x, y, context)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        return loss.item()
+
+    return step
+
+
+def evaluation(rows: Sequence[str]) -> Work:
+    """All K + 3 forms on 16 images, PGD-5: single attacks crafted once here, once per form in the plain way."""
+    plain, ours = reference.twins()
+    x, y = batch(16)
+    threat, wanted = Threat(8 / 255, 2 / 255, 5), forms.paper_forms(ours.num_exits)
+    view = AttackView(ours)
+    return Work(lambda: reference.suite(plain, x, y, threat, generator(0, "suite")),
+                {rows[0]: Engine(lambda: forms.suite(view, x, y, threat, wanted, seed=0), "9 forms, folded view")})
+
+
+def routed(rows: Sequence[str]) -> Work:
+    """RDI-ResNet38 with early exits against its plain backbone, both folded, batches of the row's size.
+
+    Exits and thresholds are tuned with times measured here on half of the images of the released network's record,
+    clean and attacked; the other half tells what shares leave at each exit, and random images leave in those shares.
+    """
+    size, record = int(rows[0].removeprefix("routed_")), Atlas.load(lib.ATLASES / f"{RECORD}.safetensors")
+    record = record.select(forms=("clean", *forms.paper_forms(record.num_exits)))
+    right = record.prediction == record.labels
+    early, plain = (AttackView(zoo.build("resnet38", exits=e).eval()) for e in ("rdi", "none"))
+    x, _ = batch(256)
+    chosen, other = slice(0, None, 2), slice(1, None, 2)
+    times = speeds.time_table(early, x[:size])
+    tuned = speeds.tuned(record.entropy[..., chosen], right[..., chosen], times)
+    leaving = routing.decide(record.entropy[..., other], tuned)
+    gain = routing.at_exit(right[..., other], leaving) * 1.0 - right[:, -1, other]
+    shares = np.bincount(leaving[0], minlength=record.num_exits) / leaving.shape[1]
+    with torch.no_grad():
+        entropies = exits.entropy(early(x))
+    thresholds = routing.calibrate(entropies.numpy(), shares[:-1])
+    point = OperatingPoint(thresholds=thresholds)
+    require(torch.equal(exits.route(early, x, point)[1], exits.decide(entropies, thresholds)),
+            "routed inference leaves at other exits than computing every exit and then choosing")
+    parts = x[:64].split(1) if size == 1 else x.split(size)
+
+    def over(function):
+        with torch.inference_mode():
+            return [function(part) for part in parts]
+
+    used = ", ".join(str(k + 1) for k in range(record.num_exits - 1) if tuned[k] > -np.inf)
+    note = f"exits {used or 'none'}; on {leaving.shape[1]} other images clean {100 * gain[0].mean():+.1f} points"
+    return Work(lambda: over(plain),
+                {rows[0]: Engine(lambda: over(lambda part: exits.route(early, part, point)), note)})
+
+
+def float_step(rows: Sequence[str]) -> Work:
+    """FLOAT against PGD-AT on split halves, so the same number of attacked images: ResNet-34, 32 + 32, PGD-2."""
+    x, y = batch(64)
+    recipe = recipes.find("resnet34-cifar10-float-paper")
+
+    def make(conditioning: str, objective: Callable, **changes):
+        network = zoo.build("resnet34", conditioning=conditioning).to(memory_format=torch.channels_last)
+        return stepper(network, replace(recipe, **changes), x, y, objective, Threat(8 / 255, 2 / 255, 2))
+
+    note = "a price, FLOAT's step in PGD-AT steps on as many attacked images"
+    return Work(make("float", once_for_all.float_), {rows[0]: Engine(make("none", losses.pgd_at, split="half"), note)})
+
+
+def augmentation(rows: Sequence[str]) -> Work:
+    images = (batch(128)[0] * 255).byte()
+    return Work(lambda: reference.augment(images, generator(0, "crop")),
+                {rows[0]: Engine(lambda: data.augment(images, generator(0, "crop"), "crop4_flip"),
+                                 "crop and flip of 128 images")})
+
+
+def start_up(rows: Sequence[str]) -> Work:
+    """`python -m lib --help` against a start that imports what the verbs need."""
+    def python(*arguments):
+        return lambda: subprocess.run([sys.executable, *arguments], cwd=lib.ROOT, check=True, capture_output=True)
+
+    return Work(python("-c", "import lib.commands"),
+                {rows[0]: Engine(python("-m", "lib", "--help"), "--help against a start that imports torch")})
+
+
+GROUPS: dict[tuple[str, ...], Callable[[Sequence[str]], Work]] = {
+    ("attack_exact", "attack_folded", "attack_bf16"): attacks,
+    tuple(STEPS): training_steps,
+    ("suite",): evaluation,
+    ("routed_1",): routed,
+    ("routed_32",): routed,
+    ("routed_256",): routed,
+    ("float_step",): float_step,
+    ("augment",): augmentation,
+    ("startup",): start_up,
+}
+ROWS = tuple(row for group in GROUPS for row in group)
