@@ -190,3 +190,16 @@ def test_ten_thousand_images_three_exits_eight_views_take_under_a_tenth_of_a_sec
         accuracy.summary(atlas, (0.3, 0.4))
         seconds.append(time.process_time() - start)
     assert min(seconds) < 0.1
+
+
+def test_several_trainings_are_drawn_anew_as_well():
+    source = np.random.default_rng(1)
+    better = source.random((3, 200)) < np.array([[0.9], [0.7], [0.5]])  # the trainings differ far more than the images
+    worse = source.random((3, 200)) < 0.5
+    found = accuracy.paired_difference(better, worse)
+    of_images = accuracy.paired_difference(better.mean(0), worse.mean(0))
+    assert found["difference"] == pytest.approx(of_images["difference"])
+    assert found["high"] - found["low"] > 1.5 * (of_images["high"] - of_images["low"])
+    same = accuracy.paired_difference(better[:1], worse[:1])  # a single training: an interval over images alone
+    alone = accuracy.paired_difference(better[0], worse[0])
+    assert [same["low"], same["high"]] == pytest.approx([alone["low"], alone["high"]], abs=0.02)

@@ -18,6 +18,8 @@ from lib.models.conditions import Conditions
 from lib.models.layers import BatchNorm2d, Chain, Weighted
 from lib.models.network import Network
 
+VIEWS = {"folded": torch.float32, "bf16": torch.bfloat16}  # by name, as recipes ask for them
+
 
 def frozen(tensor: Tensor) -> nn.Parameter:
     """A copy that nothing trains, convolution weights in channels_last."""

@@ -36,8 +36,9 @@ def build(name: str, *, exits: str = "none", conditioning: str = "none", widths=
     norm) | dual_bn (FLOAT's control: the same without noise) | oat (FiLM and dual batch norm) | pni.
     widths: trained widths, 1.0 among them.  width_heads: each with its own classifier (SOLAR), not a slice of one.
     width_multiplier, depth_multiplier: the same network, smaller.  code_size, codes: OAT's code length d, its lambdas.
-    film_identity: OAT's modulation starts near 1 and 0, not near 0 and 0 as in its code.  noise_granularity: layer | channel | element, what has an alpha of its own.  factorised: weights as low rank plus
-    sparse (see `factors`).  options: what the backbone alone understands.
+    film_identity: OAT's modulation starts near 1 and 0, not near 0 and 0 as in its code.
+    noise_granularity: layer | channel | element, what has an alpha of its own.
+    factorised: weights as low rank plus sparse (see `factors`).  options: what the backbone alone understands.
     `network.config` holds every argument but the seed. Raises WorkbookError for what cannot be built.
     """
     if name not in BACKBONES:

@@ -7,8 +7,8 @@ SVHN at the published rate of 0.1 may fail to start: the loss stays at ln 10 = 2
 `dataclasses.replace(recipe, warmup=0.025)`, whose rate rises over the first 5 of 200 epochs, or with
 learning_rate=0.01; every network's file holds its recipe, so which one was used is on record.
 
-OAT's FiLM multiplies by nearly 0 at first; in 100 steps its network learns nothing, with FiLM started at the identity as
-much as FLOAT. So the short presets start it there; `paper` starts it as the authors' code.
+OAT's FiLM multiplies by nearly 0 at first; in 100 steps its network learns nothing, with FiLM started at the identity
+as much as FLOAT. So the short presets start it there; `paper` starts it as the authors' code.
 """
 
 from lib import data

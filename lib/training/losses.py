@@ -12,6 +12,7 @@ from torch import Tensor
 from lib.attacks import forms, steps
 from lib.attacks.steps import Threat
 from lib.models.network import Network
+from lib.models.view import VIEWS, AttackView
 from lib.operating_point import OperatingPoint
 from lib.training.recipes import Recipe
 
@@ -24,6 +25,7 @@ class Context:
 
     threat: this step's attack (weaker while epsilon still rises).  epoch: how many are behind this step.
     generator(purpose): this step's stream of that name.  width: the one to run where the network has several.
+    view: what is attacked in place of the network, after a refresh; None = the network itself.
     """
 
     recipe: Recipe
@@ -31,6 +33,7 @@ class Context:
     epoch: int
     generator: Callable[[str], torch.Generator]
     width: float | None = None
+    view: AttackView | None = None
 
     def point(self, **knobs) -> OperatingPoint:
         """An operating point at this width."""
@@ -57,9 +60,15 @@ def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
 def attacked(network: Network, images: Tensor, labels: Tensor, context: Context,
              point: OperatingPoint | None = None) -> Tensor:
     """The recipe's adversarial images of these, against the current weights at `point`."""
-    return forms.craft(context.recipe.attack_form, network, images, labels, context.threat,
+    target = network if context.view is None else context.view.refresh()
+    return forms.craft(context.recipe.attack_form, target, images, labels, context.threat,
                        point=point or context.point(), generator=context.stream("attack"),
                        mode=context.recipe.attack_mode)
+
+
+def view_of(network: Network, recipe: Recipe) -> AttackView | None:
+    """The copy of the network that the recipe attacks, where it asks for one."""
+    return None if recipe.attack_view is None else AttackView(network, VIEWS[recipe.attack_view])
 
 
 def halves(batch: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,9 @@ import math
 from dataclasses import dataclass
 
 from lib import WorkbookError, data
+from lib.attacks.modes import MODES
 from lib.attacks.steps import Threat
+from lib.models.view import VIEWS
 from lib.training import float_recipes
 
 PRESETS = ("quick", "laptop", "paper")
@@ -29,6 +31,7 @@ class Recipe:
     a method.  objective: a name of `once_for_all.OBJECTIVES`.  form: of the attack, where `defence` is a method.
     threat: the training attack, None for standard.
     attack_mode: state of the network while it is attacked, see `attacks.modes`.
+    attack_view: what is attacked in mode "eval": "folded" or "bf16", a faster copy (`models.view`); None = the network.
     start: digest of the weights to start from, which are handed to `loop.fit`; None = drawn from the seed.
     constraint: {"name": "sss" | "atmc", **its options}, what training holds the weights to; None = nothing.
     exit_weights: w_i of the loss, one per exit; None = 1 each.  adversarial_weight: share of the adversarial loss.
@@ -51,6 +54,7 @@ class Recipe:
     form: str | None = None
     threat: Threat | None = None
     attack_mode: str = "eval"
+    attack_view: str | None = None
     exit_weights: tuple[float, ...] | None = None
     adversarial_weight: float = 0.5
     split: str = "full"
@@ -81,9 +85,14 @@ class Recipe:
             raise WorkbookError(f"recipe {self.name} needs either iterations or epochs")
         for name, value, known in (("schedule", self.schedule, ("multistep", "linear", "cosine", "constant")),
                                    ("sampler", self.sampler, ("epoch", "iid")),
-                                   ("split", self.split, ("full", "half"))):
+                                   ("split", self.split, ("full", "half")),
+                                   ("attack_mode", self.attack_mode, MODES),
+                                   ("attack_view", self.attack_view or "folded", VIEWS)):
             if value not in known:
                 raise WorkbookError(f"recipe {self.name}: unknown {name} '{value}'; choose from {', '.join(known)}")
+        if self.attack_view is not None and self.attack_mode != "eval":
+            raise WorkbookError(f"recipe {self.name}: a {self.attack_view} view stands for the network in mode eval; "
+                                f"in mode {self.attack_mode} attack the network itself")
 
     @property
     def attack_form(self) -> str:

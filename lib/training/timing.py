@@ -14,7 +14,7 @@ from lib.models.cost import cost
 from lib.models.network import Network
 from lib.operating_point import OperatingPoint
 from lib.training.constraints import Unconstrained
-from lib.training.losses import Context
+from lib.training.losses import Context, view_of
 from lib.training.once_for_all import OBJECTIVES, at_every_width
 from lib.training.recipes import Recipe
 
@@ -51,10 +51,11 @@ def stepper(recipe: Recipe, network: Network, device: torch.device) -> Callable[
     images = images.contiguous(memory_format=torch.channels_last)
     labels = torch.randint(network.classes, (recipe.batch_size,), generator=source, device=device)
     optimiser = Unconstrained(network, recipe, torch.tensor(recipe.learning_rate, device=device)).optimiser
+    view = view_of(network, recipe)
 
     def step(t: int) -> None:
         context = Context(recipe, recipe.threat, recipe.clean_epochs,
-                          lambda what: randomness.generator(recipe.seed, t, what, device=device))
+                          lambda what: randomness.generator(recipe.seed, t, what, device=device), view=view)
         optimiser.zero_grad()
         at_every_width(OBJECTIVES[recipe.objective], network, images, labels, context)[0].backward()
         optimiser.step()

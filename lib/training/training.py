@@ -17,6 +17,7 @@ from lib.models import exits, zoo
 from lib.models.network import Network
 from lib.operating_point import OperatingPoint
 from lib.training import folder as folders
+from lib.training import losses
 from lib.training.admm import Compression
 from lib.training.capture import Captured, Streams
 from lib.training.constraints import Unconstrained
@@ -52,6 +53,7 @@ class Training:
         self.order: tuple[int, Tensor] | None = None
         self.index = torch.zeros(recipe.batch_size, dtype=torch.int64, device=device)
         self.streams = Streams(recipe.seed, device)
+        self.view = losses.view_of(self.network, recipe)
         self.captured = Captured(self.body, self.streams)
         self.clock = self.saved_at = time.monotonic()
 
@@ -80,7 +82,8 @@ class Training:
         self.rate.fill_(recipe.rate_at(step, self.total, self.per_epoch))
         self.index.copy_(self.indices())
         self.streams.begin(step)
-        self.context = Context(recipe, recipe.threat_at(step, self.total), step // self.per_epoch, self.streams)
+        self.context = Context(recipe, recipe.threat_at(step, self.total), step // self.per_epoch, self.streams,
+                               view=self.view)
         metrics = self.captured((self.context.threat, self.context.epoch < recipe.clean_epochs))
         self.step += 1
         self.unread.append((self.step, metrics | self.constraint.after_step(self.step)))

@@ -133,11 +133,11 @@ def at_hand(name: str, **options) -> data.Dataset | None:
 
 
 def explorable(folder: Path | str | None = None) -> dict[str, Subject]:
-    """Every record below `folder` (a run's), or the shipped ones: name -> what an explorer shows.
+    """Every record below `folder` (a run's), or the shipped ones but repeats: name -> what an explorer shows.
 
     Pictures are added where the dataset is on this machine, the network where its weights are found beside the record.
     """
-    paths = sorted(Path(folder or lib.ATLASES).rglob("*.safetensors"))
+    paths = sorted(Path(folder).rglob("*.safetensors") if folder else lib.ATLASES.glob("*.safetensors"))
     found = {}
     for path in paths:
         try:

@@ -55,7 +55,7 @@ def obtain(settings: Settings) -> Released:
     path, images = find(settings.file), networks.at_hand("cifar10_png") or networks.at_hand("cifar10")
     shipped = lib.ATLASES / f"{NAME}.safetensors"
     if shipped.is_file() and (settings.weights == "shipped" or path is None or images is None):
-        record, again = Atlas.load(shipped), shipped.with_stem(f"{NAME}_restarts")
+        record, again = Atlas.load(shipped), lib.ATLASES / "repeats" / shipped.name
         restarts, digest = Atlas.load(again) if again.is_file() else None, record.meta["checkpoint"]
     elif path is None or images is None:
         raise WorkbookError(f"the record of the released weights did not come along; put {settings.file} and the "

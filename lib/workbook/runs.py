@@ -173,8 +173,9 @@ def execute(jobs: list[Job], at_once: int = 1) -> list[Job]:
             for future in as_completed(running):
                 job, done = running[future], done + 1
                 status = future.result()
-                bar.write(f"[{done}/{len(jobs)}] {job.notebook.name:32} {status['outcome']:7} {status['seconds']:5.0f} s"
-                          + (f"  {status['message']}" if status["message"] else ""))
+                said = f"  {status['message']}" if status["message"] else ""
+                bar.write(f"[{done}/{len(jobs)}] {job.notebook.name:32} {status['outcome']:7} "
+                          f"{status['seconds']:5.0f} s{said}")
                 bar.update()
                 sys.stdout.flush()
                 if status["outcome"] == "failed":

@@ -65,7 +65,7 @@ def ship_released(folder: Path | None = None) -> Path:
     found.save(target)
     restarts = [atlas.record(network, images.test[:256], forms=("average",), batch_size=64, seed=seed,
                              folder=folder / f"restart{seed}", **told) for seed in range(1, 10)]
-    atlas.combine(restarts).save(ATLASES / f"{RELEASED}_restarts.safetensors")
+    atlas.combine(restarts).save(ATLASES / "repeats" / f"{RELEASED}.safetensors")
     return target
 
 

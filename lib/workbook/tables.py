@@ -89,12 +89,14 @@ def stacked(*tables: pd.DataFrame) -> pd.DataFrame:
 
 
 def verdict(claim: str, first: np.ndarray, second: np.ndarray, unit: str = "points", seed: int = 0) -> dict:
-    """Is `first` larger than `second` on the same images? "held", "did not hold", or "too small to tell"."""
+    """Is `first` larger than `second` on the same images? "held", "did not hold", or "too small to tell".
+
+    (N,) images each, or (S, N) of S trainings, see `accuracy.paired_difference`."""
     found = paired_difference(first, second, seed)
     low, high = found["low"], found["high"]
     answer = "held" if low > 0 else "did not hold" if high < 0 else "too small to tell"
     return {"claim": claim, "difference": f"{100 * found['difference']:+.1f} {unit}",
-            "95 % interval": f"{100 * low:+.1f} to {100 * high:+.1f}", "images": len(first), "verdict": answer}
+            "95 % interval": f"{100 * low:+.1f} to {100 * high:+.1f}", "images": first.shape[-1], "verdict": answer}
 
 
 def verdicts(*lines: dict) -> pd.DataFrame:
