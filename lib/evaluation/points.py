@@ -8,7 +8,7 @@ import numpy as np
 
 from lib import WorkbookError
 from lib.attacks.steps import Threat
-from lib.evaluation.accuracy import wilson
+from lib.evaluation.accuracy import paired_difference, wilson
 from lib.evaluation.grid import Attack, Cell, Grid
 from lib.models.network import Network
 from lib.operating_point import OperatingPoint
@@ -177,7 +177,10 @@ def _budget(threat: Threat) -> dict:
 
 
 def interval(share: np.ndarray) -> dict[str, float]:
-    """{"value", "low", "high"} of a mean over images."""
+    """{"value", "low", "high"} of a mean over images (N,); of (S, N) over S trainings, which are drawn anew as well."""
+    if share.ndim == 2:
+        found = paired_difference(share, np.zeros_like(share))
+        return {"value": found["difference"], "low": found["low"], "high": found["high"]}
     low, high = wilson(float(share.sum()), len(share))
     return {"value": float(share.mean()), "low": low, "high": high}
 

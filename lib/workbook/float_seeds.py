@@ -7,24 +7,46 @@ Thin ResNet-20s on Fashion-MNIST by their laptop recipes, attacked through a fol
 
 import dataclasses
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
+import numpy as np
+import pandas as pd
 import torch
 
 from lib import ATLASES, CHECKPOINTS, RUNS, checkpoints, data
 from lib.attacks.steps import Threat
 from lib.evaluation import grid as grids
 from lib.evaluation import points
-from lib.evaluation.grid import Attack
+from lib.evaluation.grid import Attack, Grid
+from lib.evaluation.points import Reading
 from lib.models.network import Network
 from lib.operating_point import OperatingPoint
 from lib.training import loop, recipes
 from lib.training.recipes import Recipe
+from lib.workbook import float_anatomy, lambda_study, networks, studies, tables
+from lib.workbook.lambda_study import Member
+from lib.workbook.networks import Trained
+from lib.workbook.parameters import Settings
 
 METHODS, SEEDS, DATASET = ("float", "dual_bn"), (0, 1, 2), "fashion_mnist"
 IMAGES, STEPS, DRAWS = 5000, 20, 5  # of the shipped records; draws: of EOT's gradients, and at evaluation
-FULL, QUIET, CLEAN = (OperatingPoint(noise=s, batch_norm=b) for s, b in ((1.0, 1.0), (0.0, 1.0), (0.0, 0.0)))
-BN_A, BN_C = OperatingPoint(batch_norm=1.0), OperatingPoint(batch_norm=0.0)
+
+
+@dataclass(frozen=True)
+class Repeated(Member):
+    """Several trainings of one method as one member: what it reads has a row per training, (S, N).
+
+    trained and grid are those of the first.
+    """
+
+    runs: tuple[Member, ...]
+
+    def read(self, *where, **how) -> Reading:
+        every = [run.read(*where, **how) for run in self.runs]
+        cells = {who: np.stack([reading.cells[who] for reading in every]) for who in every[0].cells}
+        return dataclasses.replace(every[0], cells=cells, union=np.stack([reading.union for reading in every]),
+                                   worst=np.stack([reading.worst for reading in every]))
 
 
 def recipe(method: str, seed: int) -> Recipe:
@@ -53,26 +75,95 @@ def plan(threat: Threat, draws: int = DRAWS) -> Callable[[Network], tuple[Attack
     return attacks
 
 
+def name(method: str, seed: int) -> str:
+    return f"{recipe(method, seed).name}-seed{seed}"
+
+
 def make(seeds=SEEDS) -> None:
     """Train and record the shipped pairs that are not there yet."""
     images = data.load(DATASET)
     threat = Threat(images.threat["epsilon"], images.threat["step_size"], STEPS)
-    for seed in seeds:
-        for method in METHODS:
-            asked = recipe(method, seed)
-            name = f"{asked.name}-seed{seed}.safetensors"
-            weights, record = CHECKPOINTS / "repeats" / name, ATLASES / "repeats" / name
-            if record.is_file():
-                continue
-            trained = checkpoints.load(loop.fit(asked, RUNS / "seeds" / weights.stem, progress=False).path)
-            told = {k: v for k, v in trained.metadata.items() if k not in ("config", "format", "kind", "sha256")}
-            checkpoints.save(weights, trained.network, dtype=torch.float16, **told)
-            shipped = checkpoints.load(weights)
-            grids.record(shipped.network, images.test[:IMAGES], plan(threat)(shipped.network), draws=DRAWS,
-                         folder=RUNS / "seeds" / f"{weights.stem}-record", progress=False, dataset=images.name,
-                         data_variant=images.variant, split="test", checkpoint=shipped.digest,
-                         defence=method).save(record)
-            print(name, flush=True)
+    for called, asked in ((name(method, seed), recipe(method, seed)) for seed in seeds for method in METHODS):
+        weights, record = (folder / "repeats" / f"{called}.safetensors" for folder in (CHECKPOINTS, ATLASES))
+        if record.is_file():
+            continue
+        trained = checkpoints.load(loop.fit(asked, RUNS / "seeds" / called, progress=False).path)
+        told = {k: v for k, v in trained.metadata.items() if k not in ("config", "format", "kind", "sha256")}
+        checkpoints.save(weights, trained.network, dtype=torch.float16, **told)
+        shipped = checkpoints.load(weights)
+        grids.record(shipped.network, images.test[:IMAGES], plan(threat)(shipped.network), draws=DRAWS,
+                     folder=RUNS / "seeds" / f"{called}-record", progress=False, dataset=images.name,
+                     data_variant=images.variant, split="test", checkpoint=shipped.digest,
+                     defence=asked.defence).save(record)
+        print(called, flush=True)
+
+
+def obtain(settings: Settings) -> dict[str, Repeated]:
+    """{method: its trainings}: the shipped pairs, or `settings.seeds` pairs trained and recorded in this run.
+
+    Raises WorkbookError where a shipped file is missing, or a record is of other weights.
+    """
+    found = {}
+    for method in METHODS:
+        runs = shipped(method) if settings.weights == "shipped" else trained(settings, method)
+        found[method] = Repeated(method, runs[0].trained, runs[0].grid, tuple(runs))
+    return found
+
+
+def shipped(method: str) -> list[Member]:
+    members = []
+    for called in (name(method, seed) for seed in SEEDS):
+        weights, record = (folder / "repeats" / f"{called}.safetensors" for folder in (CHECKPOINTS, ATLASES))
+        loaded = checkpoints.load(weights)
+        found = Trained(called, loaded.network, loaded.digest)
+        members.append(Member(method, found, networks.matching(Grid.load(record), found)))
+    return members
+
+
+def trained(settings: Settings, method: str) -> list[Member]:
+    images, members, draws = lambda_study.dataset(settings), [], lambda_study.SIZES[settings.preset]["draws"]
+    for seed in range(settings.seed, settings.seed + settings.seeds):
+        own = Settings(**{**vars(settings), "seed": seed})
+        found = studies.obtain(own, settings.network, method)
+        asked = plan(networks.threat_of(settings, images), draws)
+        members.append(Member(method, found, lambda_study.grid(own, found, images, plan=asked, draws=draws)))
+    return members
+
+
+def caption(settings: Settings, found: Mapping[str, Repeated]) -> str:
+    """What every number of these members stands on, in one line."""
+    return f"{len(found['float'].runs)} trainings each · {lambda_study.caption(settings, found)}"
+
+
+def write(settings: Settings, found: Mapping[str, Repeated]) -> None:
+    """The numbers of every training as tidy rows in the run's table."""
+    lambda_study.write(settings, {f"{method} {n}": run for method, member in found.items()
+                                  for n, run in enumerate(member.runs)})
+
+
+def alphas(found: Mapping[str, Repeated]) -> pd.DataFrame:
+    """FLOAT's |alpha| layer by layer, a column per training; every one began at 0.25."""
+    columns = [float_anatomy.alphas(run.network).set_index("layer")["alpha"] for run in found["float"].runs]
+    return pd.DataFrame({f"training {n}": column for n, column in enumerate(columns, start=1)}).round(4)
+
+
+def by_training(found: Mapping[str, Repeated]) -> pd.DataFrame:
+    """What each part adds, training by training, in points: do they all say the same?"""
+    lines: dict[tuple[str, str], dict[str, str]] = {}
+    for n in range(len(found["float"].runs)):
+        for what, quantity, line in lambda_study.contributions({method: m.runs[n] for method, m in found.items()}):
+            said = lines.setdefault((what, {"union": "robust"}.get(quantity, quantity)), {})
+            said[f"training {n + 1}"] = line["difference"].removesuffix(" points")
+    return pd.DataFrame(lines).T
+
+
+def verdicts(found: Mapping[str, Repeated]) -> pd.DataFrame:
+    """FLOAT's own claims, what the control says of them, and whether half-way between the batch norms is worth having;
+    over all trainings."""
+    low, middle, high = (found["dual_bn"].read(OperatingPoint(batch_norm=b)) for b in (0.0, 0.5, 1.0))
+    between = (lambda_study.compared("control, half-way between the batch norms: more robust than BN_C", middle, low),
+               lambda_study.compared("… and more accurate on clean images than BN_A", middle, high, "clean"))
+    return tables.stacked(lambda_study.verdicts(found), tables.verdicts(*between))
 
 
 if __name__ == "__main__":

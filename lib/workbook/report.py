@@ -14,9 +14,11 @@ body{font:16px/1.55 system-ui,-apple-system,"Segoe UI",sans-serif;color:#1d2733;
 body{padding:0 1.2rem}h1{font-size:1.7rem;margin:.2em 0}
 h2{font-size:1.2rem;margin:2.2em 0 .4em;border-top:1px solid #dde3ea;padding-top:1.1em}
 a{color:#0b62a8}table{border-collapse:collapse;font-size:.86rem;margin:.8em 0;display:block;overflow-x:auto}
-th,td{padding:.28em .7em;border-bottom:1px solid #e6ebf0;text-align:right}th{background:#f5f7fa}
-td:first-child,th:first-child{text-align:left}img{max-width:100%}
-pre{background:#f5f7fa;padding:.7em 1em;overflow-x:auto;font-size:.82rem}.muted{color:#66748a}.failed{color:#b3261e}
+table,th,td{border:0 solid #e6ebf0}th,td{padding:.28em .7em;border-bottom-width:1px;text-align:right;font-weight:400}
+thead th{background:#f5f7fa;font-weight:600}tbody th{text-align:left;vertical-align:top;min-width:7em}
+td:first-child,th:first-child{text-align:left}td{white-space:nowrap}img{max-width:100%}
+pre{background:#f5f7fa;padding:.7em 1em;white-space:pre-wrap;font-size:.82rem}
+.muted{color:#66748a}.failed{color:#b3261e}
 details summary{cursor:pointer;color:#66748a}
 """
 
@@ -35,7 +37,7 @@ def page(executed: Path) -> Path:
     import nbformat
     from nbconvert import HTMLExporter
 
-    exporter = HTMLExporter(template_name="basic", exclude_input=True)
+    exporter = HTMLExporter(template_name="basic", exclude_input=True, exclude_output_prompt=True, anchor_link_text="")
     body, _ = exporter.from_notebook_node(nbformat.read(executed, as_version=4))
     target = executed.with_suffix(".html")
     back = '<p><a href="../index.html">← all notebooks</a></p>'
@@ -54,7 +56,8 @@ def write(folder: Path, jobs, seconds: float) -> Path:
              f"{datetime.now():%Y-%m-%d %H:%M} · {seconds:.0f} s")
     rows = "".join(_row(job) for job in jobs)
     body = (f'<h1>The trade-off workbook</h1><p class="muted">{html.escape(facts)}</p>'
-            f"<table><tr><th>notebook</th><th>what it asks</th><th>outcome</th><th>seconds</th></tr>{rows}</table>"
+            '<table><thead><tr><th>notebook</th><th style="text-align:left">what it asks</th><th>outcome</th>'
+            f"<th>seconds</th></tr></thead>{rows}</table>"
             + "".join(_section(job) for job in jobs))
     metrics = folder / "metrics.csv"
     if metrics.exists():

@@ -5,9 +5,9 @@
 RDI-SmallCNN of half the width on Fashion-MNIST, by the laptop recipes shortened alike; only the records come along.
 """
 
+import dataclasses
 import itertools
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import pandas as pd
@@ -18,70 +18,102 @@ from lib.evaluation import atlas
 from lib.evaluation.views import Atlas
 from lib.training import loop, recipes
 from lib.training.recipes import RDI, Recipe
-from lib.workbook import studies, tables
+from lib.workbook import networks, studies, style, tables
 from lib.workbook.networks import Trained
+from lib.workbook.parameters import Settings
 from lib.workbook.studies import Reading
 
-FOLDER, SEEDS, IMAGES, STEPS = ATLASES / "repeats", (0, 1, 2), 1000, 20
+SEEDS, IMAGES, STEPS = (0, 1, 2), 1000, 20
 SHORT = dict(iterations=300, epochs=None, batch_size=64, learning_rate=0.05, validate_every=10**6)
 
 
 def recipe(defence: str, seed: int) -> Recipe:
     base = recipes.find(f"rdi_smallcnn-fashion_mnist-{defence}-laptop")
-    return replace(base, seed=seed, network={**base.network, "width_multiplier": 0.5}, **SHORT)
+    return dataclasses.replace(base, seed=seed, network={**base.network, "width_multiplier": 0.5}, **SHORT)
 
 
-def path(defence: str, seed: int) -> Path:
-    return FOLDER / f"rdi_smallcnn-fashion_mnist-{defence}-seed{seed}.safetensors"
+def name(defence: str, seed: int) -> str:
+    return f"rdi_smallcnn-fashion_mnist-{defence}-seed{seed}"
 
 
 def make() -> None:
     """Train and record what is not there yet, seed after seed, so that each finished seed is a whole comparison."""
     images = data.load("fashion_mnist")
     threat = Threat(images.threat["epsilon"], images.threat["step_size"], STEPS)
-    for seed in SEEDS:
-        for defence in reversed(RDI):
-            target, asked = path(defence, seed), recipe(defence, seed)
-            if target.is_file():
-                continue
-            network = loop.obtain(asked, RUNS / "seeds" / target.stem, progress=False)
-            found = atlas.record(network, images.test[:IMAGES], threat=threat, batch_size=125, progress=False,
-                                 validation=images.validation, folder=RUNS / "seeds" / f"{target.stem}-record",
-                                 dataset=images.name, data_variant=images.variant, defence=defence,
-                                 training_seed=seed, recipe_digest=asked.digest())
-            found.save(target)
-            print(target.name, flush=True)
+    for seed, defence in itertools.product(SEEDS, reversed(RDI)):
+        called, asked = name(defence, seed), recipe(defence, seed)
+        target = ATLASES / "repeats" / f"{called}.safetensors"
+        if target.is_file():
+            continue
+        network = loop.obtain(asked, RUNS / "seeds" / called, progress=False)
+        found = atlas.record(network, images.test[:IMAGES], threat=threat, batch_size=125, progress=False,
+                             validation=images.validation, folder=RUNS / "seeds" / f"{called}-record",
+                             dataset=images.name, data_variant=images.variant, defence=defence,
+                             training_seed=seed, recipe_digest=asked.digest())
+        found.save(target)
+        print(called, flush=True)
 
 
-def load() -> dict[str, list[Reading]]:
-    """{defence: its readings, a seed each} of the seeds that are there for every defence, at calibrated thresholds."""
-    whole = [seed for seed in SEEDS if all(path(defence, seed).is_file() for defence in RDI)]
-    found = {defence: [Atlas.load(path(defence, seed)) for seed in whole] for defence in RDI}
-    return {defence: [Reading(Trained(path(defence, seed).stem, None, ""), record, record.thresholds("calibrated"),
-                              "calibrated") for seed, record in zip(whole, records, strict=True)]
-            for defence, records in found.items()}
+def obtain(settings: Settings) -> dict[str, list[Reading]]:
+    """{defence: its readings, one per training} at the settings' thresholds: shipped, or trained in this run."""
+    found = shipped() if settings.weights == "shipped" else trained(settings)
+    records: dict[str, list[Reading]] = {defence: [] for defence in RDI}
+    for defence, network, record in found:
+        records[defence].append(studies.read(settings, network, record))
+    return records
 
 
-def caption(found: dict[str, list[Reading]]) -> str:
-    record = found["standard"][0].atlas
-    return (f"{len(record.labels):,} test images of {record.meta['dataset']} · PGD-{STEPS}, epsilon 0.1 · "
-            f"{len(found['standard'])} seeds of {SHORT['iterations']} iterations each · thresholds: calibrated")
+def shipped() -> Iterator[tuple[str, Trained, Atlas]]:
+    for seed, defence in itertools.product(SEEDS, RDI):
+        record = Atlas.load(ATLASES / "repeats" / f"{name(defence, seed)}.safetensors")
+        yield defence, Trained(name(defence, seed), None, ""), record
 
 
-def table(found: dict[str, list[Reading]]) -> pd.DataFrame:
-    """In percent, the mean over the seeds and in brackets each seed: a line per defence."""
+def trained(settings: Settings) -> Iterator[tuple[str, Trained, Atlas]]:
+    for seed, defence in itertools.product(range(settings.seed, settings.seed + settings.seeds), RDI):
+        own = Settings(**{**vars(settings), "seed": seed})
+        network = studies.obtain(own, "rdi_smallcnn", defence)
+        images = studies.dataset(own, shape=network.network.input_shape)
+        yield defence, network, networks.record(own, network, images, settings.images)
+
+
+def caption(settings: Settings, found: Mapping[str, list[Reading]]) -> str:
+    """What every number of these readings stands on, in one line."""
+    told = studies.caption(settings, {defence: readings[0] for defence, readings in found.items()})
+    return f"{len(found['standard'])} trainings each · {told}"
+
+
+def write(settings: Settings, found: Mapping[str, list[Reading]]) -> None:
+    """The numbers of every training as tidy rows in the run's table."""
+    studies.write(settings, {f"{defence} {n}": reading for defence, readings in found.items()
+                             for n, reading in enumerate(readings)})
+
+
+def measured(readings: list[Reading], quantity: str) -> tuple[float, float, float]:
+    """(mean, smallest, largest) over the trainings, in the paper's units."""
+    every = [reading.measured(quantity)[0] for reading in readings]
+    return float(np.mean(every)), min(every), max(every)
+
+
+def table(found: Mapping[str, list[Reading]]) -> pd.DataFrame:
+    """A line per defence: the mean over its trainings, in brackets the smallest and the largest."""
     lines = {}
     for defence, readings in found.items():
-        line = {}
+        lines[studies.spoken(defence)] = line = {}
         for quantity in ("clean", "paper_worst", "union", "saving"):
-            every = [reading.measured(quantity)[0] for reading in readings]
-            said = f"{np.mean(every):.1f} ({', '.join(f'{value:.1f}' for value in every)})"
-            line[studies.SPOKEN[quantity]] = said
-        lines[studies.spoken(defence)] = line
+            mean, low, high = measured(readings, quantity)
+            line[studies.SPOKEN[quantity]] = f"{mean:.1f} ({low:.1f} to {high:.1f})"
     return pd.DataFrame(lines).T
 
 
-def verdicts(found: dict[str, list[Reading]]) -> list[dict]:
+def series(found: Mapping[str, list[Reading]]) -> dict[str, dict[str, tuple[float, float, float]]]:
+    """`measured` for `study_figures.dots`."""
+    return {defence: {studies.SPOKEN.get(quantity, style.spoken(quantity)): measured(readings, quantity)
+                      for quantity in ("clean", "main", "average", "max_average", "paper_worst", "union")}
+            for defence, readings in found.items()}
+
+
+def verdicts(found: Mapping[str, list[Reading]]) -> pd.DataFrame:
     """The paper's ordering, each step on the same images and seeds; the bootstrap draws both anew."""
     def right(defence: str, quantity: str) -> np.ndarray:
         return np.stack([reading.right(quantity) for reading in found[defence]])
@@ -91,8 +123,9 @@ def verdicts(found: dict[str, list[Reading]]) -> list[dict]:
         right(better, "paper_worst"), right(worse, "paper_worst")) for worse, better in itertools.pairwise(RDI)]
     lines.append(tables.verdict("max-average withstands more than average (per image)", right("max_average", "union"),
                                 right("average", "union")))
-    return [*lines, tables.verdict("robustness costs clean accuracy (standard above max-average)",
-                                   right("standard", "clean"), right("max_average", "clean"))]
+    lines.append(tables.verdict("robustness costs clean accuracy (standard above max-average)",
+                                right("standard", "clean"), right("max_average", "clean")))
+    return tables.verdicts(*lines)
 
 
 if __name__ == "__main__":

@@ -65,13 +65,14 @@ def table(members: Mapping[str, Member], found: Mapping[str, Threat]) -> pd.Data
 
 def figure(members: Mapping[str, Member], found: Mapping[str, Threat], caption: str) -> go.Figure:
     """Figs. 10 and 14: each method's most robust point under every attacker."""
-    fig = style.figure("The most robust point of each method, attacker by attacker", caption, height=420)
+    fig = style.figure("The most robust point of each method, attacker by attacker", caption)
+    named = [name.replace(", ", "<br>") for name in (*found, "worst of all, per image")]
     for method, member in members.items():
         at = member.point(1.0)
         value, error = lambda_figures.bars([*(right(member, at, t) for t in found.values()),
                                             worst(member, at, found)])
         tint = lambda_figures.colour(method)
-        fig.add_scatter(x=[*found, "worst of all, per image"], y=value, error_y=error | {"color": tint}, mode="markers",
+        fig.add_scatter(x=named, y=value, error_y=error | {"color": tint}, mode="markers",
                         marker=dict(size=10, color=tint), name=f"{member.label}, {points.name(at)}")
     fig.update_layout(scattermode="group", scattergap=0.6)
     fig.update_xaxes(type="category", showgrid=False, ticks="")
@@ -98,7 +99,8 @@ def budgets(members: Mapping[str, Member], settings: Settings, dataset: Dataset)
 
 def budget_figure(found: Mapping[str, list[np.ndarray]], caption: str) -> go.Figure:
     """Accuracy against ε; a defence whose curve does not reach chance at a large ε hides its gradients."""
-    fig = style.figure("Accuracy against the attacker's budget", caption, height=400)
+    fig = style.figure("Accuracy against the attacker's budget", caption, margin=dict(l=64, r=250, t=72, b=52),
+                       legend=dict(orientation="v", x=1.01, xanchor="left", y=1, yanchor="top"))
     for place, (name, shares) in enumerate(found.items()):
         value, error = lambda_figures.bars(shares)
         tint = style.CYCLE[place % len(style.CYCLE)]

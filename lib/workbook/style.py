@@ -32,7 +32,6 @@ def spoken(form: str) -> str:
     return f"{name} {again}".strip()
 
 
-
 def tinted(text: str, colour: str) -> str:
     """Text in the colour of the marks it names, so that a figure needs no legend."""
     return f"<span style='color:{colour}'>{text}</span>"
@@ -60,7 +59,9 @@ def exit_colours(num_exits: int) -> list[str]:
 
 def figure(title: str, subtitle: str, **layout) -> go.Figure:
     """An empty figure in the house style; the subtitle says how many images, which seeds and what the bars mean."""
-    base = dict(template=TEMPLATE, title_text=heading(title, subtitle), width=960, height=420) | layout
+    top = 96 + 18 * subtitle.count("<br>")  # the legend's line has to fit below the subtitle
+    base = dict(template=TEMPLATE, title_text=heading(title, subtitle), width=960, height=430,
+                margin=dict(l=64, r=20, t=top, b=52)) | layout
     base.setdefault("title_y", title_y(base["height"]))
     return go.Figure(layout=base)
 
