@@ -75,7 +75,7 @@ def shape(backbone: str, dataset: str, preset: str) -> list[int]:
     """Images as they are; digits, which can be made in any size, as large as CIFAR's or, to be quick, half as large."""
     if dataset != "digits":
         return list(data.SOURCES[dataset].shape)
-    return [3, 32, 32] if preset == "paper" or backbone == "resnet38" else [3, 16, 16]
+    return [3, 32, 32] if preset == "paper" else [3, 16, 16]
 
 
 def attack(epsilon: float, steps: int) -> Threat:

@@ -171,8 +171,10 @@ BACKBONES = {
     "mobilenet_v2": dict(iterations=76_000, milestones=(62_000, 70_000), learning_rate=0.05, weight_decay=1e-4),
 }
 EXIT_WEIGHTS = {"rdi_resnet38": (0.5, 0.5, 0.7, 0.7, 0.9, 0.9, 2.0), "rdi_mobilenet_v2": (0.5, 0.5, 1.0)}
+EXIT_WEIGHTS["cheap_resnet38"] = EXIT_WEIGHTS["rdi_resnet38"]
 NETWORKS = {prefix + name: dict(name=name, exits=exits)
             for prefix, exits in (("rdi_", "rdi"), ("", "none")) for name in BACKBONES}  # fmt: skip
+NETWORKS |= {"cheap_resnet38": dict(name="resnet38", exits="cheap")}  # heads that pool first
 NETWORKS |= {name: dict(name=name, exits="none") for name in float_recipes.DATASETS}
 
 GREY, COLOUR = ("digits", "mnist", "fashion_mnist"), ("digits", "cifar10", "cifar100", "svhn")
@@ -197,7 +199,7 @@ def _datasets(network: str) -> tuple[str, ...]:
 def _defences(network: str) -> tuple[str, ...]:
     if NETWORKS[network]["name"] not in BACKBONES:
         return float_recipes.methods(network)
-    return (RDI if network.startswith("rdi_") else PLAIN) + float_recipes.methods(network)
+    return (PLAIN if NETWORKS[network]["exits"] == "none" else RDI) + float_recipes.methods(network)
 
 
 def find(name: str) -> Recipe:
@@ -224,14 +226,14 @@ def _fields(backbone: str, dataset: str, defence: str, preset: str) -> dict:
     """Fields of an RDI recipe; `network` holds only the arguments that depend on dataset and preset."""
     threat = THREATS[dataset]
     attack = Threat(threat["epsilon"], threat["step_size"], threat["train_steps"])
-    shape = (1, 28, 28) if backbone == "smallcnn" else (3, 32, 32)
+    shape = (1, 28, 28) if backbone == "smallcnn" else float_recipes.shape(backbone, dataset, preset)
     fields = dict(threat=attack, objective="rdi", sampler="iid", attack_mode="authors", schedule="multistep",
                   **BACKBONES[backbone])
     if preset != "paper":
         fields |= _laptop(backbone, dataset, attack) if preset == "laptop" else _quick(backbone, attack)
     fields["network"] = {"input_shape": list(shape), **fields.pop("smaller", {})}
     if defence == "standard":
-        fields |= dict(objective="standard", threat=None, attack_mode="eval", epsilon_warmup=0.0)
+        fields |= dict(objective="standard", threat=None, attack_mode="eval", attack_view=None, epsilon_warmup=0.0)
         if preset != "paper":  # without the rise of epsilon the high rate of the defended trainings diverges
             fields["learning_rate"] = min(fields["learning_rate"], 0.05)
     else:
@@ -248,8 +250,9 @@ def _one_cycle(attack: Threat, steps: int, **fields) -> dict:
 
 def _laptop(backbone: str, dataset: str, attack: Threat) -> dict:
     if backbone != "smallcnn":
-        return _one_cycle(attack, 3, smaller=dict(width_multiplier=0.5), epochs=10, validate_every=500,
-                          validation_images=256)
+        fields = dict(epochs=18, batch_size=32, learning_rate=0.05) if dataset == "digits" else dict(epochs=10)
+        return _one_cycle(attack, 3, smaller=dict(width_multiplier=0.5), validate_every=500, validation_images=200,
+                          attack_view="folded", **fields)
     if dataset == "digits":
         return _one_cycle(attack, 4, epochs=18, batch_size=32, learning_rate=0.02, epsilon_warmup=0.4,
                           validate_every=100, validation_images=200)  # at 0.05 max-average does not start

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-import torch
 
 from lib import ATLASES, CHECKPOINTS, RUNS, checkpoints, data
 from lib.attacks.steps import Threat
@@ -24,7 +23,7 @@ from lib.models.network import Network
 from lib.operating_point import OperatingPoint
 from lib.training import loop, recipes
 from lib.training.recipes import Recipe
-from lib.workbook import float_anatomy, lambda_study, networks, studies, tables
+from lib.workbook import float_anatomy, lambda_study, networks, shipping, studies, tables
 from lib.workbook.lambda_study import Member
 from lib.workbook.networks import Trained
 from lib.workbook.parameters import Settings
@@ -87,10 +86,7 @@ def make(seeds=SEEDS) -> None:
         weights, record = (folder / "repeats" / f"{called}.safetensors" for folder in (CHECKPOINTS, ATLASES))
         if record.is_file():
             continue
-        trained = checkpoints.load(loop.fit(asked, RUNS / "seeds" / called, progress=False).path)
-        told = {k: v for k, v in trained.metadata.items() if k not in ("config", "format", "kind", "sha256")}
-        checkpoints.save(weights, trained.network, dtype=torch.float16, **told)
-        shipped = checkpoints.load(weights)
+        shipped = shipping.halved(loop.fit(asked, RUNS / "seeds" / called, progress=False).path, weights)
         grids.record(shipped.network, images.test[:IMAGES], plan(threat)(shipped.network), draws=DRAWS,
                      folder=RUNS / "seeds" / f"{called}-record", progress=False, dataset=images.name,
                      data_variant=images.variant, split="test", checkpoint=shipped.digest,

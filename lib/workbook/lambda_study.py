@@ -1,7 +1,7 @@
 """A study of once-for-all networks: FLOAT, its control, OAT and PGD-AT on the same images at their operating points."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,9 +10,10 @@ import pandas as pd
 
 import lib
 from lib import WorkbookError, data
+from lib.attacks.steps import Threat
 from lib.evaluation import grid as grids
 from lib.evaluation import points, rows
-from lib.evaluation.grid import Grid
+from lib.evaluation.grid import Attack, Grid
 from lib.evaluation.points import Reading
 from lib.models.network import Network
 from lib.operating_point import OperatingPoint
@@ -102,11 +103,8 @@ def grid(settings: Settings, trained: Trained, images: data.Dataset | None, **op
     if images is None:
         raise WorkbookError(f"{trained.name} came without this record and its dataset is not on this machine; see "
                             "data/README.md for how to get it")
-    widths = trained.network.widths if "width" in trained.network.knobs else (None,)
-    size = SIZES[settings.preset] | dict(widths=widths) | options
-    threat = size.pop("threat", None) or networks.threat_of(settings, images)
-    draws, plan = size["draws"], size.pop("plan", None)
-    todo = points.attacks(trained.network, threat, **size) if plan is None else plan(trained.network)
+    size = SIZES[settings.preset] | options
+    todo, draws = planned(trained.network, size.pop("threat", None) or networks.threat_of(settings, images), **size)
     told = hashlib.sha256(repr(todo).encode()).hexdigest()[:8]
     label = f"{trained.name}-{trained.digest[:8]}-{settings.images}-{draws}-{told}-s{settings.seed}"
     path = settings.run_dir.parent / "grids" / f"{label}.safetensors"
@@ -116,6 +114,17 @@ def grid(settings: Settings, trained: Trained, images: data.Dataset | None, **op
                          folder=path.with_suffix(""), dataset=images.name, data_variant=images.variant, split="test",
                          checkpoint=trained.digest, defence=trained.defence, progress=False).save(path)
     return Grid.load(path)
+
+
+def planned(network: Network, threat: Threat, *, draws: int, plan: Callable | None = None,
+            **size) -> tuple[Sequence[Attack], int]:
+    """(the attacks to record, draws): of plan(network), else those of `points.attacks`; with several widths at all of
+    them, and at fewer nodes between the published points."""
+    if plan is not None:
+        return plan(network), draws
+    if "width" in network.knobs:
+        size |= dict(widths=network.widths, mixes=(0.0, 1.0), noises=(0.0, 0.4, 1.0))
+    return points.attacks(network, threat, draws=draws, **size), draws
 
 
 def caption(settings: Settings, found: dict[str, Member]) -> str:

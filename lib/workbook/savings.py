@@ -9,7 +9,7 @@ from lib import data
 from lib.evaluation import accuracy, latency, routing, rows
 from lib.models import zoo
 from lib.models.cost import cost
-from lib.workbook import networks, studies, style, tables
+from lib.workbook import studies, style, tables
 from lib.workbook.networks import Trained
 from lib.workbook.parameters import Settings
 from lib.workbook.studies import Reading
@@ -31,15 +31,6 @@ def overheads() -> pd.DataFrame:
                 "heads add": f"{100 * (found.macs / plain.macs - 1):.1f} %",
                 "as the paper counts": f"{found.exits[-1].paper_mflops:.2f}", "parameters": f"{found.parameters:,}"})
     return pd.DataFrame(lines).set_index(["network", "exits"])
-
-
-def cheap(settings: Settings, defence: str) -> Trained:
-    """RDI-ResNet38 with heads that pool first: shipped, or trained as the one with the released heads."""
-    if settings.weights == "shipped":
-        return networks.obtain(settings, "cheap_resnet38", settings.dataset, defence)
-    base = studies.recipe(settings, "rdi_resnet38", defence)
-    return studies.train(settings, dataclasses.replace(base, name=base.name.replace("rdi_", "cheap_"),
-                                                       network={**base.network, "exits": "cheap"}))
 
 
 def clock(settings: Settings, readings: Mapping[str, Reading], images: data.Split) -> dict[str, list[dict]]:

@@ -16,33 +16,47 @@ from lib import ATLASES, CHECKPOINTS, DATASETS, RUNS, checkpoints, data
 from lib.attacks import forms as attack_forms
 from lib.attacks.steps import Threat
 from lib.evaluation import atlas
+from lib.evaluation import grid as grids
 from lib.models import released
-from lib.training import recipes
+from lib.training import float_recipes, recipes
+from lib.workbook import lambda_study
 
 RELEASED = "rdi_resnet38_released"
 BATCH = 125  # the fastest on one core; part of the record, since random starts are drawn per batch
+
+
+def halved(trained: Path, path: Path) -> checkpoints.Loaded:
+    """The network of the file `trained` as it is shipped: stored at `path` in half precision, and loaded again."""
+    found = checkpoints.load(trained)
+    told = {key: value for key, value in found.metadata.items() if key not in ("config", "format", "kind", "sha256")}
+    checkpoints.save(path, found.network, dtype=torch.float16, **told)
+    return checkpoints.load(path)
 
 
 def ship(name: str, images: int | None = None, forms: tuple[str, ...] | None = None,
          folder: Path | None = None) -> Path:
     """Store the trained network `name` and the record of its test images (all, or the first `images`).
 
-    forms: default: clean, the paper's, random and gate-aware.  Returns the record's path.
+    A once-for-all network gets the grid that its study asks for. forms: of other networks' attacks, by default clean,
+    the paper's, random and gate-aware.  Returns the record's path.
     """
     recipe, folder = recipes.find(name), folder or RUNS / name
-    trained = checkpoints.load(folder / "last.safetensors")
-    path = CHECKPOINTS / f"{name}.safetensors"
-    told = {key: value for key, value in trained.metadata.items() if key not in ("config", "format", "kind", "sha256")}
-    checkpoints.save(path, trained.network, dtype=torch.float16, **told)
-    shipped = checkpoints.load(path)
-    dataset = data.load(recipe.dataset, shape=shipped.network.input_shape)
+    shipped = halved(folder / "last.safetensors", CHECKPOINTS / f"{name}.safetensors")
+    network = shipped.network
+    dataset = data.load(recipe.dataset, shape=network.input_shape)
     threat = Threat(*(dataset.threat[key] for key in ("epsilon", "step_size", "steps")))
-    found = atlas.record(
-        shipped.network.to(memory_format=torch.channels_last), dataset.test[:images], threat=threat,
-        forms=forms or ("clean", *attack_forms.names(shipped.network.num_exits)), seed=0, batch_size=BATCH,
-        validation=dataset.validation, folder=folder / "record", checkpoint=shipped.digest, dataset=dataset.name,
-        data_variant=dataset.variant, defence=recipe.defence)
-    target = ATLASES / f"{name}.safetensors"
+    told = dict(folder=folder / "record", checkpoint=shipped.digest, dataset=dataset.name,
+                data_variant=dataset.variant, defence=recipe.defence)
+    if recipe.defence in float_recipes.METHODS:
+        todo, draws = lambda_study.planned(network, threat, **lambda_study.SIZES["laptop"])
+        found = grids.record(network, dataset.test[:images], todo, draws=draws, split="test", **told)
+        target = ATLASES / f"{name}-grid.safetensors"
+    else:
+        found = atlas.record(
+            network.to(memory_format=torch.channels_last), dataset.test[:images], threat=threat, seed=0,
+            forms=forms or ("clean", *attack_forms.names(network.num_exits)), batch_size=BATCH,
+            validation=dataset.validation, **told)
+        target = ATLASES / f"{name}.safetensors"
     found.save(target)
     return target
 

@@ -23,14 +23,14 @@ from lib.models import zoo
 from lib.models.cost import MEBI
 from lib.models.cost import cost as count
 from lib.models.network import Network
-from lib.training import loop, recipes
+from lib.training import float_recipes, loop, recipes
 from lib.training.recipes import Recipe
 from lib.workbook import networks, parameters, style, tables
 from lib.workbook.networks import Trained
 from lib.workbook.parameters import Settings
 from lib.workbook.published import TABLES
 
-ITERATIONS, PIXELS = 40, 16  # of the quick size of colour networks: digits hold no more than 8 x 8 pixels
+ITERATIONS = 40  # of the quick size of colour networks
 AS_IN_THE_PAPER = ("mnist", "cifar10", "cifar10_png")  # numbers on these may be set against the paper's
 DATASETS = ("cifar10", "cifar10_jpeg", "mnist", "fashion_mnist", "digits")  # of shipped networks, the first is taken
 QUANTITIES = ("clean", "paper_worst", "union", "paper_mflops", "attacked_mflops", "saving")
@@ -108,14 +108,14 @@ def dataset(settings: Settings, name: str | None = None, shape: tuple[int, int, 
     """The dataset of the settings in the shape of the preset's networks; a shipped notebook downloads nothing."""
     name = name or settings.dataset
     if name == "digits" and shape is None:
-        shape = (3, PIXELS, PIXELS) if settings.preset == "quick" else (3, 32, 32)
+        shape = tuple(float_recipes.shape("resnet38", name, settings.preset))
     return data.load(name, device=settings.device, shape=shape, download=settings.weights == "train")
 
 
 def recipe(settings: Settings, network: str, defence: str, name: str | None = None, **changes) -> Recipe:
     """The recipe of a network at the settings' preset and seed; `changes`: fields of it.
 
-    The quick size is adapted to digits: colour networks take 16 x 16 pixels, 40 iterations and one-step attacks.
+    The quick size is adapted to digits: colour networks take 40 iterations and one-step attacks.
     """
     found = recipes.find(f"{network}-{name or settings.dataset}-{defence}-{settings.preset}")
     if settings.preset == "quick":
@@ -127,8 +127,7 @@ def quick(found: Recipe) -> Recipe:
     if found.network["name"] == "smallcnn":
         return dataclasses.replace(found, iterations=150, epsilon_warmup=0.6 if found.threat else 0.0)
     threat = found.threat and dataclasses.replace(found.threat, steps=1, step_size=1.25 * found.threat.epsilon)
-    return dataclasses.replace(found, iterations=ITERATIONS, threat=threat, learning_rate=0.1 if threat else 0.05,
-                               network={**found.network, "input_shape": [3, PIXELS, PIXELS]})
+    return dataclasses.replace(found, iterations=ITERATIONS, threat=threat, learning_rate=0.1 if threat else 0.05)
 
 
 def train(settings: Settings, asked: Recipe, start: Network | None = None) -> Trained:
