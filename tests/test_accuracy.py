@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from lib import WorkbookError
 from lib.evaluation import accuracy, rows
-from lib.operating_point import OperatingPoint
 from tests.made_atlas import RESNET38, THREAT, made, view
 
 # Four images of class 0, two exits, threshold 0.5. Clean: right, right, wrong, right. Attacks break others.
@@ -126,22 +125,6 @@ def test_paired_bootstrap_of_scores_and_of_equals():
     assert accuracy.paired_difference(shares, shares) == {"difference": 0, "low": 0, "high": 0}
     with pytest.raises(WorkbookError, match="same images"):
         accuracy.paired_difference(shares, shares[:5])
-
-
-def test_noisy_points_are_scored_by_means_over_draws():
-    points = [OperatingPoint(noise=1.0, draw=d) for d in range(2)]
-    views = [view(form, evaluated_at=at) for form in ("main", "average") for at in points]
-    atlas = made(views, [[[0, 0, 1]], [[0, 1, 1]], [[0, 0, 0]], [[1, 0, 0]]], np.zeros((4, 1, 3)), [0, 0, 0],
-                 {"trunk": [1], "cumulative": [1], "paper": [1.0]})  # fmt: skip
-    found = accuracy.over_draws(atlas, ())
-    assert found["draws"] == 2
-    assert found["attacks"] == pytest.approx({"main": 0.5, "average": 5 / 6})
-    assert found["union"] == pytest.approx((0.5 + 0.5 + 0) / 3)
-    assert found["worst_draw"] == 0
-    with pytest.raises(WorkbookError, match=r"judged at \[1, 2\] draws"):
-        accuracy.over_draws(atlas.select(evaluated_at=points[0]).__class__(
-            views=tuple(views[:3]), prediction=atlas.prediction[:3], entropy=atlas.entropy[:3], margin=atlas.margin[:3],
-            labels=atlas.labels, meta=atlas.meta), ())  # fmt: skip
 
 
 def test_a_gate_aware_view_says_when_it_is_not_exact():

@@ -70,7 +70,6 @@ def test_the_trade_off_figure_marks_where_each_network_stands():
 def test_names_are_spoken():
     assert style.spoken("single2") == "on exit 2" and style.spoken("max_average 3") == "max-average 3"
     assert style.exit_names(3) == ["exit 1", "exit 2", "main"]
-    assert len(set(style.exit_colours(7))) == 7
 
 
 def test_the_table_beside_the_paper_has_dashes_where_nothing_is_known():

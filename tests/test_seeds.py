@@ -36,8 +36,7 @@ def training(method: str, lift: float) -> Member:
 
 
 def repeated(method: str, *lifts: float) -> Repeated:
-    runs = [training(method, lift) for lift in lifts]
-    return Repeated(method, runs[0].trained, runs[0].grid, tuple(runs))
+    return Repeated.of([training(method, lift) for lift in lifts])
 
 
 @pytest.fixture(scope="module")

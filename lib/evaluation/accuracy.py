@@ -1,7 +1,6 @@
 """From an atlas and thresholds to numbers: accuracy, robustness, exits, both costs, each with its 95 % interval."""
 
 import math
-from collections import Counter
 
 import numpy as np
 import torch
@@ -62,28 +61,6 @@ def correct(atlas: Atlas, thresholds) -> dict[str, np.ndarray]:
     """For each view by name, (N,) bool: is the routed decision right?"""
     _, prediction = routing.routed(atlas.prediction, atlas.entropy, thresholds)
     return dict(zip(atlas.names, prediction == atlas.labels, strict=True))
-
-
-def over_draws(atlas: Atlas, thresholds) -> dict:
-    """For noisy points, recorded at several draws: each image's share of draws in which it is right, per attack.
-
-    Returns {"draws": M, "attacks": {name: mean}, "union": mean over images of the lowest share among the attacks,
-    "worst_draw": share of images right in every draw of every attack}. Raises WorkbookError when one attack was judged
-    at more draws than another.
-    """
-    groups: dict[tuple, list[np.ndarray]] = {}
-    for view, right in zip(atlas.views, correct(atlas, thresholds).values(), strict=True):
-        at = view.evaluated_at.replace(draw=None)
-        groups.setdefault((view.label, view.seed, view.threat, view.crafted_at, at), []).append(right)
-    if len(draws := {len(group) for group in groups.values()}) > 1:
-        raise WorkbookError(f"the attacks were judged at {sorted(draws)} draws; record each at the same number")
-    shares, seen, names = {}, Counter(), [key[0] for key in groups]
-    for name, group in zip(names, groups.values(), strict=True):
-        seen[name] += 1
-        shares[name if seen[name] == 1 else f"{name} {seen[name]}"] = np.mean(group, axis=0)
-    every = np.stack(list(shares.values()))
-    return {"draws": draws.pop(), "attacks": {name: float(share.mean()) for name, share in shares.items()},
-            "union": float(every.min(axis=0).mean()), "worst_draw": float((every == 1).all(axis=0).mean())}  # fmt: skip
 
 
 def summary(atlas: Atlas, thresholds) -> dict:

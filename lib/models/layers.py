@@ -225,15 +225,6 @@ class MaxPool(nn.Module):
         return F.max_pool2d(x, self.size)
 
 
-class AveragePool(nn.Module):
-    def __init__(self, size: int):
-        super().__init__()
-        self.size = size
-
-    def forward(self, x, at):
-        return F.avg_pool2d(x, self.size)
-
-
 class GlobalAveragePool(nn.Module):
     """(N, C, H, W) -> (N, C). The fixed 8x8 pools of the CIFAR networks are this at 32x32 input."""
 

@@ -7,7 +7,7 @@ Thin ResNet-20s on Fashion-MNIST by their laptop recipes, attacked through a fol
 
 import dataclasses
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,6 +40,10 @@ class Repeated(Member):
     """
 
     runs: tuple[Member, ...]
+
+    @classmethod
+    def of(cls, runs: Sequence[Member]) -> "Repeated":
+        return cls(runs[0].method, runs[0].trained, runs[0].grid, tuple(runs))
 
     def read(self, *where, **how) -> Reading:
         every = [run.read(*where, **how) for run in self.runs]
@@ -99,11 +103,8 @@ def obtain(settings: Settings) -> dict[str, Repeated]:
 
     Raises WorkbookError where a shipped file is missing, or a record is of other weights.
     """
-    found = {}
-    for method in METHODS:
-        runs = shipped(method) if settings.weights == "shipped" else trained(settings, method)
-        found[method] = Repeated(method, runs[0].trained, runs[0].grid, tuple(runs))
-    return found
+    return {method: Repeated.of(shipped(method) if settings.weights == "shipped" else trained(settings, method))
+            for method in METHODS}
 
 
 def shipped(method: str) -> list[Member]:

@@ -1,12 +1,17 @@
-"""The two tables of the README that must not be typed: the notebooks, and the results of the shipped records.
+"""The tables of the README that must not be typed: the notebooks, and the results of the shipped records.
 
     python -m lib.workbook.readme        rewrites them between their markers; a test holds that they are current
 """
 
-from lib import ATLASES, ROOT, checkpoints
-from lib.evaluation import accuracy
+from pathlib import Path
+
+from lib import ATLASES, CHECKPOINTS, ROOT, checkpoints
+from lib.evaluation import accuracy, points
 from lib.evaluation.atlas import Atlas
-from lib.workbook import report, style
+from lib.evaluation.grid import Grid
+from lib.workbook import float_seeds, report, style
+from lib.workbook.lambda_study import Member
+from lib.workbook.networks import Trained
 from lib.workbook.tables import DASH
 
 README = ROOT / "README.md"
@@ -26,7 +31,7 @@ def results() -> str:
     lines = ["| network | dataset, test images | thresholds | clean | worst form (paper's statistic) "
              "| per-image worst case | cost: paper's MFlops | true M MACs | true saving |",
              "|---|---|---|---|---|---|---|---|---|"]
-    for path in sorted(ATLASES.glob("*.safetensors")):
+    for path in sorted(set(ATLASES.glob("*.safetensors")) - set(ATLASES.glob("*-grid.safetensors"))):
         atlas = Atlas.load(path)
         source = "paper" if atlas.meta["paper_thresholds"] else "calibrated"
         lines.append(_line(path.stem, atlas, source))
@@ -48,9 +53,35 @@ def _percent(form: dict) -> str:
     return f"{100 * form['accuracy']:.1f} ({100 * form['low']:.1f}–{100 * form['high']:.1f})"
 
 
+def once_for_all() -> str:
+    """One line per shipped network with a knob λ (or several trainings of one) at both of its ends."""
+    lines = ["| network | dataset, test images | λ = 0: clean | λ = 0: robust | λ = 1: clean | λ = 1: robust "
+             "| parameters |", "|---|---|---|---|---|---|---|"]
+    found = [_member(path) for path in sorted(ATLASES.glob("*-grid.safetensors")) if "-pgd_at" not in path.stem]
+    found += [_pairs(method) for method in float_seeds.METHODS]
+    for name, member in found:
+        ends = [points.interval(member.read(n).share(what)) for n in (0.0, 1.0) for what in ("clean", "union")]
+        shown = " | ".join(f"{100 * e['value']:.1f} ({100 * e['low']:.1f}–{100 * e['high']:.1f})" for e in ends)
+        count = sum(p.numel() for p in member.network.parameters())
+        lines.append(f"| {name} | {member.grid.meta['dataset']}, {len(member.grid.labels):,} | {shown} | {count:,} |")
+    return "\n".join(lines)
+
+
+def _member(path: Path) -> tuple[str, Member]:
+    name = path.stem.removesuffix("-grid")
+    loaded = checkpoints.load(CHECKPOINTS / f"{name}.safetensors")
+    return name.rsplit("-", 1)[0], Member(name.split("-")[2], Trained(name, loaded.network, loaded.digest),
+                                          Grid.load(path))
+
+
+def _pairs(method: str) -> tuple[str, Member]:
+    runs = float_seeds.shipped(method)
+    return f"{runs[0].trained.name.rsplit('-', 2)[0]}, {len(runs)} trainings", float_seeds.Repeated.of(runs)
+
+
 def current(text: str) -> str:
-    """`text` of the README with both tables made anew."""
-    for name, make in (("notebooks", notebooks), ("results", results)):
+    """`text` of the README with its tables made anew."""
+    for name, make in (("notebooks", notebooks), ("results", results), ("once for all", once_for_all)):
         begin, end = MARK.format(name), f"<!-- end of {name} -->"
         before, after = text.split(begin)[0], text.split(end)[1]
         text = f"{before}{begin}\n{make()}\n{end}{after}"

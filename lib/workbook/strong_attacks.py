@@ -8,13 +8,13 @@ import pandas as pd
 import plotly.graph_objects as go
 import torch
 
-from lib.attacks import autoattack
+from lib.attacks import autoattack, checks
 from lib.attacks.steps import Threat
 from lib.data import Dataset
 from lib.evaluation import grid as grids
 from lib.evaluation import points
 from lib.operating_point import OperatingPoint
-from lib.workbook import lambda_figures, lambda_study, style, tables
+from lib.workbook import lambda_figures, lambda_study, networks, style, tables
 from lib.workbook.lambda_study import Member
 from lib.workbook.parameters import Settings
 
@@ -109,6 +109,22 @@ def budget_figure(found: Mapping[str, list[np.ndarray]], caption: str) -> go.Fig
     fig.update_xaxes(title_text="ε, in the customary one", tickvals=[0, *BUDGETS])
     fig.update_yaxes(title_text="accuracy, %", range=[-2, 102])
     return fig
+
+
+def soundness(members: Mapping[str, Member], settings: Settings, dataset: Dataset, images: int = 64) -> pd.DataFrame:
+    """Sanity checks of PGD at every method's most robust point: did each hold, and what was measured."""
+    x, y = dataset.test[:min(images, settings.images)].floats()
+    threat, lines = networks.threat_of(settings, dataset), {}
+    for member in members.values():
+        subject = checks.Subject(member.network, x, y, point=member.point(1.0), seed=settings.seed)
+        found = {"ε 0 changes no answer (images changed)": checks.zero_budget(subject, threat),
+                 "gradients are neither 0 nor infinite (share that is)": checks.gradient_health(subject),
+                 "the softmax is not saturated (share that is)": checks.saturation(subject),
+                 "one step is not the stronger (share only it breaks)": checks.fgsm_within_pgd(subject, threat),
+                 "an unlimited budget breaks all (share left)": checks.unbounded(subject, steps=50, restarts=2)}
+        lines[member.label] = {name: f"{'yes' if check.passed else 'NO'} ({check.value:.3g})"
+                               for name, check in found.items()}
+    return pd.DataFrame(lines)
 
 
 def auto(members: Mapping[str, Member], settings: Settings, dataset: Dataset, images: int,

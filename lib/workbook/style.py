@@ -50,13 +50,6 @@ def exit_names(num_exits: int) -> list[str]:
     return [f"exit {k}" for k in range(1, num_exits)] + ["main"]
 
 
-def exit_colours(num_exits: int) -> list[str]:
-    """From light (leaves early) to dark (goes all the way)."""
-    light, dark = rgb("#a6d8d4"), rgb("#0b3c5d")
-    mix = [k / max(1, num_exits - 1) for k in range(num_exits)]
-    return ["#" + "".join(f"{round(a + (b - a) * m):02x}" for a, b in zip(light, dark, strict=True)) for m in mix]
-
-
 def figure(title: str, subtitle: str, **layout) -> go.Figure:
     """An empty figure in the house style; the subtitle says how many images, which seeds and what the bars mean."""
     top = 96 + 18 * subtitle.count("<br>")  # the legend's line has to fit below the subtitle
