@@ -1,5 +1,7 @@
 """Other attackers on the same points: who they are, and how their verdicts are read."""
 
+import copy
+import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
@@ -63,6 +65,20 @@ def test_autoattack_is_told_the_point_and_says_what_ran(members):
     assert "not AutoAttack" in lines[0]["attacks"] and np.array_equal(lines[0]["verdict"], lines[0]["judged"])
     assert len(strong_attacks.auto_rows(lines, settings, dataset)) == 2
     assert strong_attacks.auto_table(lines).shape == (1, 6)
+
+
+def test_a_network_that_hides_its_gradients_is_found_out(members):
+    found, _, pictures = members
+    settings = SimpleNamespace(preset="quick", seed=0, images=12)
+    dataset = SimpleNamespace(**vars(COLOUR), test=pictures)
+    honest = strong_attacks.soundness(found, settings, dataset)["control (dual BN, no noise)"]
+    assert len(honest) == 5 and honest.iloc[0] == "yes (0)" and honest.iloc[1].startswith("yes")
+    masked = copy.deepcopy(found["dual_bn"].network)
+    with torch.no_grad():
+        masked.heads[-1][-1].weight.mul_(1e6)  # every answer as before, every probability 0 or 1
+    member = dataclasses.replace(found["dual_bn"], trained=Trained("made", masked, ""))
+    hidden = strong_attacks.soundness({"dual_bn": member}, settings, dataset)["control (dual BN, no noise)"]
+    assert hidden.iloc[1].startswith("NO") and hidden.iloc[2].startswith("NO")
 
 
 def test_slim_networks_are_read_at_every_width():

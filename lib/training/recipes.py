@@ -250,7 +250,7 @@ def _one_cycle(attack: Threat, steps: int, **fields) -> dict:
 
 def _laptop(backbone: str, dataset: str, attack: Threat) -> dict:
     if backbone != "smallcnn":
-        fields = dict(epochs=18, batch_size=32, learning_rate=0.05) if dataset == "digits" else dict(epochs=10)
+        fields = dict(epochs=12, batch_size=32, learning_rate=0.05) if dataset == "digits" else dict(epochs=10)
         return _one_cycle(attack, 3, smaller=dict(width_multiplier=0.5), validate_every=500, validation_images=200,
                           attack_view="folded", **fields)
     if dataset == "digits":

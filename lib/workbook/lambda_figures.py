@@ -45,7 +45,8 @@ def bars(shares: list[np.ndarray]) -> tuple[list[float], dict]:
 def dress(fig: go.Figure, title: str, caption: str, **layout) -> go.Figure:
     base = dict(template=style.TEMPLATE, width=960, height=440, margin=dict(l=56, r=20, t=112, b=52))
     fig.update_layout(**base | layout, title_text=style.heading(title, caption))
-    fig.update_layout(legend=dict(y=1.1), title_y=0.95)
+    inner = fig.layout.height - fig.layout.margin.t - fig.layout.margin.b
+    fig.update_layout(legend_y=1 + 22 / inner, title_y=style.title_y(fig.layout.height))  # between heading and panels
     for note in fig.layout.annotations:
         note.update(font=dict(size=12, color=style.INK))
     return fig
