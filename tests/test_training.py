@@ -71,6 +71,18 @@ def test_recipes_build_networks_with_as_many_exits_as_weights(name):
         assert zoo.build(**r.network).num_exits == len(r.exit_weights or (1, 1, 1))
 
 
+def test_one_side_branch_alone_can_be_defended():
+    """The paper's footnote 1: recipes whose attack knows a single side exit, as many as the network has."""
+    for network, early in recipes.EARLY.items():
+        found = [name.split("-")[2] for name in recipes.names() if name.startswith(f"rdi_{network}-digits-single")
+                 and name.endswith("-paper")]
+        assert found == [f"single{k + 1}" for k in range(early)]
+        assert zoo.build(**recipes.find(f"rdi_{network}-digits-main-quick").network).num_exits == early + 1
+    side, last = (recipes.find(f"rdi_smallcnn-mnist-{defence}-paper") for defence in ("single1", "main"))
+    assert dataclasses.replace(side, name="", defence="") == dataclasses.replace(last, name="", defence="")
+    assert (side.attack_form, side.objective) == ("single1", "rdi")
+
+
 def test_digest_changes_with_what_determines_the_weights_and_with_nothing_else():
     r = recipes.find("rdi_resnet38-cifar10-average-paper")
     assert Recipe.from_json(r.to_json()) == r and Recipe.from_json(r.to_json()).digest() == r.digest()

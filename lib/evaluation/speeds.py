@@ -56,17 +56,22 @@ def time_table(network: Network, images: Tensor, *, point: OperatingPoint | None
                warm_up: int = 3, seed: int = 0) -> ExitCosts:
     """Milliseconds an image, in place of MACs: trunk up to each tap; each head with its decision and what that brings.
 
-    images: one batch (N, C, H, W) of the size that is to be served.  A head's time holds entropy, comparison and, where
-    the batch goes on, the gather of a half of it.  Medians over `passes` passes.
+    images: one batch (N, C, H, W) of the size that is to be served.  An early head's time holds what `exits.route` does
+    behind it: entropy, comparison, the answer, and, where some may stay, the gather of a half of the batch.  Medians
+    over `passes` passes.
     """
     at = network.conditions(point, randomness.generator(seed, "time table", device=images.device))
     last, trunk, heads = network.num_exits - 1, [], []
     half = torch.arange(0, len(images), 2, device=images.device)
 
     def decide(x: Tensor, k: int) -> None:
-        leaves = exits.entropy(network.heads[k](x, at)) < 0
-        leaves.nonzero()
-        if k < last and len(half) < len(x):
+        logits = network.heads[k](x, at)
+        logits.argmax(-1)
+        if k == last:
+            return
+        leaves = exits.entropy(logits) < 0
+        leaves.nonzero(), (~leaves).nonzero()
+        if len(half) < len(x):
             take(x, half)
 
     for _ in range(warm_up + passes):
@@ -87,7 +92,8 @@ def tuned(entropy: np.ndarray, correct: np.ndarray, costs: ExitCosts, slack: flo
     """The quickest exits and thresholds at which held-out images lose nothing against the last exit alone.
 
     entropy, correct: (views, exits, M) of held-out images, the clean view first and any attacked ones after it.
-    Nothing lost: as many clean images right, and at most the share `slack` fewer right in every view at once.
+    Nothing lost: as many clean images right, and at most the share `slack` of all images fewer right in every view at
+    once, the per-image worst case. (Single views shift: who leaves early escapes an attack on the last exit.)
     costs: a time table, or MACs.  Every set of exits is tried. From the first exit of a set on, each threshold rises
     through `ranks` quantiles of the clean images that arrive and stops before the first one with a loss, however much
     further ones might gain: what is chosen on few images then holds on others. The set that is quickest on the clean

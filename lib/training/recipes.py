@@ -170,6 +170,7 @@ BACKBONES = {
     "resnet38": dict(iterations=55_000, milestones=(32_000, 48_000), learning_rate=0.1, weight_decay=1e-4),
     "mobilenet_v2": dict(iterations=76_000, milestones=(62_000, 70_000), learning_rate=0.05, weight_decay=1e-4),
 }
+EARLY = {"smallcnn": 2, "resnet38": 6, "mobilenet_v2": 2}  # side exits, each a defence of its own (footnote 1)
 EXIT_WEIGHTS = {"rdi_resnet38": (0.5, 0.5, 0.7, 0.7, 0.9, 0.9, 2.0), "rdi_mobilenet_v2": (0.5, 0.5, 1.0)}
 EXIT_WEIGHTS["cheap_resnet38"] = EXIT_WEIGHTS["rdi_resnet38"]
 NETWORKS = {prefix + name: dict(name=name, exits=exits)
@@ -199,7 +200,10 @@ def _datasets(network: str) -> tuple[str, ...]:
 def _defences(network: str) -> tuple[str, ...]:
     if NETWORKS[network]["name"] not in BACKBONES:
         return float_recipes.methods(network)
-    return (PLAIN if NETWORKS[network]["exits"] == "none" else RDI) + float_recipes.methods(network)
+    if NETWORKS[network]["exits"] == "none":
+        return PLAIN + float_recipes.methods(network)
+    sides = tuple(f"single{k}" for k in range(1, EARLY[NETWORKS[network]["name"]] + 1))
+    return RDI + sides + float_recipes.methods(network)
 
 
 def find(name: str) -> Recipe:

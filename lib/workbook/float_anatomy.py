@@ -106,7 +106,7 @@ def mixing_figure(found: Mapping[str, Member], caption: str) -> go.Figure:
             said = f"{member.label}" + ("" if noise is None else f", s {noise:g}")
             for column, what in enumerate(("clean", "union"), start=1):
                 value, error = lambda_figures.bars([member.read(p).share(what) for p in at])
-                tint = lambda_figures.colour(method)
+                tint = lambda_figures.colour(member)
                 fig.add_scatter(x=[p.batch_norm for p in at], y=value, error_y=error | {"color": tint}, name=said,
                                 line=dict(color=tint, dash="dot" if noise else "solid"), legendgroup=said,
                                 showlegend=column == 1, hovertemplate="mix %{x:.2f}: %{y:.1f} %", row=1, col=column)

@@ -11,27 +11,23 @@ from lib.workbook import lambda_study, style
 from lib.workbook.lambda_study import Member
 
 COLOURS = {"float": "#0072b2", "dual_bn": "#7d8894", "oat": "#e69f00", "pgd_at": "#009e73", "pni": "#cc79a7",
+           "mixed": "#56b4e9",
            "float_slim": "#0072b2", "float_narrow": "#009e73", "dual_bn_slim": "#7d8894", "oats": "#e69f00",
            "float_slim_heads": "#56b4e9", "oats_heads": "#cc79a7"}
 
 
-def family(method: str) -> str:
-    """PGD-AT's networks of several lambdas are one family, every other method is its own."""
-    return "pgd_at" if method.startswith("pgd_at") else method
-
-
-def colour(method: str) -> str:
-    return COLOURS[family(method)]
+def colour(member: Member) -> str:
+    return COLOURS[member.family]
 
 
 def families(found: Mapping[str, Member]) -> dict[str, list[Member]]:
     """{family: its networks}, in order."""
-    names = dict.fromkeys(family(method) for method in found)
-    return {name: [m for method, m in found.items() if family(method) == name] for name in names}
+    names = dict.fromkeys(member.family for member in found.values())
+    return {name: [member for member in found.values() if member.family == name] for name in names}
 
 
 def label(name: str) -> str:
-    return "PGD-AT" if name == "pgd_at" else lambda_study.SPOKEN[name]
+    return {"pgd_at": "PGD-AT", "mixed": "two networks mixed"}.get(name) or lambda_study.SPOKEN[name]
 
 
 def bars(shares: list[np.ndarray]) -> tuple[list[float], dict]:

@@ -15,6 +15,7 @@ from lib.evaluation import grid as grids
 from lib.evaluation import points, rows
 from lib.evaluation.grid import Attack, Grid
 from lib.evaluation.points import Reading
+from lib.models.mixture import mixture
 from lib.models.network import Network
 from lib.operating_point import OperatingPoint
 from lib.workbook import networks, parameters, studies, tables
@@ -26,6 +27,7 @@ SPOKEN = {"float": "FLOAT", "dual_bn": "control (dual BN, no noise)", "oat": "OA
           "float_slim": "FLOAT-slim", "float_narrow": "FLOAT, half as wide, by itself",
           "dual_bn_slim": "slim control (no noise)", "oats": "OATS",
           "float_slim_heads": "FLOAT-slim, a head per width", "oats_heads": "OATS, a head per width (SOLAR)"}
+FAMILIES = {"pgd_at": "PGD-AT λ", "mixed": "PGD-AT λ 0 and 1 mixed,"}  # a network per λ or weight
 LEARNED = 0.25  # clean accuracy, surely above which a network of ten classes has learned something
 SIZES = {"quick": dict(mixes=(0.0, 1.0), draws=2), "laptop": dict(mixes=(0.0, 0.5, 1.0), draws=5),
          "paper": dict(mixes=(0.0, 0.25, 0.5, 0.75, 1.0), draws=20)}  # draws of EOT's gradients, and at evaluation
@@ -33,7 +35,10 @@ SIZES = {"quick": dict(mixes=(0.0, 1.0), draws=2), "laptop": dict(mixes=(0.0, 0.
 
 @dataclass(frozen=True)
 class Member:
-    """One network of the study. weight: PGD-AT's lambda, which is built in; None for a network with a knob."""
+    """One network of the study. weight: what is built in, PGD-AT's lambda or a mixture's weight; None where a knob is.
+
+    family: the method, whatever its weight.
+    """
 
     method: str
     trained: Trained
@@ -44,12 +49,16 @@ class Member:
         return self.trained.network
 
     @property
+    def family(self) -> str:
+        return next((name for name in FAMILIES if self.method.startswith(name)), self.method)
+
+    @property
     def weight(self) -> float | None:
-        return float(self.method.removeprefix("pgd_at")) if self.method.startswith("pgd_at") else None
+        return float(self.method.removeprefix(self.family)) if self.family in FAMILIES else None
 
     @property
     def label(self) -> str:
-        return SPOKEN.get(self.method) or f"PGD-AT λ {self.weight:g}"
+        return SPOKEN[self.method] if self.weight is None else f"{FAMILIES[self.family]} {self.weight:g}"
 
     def point(self, lambda_n: float, lambda_th: float = 0.0, width: float | None = None) -> OperatingPoint:
         return points.of_lambda(self.network, lambda_n, lambda_th, width)
@@ -84,6 +93,15 @@ def obtain(settings: Settings, methods: Sequence[str]) -> dict[str, Trained]:
     return {method: studies.obtain(settings, settings.network, method) for method in methods
             if settings.weights == "train"
             or networks.shipped(lib.CHECKPOINTS, family.format(method), settings.preset)}
+
+
+def mixed(trained: dict[str, Trained], weights: Sequence[float] = (0.25, 0.5, 0.75)) -> dict[str, Trained]:
+    """PGD-AT's two ends as one network that averages their probabilities; nothing where one of them is missing."""
+    if not {"pgd_at0", "pgd_at1"} <= set(trained):
+        return {}
+    ends = trained["pgd_at0"], trained["pgd_at1"]
+    return {f"mixed{w:g}": Trained(ends[0].name.replace("pgd_at0", f"mixed{w:g}"), mixture(*(
+        end.network for end in ends), w), "+".join(end.digest[:16] for end in ends)) for w in weights}
 
 
 def members(settings: Settings, images: data.Dataset | None, trained: dict[str, Trained],
@@ -228,7 +246,7 @@ def gains(found: dict[str, Member], lambdas=points.LAMBDAS) -> pd.DataFrame:
     lines = {"λ_th 0.5 instead of 0 at λ_n = 0.2": [(flt.read(0.2, 0.5), flt.read(0.2, 0.0))]}
     if "oat" in found:
         lines["FLOAT instead of OAT"] = [(flt.read(n), found["oat"].read(n)) for n in lambdas]
-    if plain := [m for m in found.values() if m.weight is not None]:
+    if plain := [m for m in found.values() if m.family == "pgd_at"]:
         lines["FLOAT instead of PGD-AT"] = [(flt.read(m.weight), m.read(m.weight)) for m in plain]
     shown = []
     for what, pairs in lines.items():
@@ -269,5 +287,8 @@ def verdicts(found: dict[str, Member]) -> pd.DataFrame:
         lines += [compared(f"FLOAT is more robust than OAT at λ = {n:g}", flt.read(n), found["oat"].read(n))
                   for n in (0.2, 1.0)]
     lines += [compared(f"FLOAT at λ_n = {m.weight:g} is more robust than {m.label}", flt.read(m.weight),
-                       m.read(m.weight)) for m in found.values() if m.weight in (0.2, 1.0)]
+                       m.read(m.weight)) for m in found.values() if m.family == "pgd_at" and m.weight in (0.2, 1.0)]
+    if half := found.get("mixed0.5"):
+        lines += [compared(f"{half.label}: more accurate on clean images than FLOAT at λ_n = 1", half.read(1.0), full,
+                           "clean"), compared("… and more robust", half.read(1.0), full)]
     return tables.verdicts(*lines)

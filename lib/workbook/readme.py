@@ -9,7 +9,7 @@ from lib import ATLASES, CHECKPOINTS, ROOT, checkpoints
 from lib.evaluation import accuracy, points
 from lib.evaluation.atlas import Atlas
 from lib.evaluation.grid import Grid
-from lib.workbook import float_seeds, report, style
+from lib.workbook import float_seeds, lambda_study, report, style
 from lib.workbook.lambda_study import Member
 from lib.workbook.networks import Trained
 from lib.workbook.tables import DASH
@@ -57,7 +57,8 @@ def once_for_all() -> str:
     """One line per shipped network with a knob λ (or several trainings of one) at both of its ends."""
     lines = ["| network | dataset, test images | λ = 0: clean | λ = 0: robust | λ = 1: clean | λ = 1: robust "
              "| parameters |", "|---|---|---|---|---|---|---|"]
-    found = [_member(path) for path in sorted(ATLASES.glob("*-grid.safetensors")) if "-pgd_at" not in path.stem]
+    found = [_member(path) for path in sorted(ATLASES.glob("*-grid.safetensors"))
+             if not any(f"-{family}" in path.stem for family in lambda_study.FAMILIES)]
     found += [_pairs(method) for method in float_seeds.METHODS]
     for name, member in found:
         ends = [points.interval(member.read(n).share(what)) for n in (0.0, 1.0) for what in ("clean", "union")]

@@ -2,6 +2,7 @@
 
     python3 -m lib train RECIPE                        the training, in data/runs/<recipe>
     python -m lib.workbook.shipping RECIPE [--images N] [--forms clean,main,...] [--folder DIR]
+    python -m lib.workbook.shipping mixtures           records of PGD-AT's shipped ends, mixed
     python -m lib.workbook.shipping released           records of the RDI authors' released weights on lossless images
 
 The weights are stored in half precision and every number is computed from the stored file. A killed recording goes on.
@@ -20,6 +21,7 @@ from lib.evaluation import grid as grids
 from lib.models import released
 from lib.training import float_recipes, recipes
 from lib.workbook import lambda_study
+from lib.workbook.networks import Trained
 
 RELEASED = "rdi_resnet38_released"
 BATCH = 125  # the fastest on one core; part of the record, since random starts are drawn per batch
@@ -61,6 +63,23 @@ def ship(name: str, images: int | None = None, forms: tuple[str, ...] | None = N
     return target
 
 
+def ship_mixtures(dataset: str = "digits") -> list[Path]:
+    """Records of two shipped networks of PGD-AT, its ends, mixed: nothing new is stored but these."""
+    ends = {method: checkpoints.load(CHECKPOINTS / f"resnet20-{dataset}-{method}-laptop.safetensors")
+            for method in ("pgd_at0", "pgd_at1")}
+    ends = {method: Trained(f"resnet20-{dataset}-{method}-laptop", found.network, found.digest)
+            for method, found in ends.items()}
+    images, paths = data.load(dataset, shape=ends["pgd_at0"].network.input_shape), []
+    threat = Threat(*(images.threat[key] for key in ("epsilon", "step_size", "steps")))
+    for mixed in lambda_study.mixed(ends).values():
+        todo, draws = lambda_study.planned(mixed.network, threat, **lambda_study.SIZES["laptop"])
+        found = grids.record(mixed.network, images.test, todo, draws=draws, split="test", checkpoint=mixed.digest,
+                             dataset=images.name, data_variant=images.variant, defence=mixed.defence)
+        paths.append(ATLASES / f"{mixed.name}-grid.safetensors")
+        found.save(paths[-1])
+    return paths
+
+
 def ship_released(folder: Path | None = None) -> Path:
     """Record the released RDI-ResNet38 on the lossless CIFAR-10 test images that are at hand: every form, and as
     control nine restarts of the average attack on the first 256 (as many tries as there are forms).
@@ -92,7 +111,10 @@ def main(argv: list[str] | None = None):
     args = parser.parse_args(argv)
     for name in args.recipes:
         folder = args.folder and args.folder / name
-        print(ship_released(folder) if name == "released" else ship(name, args.images, args.forms, folder))
+        if name == "mixtures":
+            print(*ship_mixtures(), sep="\n")
+        else:
+            print(ship_released(folder) if name == "released" else ship(name, args.images, args.forms, folder))
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ def figure(found: Mapping[str, Member], caption: str, widths=(1.0, 0.5)) -> go.F
             at = points.published(member.network, widths=(width if slim else None,))
             x, x_error = lambda_figures.bars([member.read(p).share("union") for p in at])
             y, y_error = lambda_figures.bars([member.read(p).share("clean") for p in at])
-            tint = dict(color=lambda_figures.colour(method))
+            tint = dict(color=lambda_figures.colour(member))
             fig.add_scatter(x=x, y=y, error_x=x_error | tint, error_y=y_error | tint, mode="markers", opacity=0.85,
                             marker=dict(size=10, symbol="circle" if slim else "square", **tint), name=member.label,
                             legendgroup=method, showlegend=column == (1 if slim else 2),

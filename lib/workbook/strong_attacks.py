@@ -67,11 +67,11 @@ def figure(members: Mapping[str, Member], found: Mapping[str, Threat], caption: 
     """Figs. 10 and 14: each method's most robust point under every attacker."""
     fig = style.figure("The most robust point of each method, attacker by attacker", caption)
     named = [name.replace(", ", "<br>") for name in (*found, "worst of all, per image")]
-    for method, member in members.items():
+    for member in members.values():
         at = member.point(1.0)
         value, error = lambda_figures.bars([*(right(member, at, t) for t in found.values()),
                                             worst(member, at, found)])
-        tint = lambda_figures.colour(method)
+        tint = lambda_figures.colour(member)
         fig.add_scatter(x=named, y=value, error_y=error | {"color": tint}, mode="markers",
                         marker=dict(size=10, color=tint), name=f"{member.label}, {points.name(at)}")
     fig.update_layout(scattermode="group", scattergap=0.6)
