@@ -23,7 +23,7 @@ from lib.workbook.networks import Trained
 from lib.workbook.parameters import Settings
 from lib.workbook.studies import Reading
 
-SEEDS, IMAGES, STEPS = (0, 1, 2), 1000, 20
+SEEDS, IMAGES, STEPS = (0, 1, 2), 500, 20
 SHORT = dict(iterations=300, epochs=None, batch_size=64, learning_rate=0.05, validate_every=10**6)
 
 
