@@ -9,11 +9,12 @@ import dataclasses
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from lib import ATLASES, CHECKPOINTS, RUNS, checkpoints, data
+from lib import ATLASES, CHECKPOINTS, RUNS, WorkbookError, checkpoints, data
 from lib.attacks.steps import Threat
 from lib.evaluation import grid as grids
 from lib.evaluation import points
@@ -82,12 +83,17 @@ def name(method: str, seed: int) -> str:
     return f"{recipe(method, seed).name}-seed{seed}"
 
 
+def places(called: str) -> tuple[Path, Path]:
+    """Where the weights of that name and their record are shipped."""
+    return tuple(folder / "repeats" / f"{called}.safetensors" for folder in (CHECKPOINTS, ATLASES))
+
+
 def make(seeds=SEEDS) -> None:
     """Train and record the shipped pairs that are not there yet."""
     images = data.load(DATASET)
     threat = Threat(images.threat["epsilon"], images.threat["step_size"], STEPS)
     for called, asked in ((name(method, seed), recipe(method, seed)) for seed in seeds for method in METHODS):
-        weights, record = (folder / "repeats" / f"{called}.safetensors" for folder in (CHECKPOINTS, ATLASES))
+        weights, record = places(called)
         if record.is_file():
             continue
         shipped = shipping.halved(loop.fit(asked, RUNS / "seeds" / called, progress=False).path, weights)
@@ -108,9 +114,13 @@ def obtain(settings: Settings) -> dict[str, Repeated]:
 
 
 def shipped(method: str) -> list[Member]:
+    """Of each seed whose pair came along. Raises WorkbookError where none did."""
+    whole = [seed for seed in SEEDS if all(places(name(m, seed))[1].is_file() for m in METHODS)]
+    if not whole:
+        raise WorkbookError("no pair came with the repository; set weights = \"train\" to train some")
     members = []
-    for called in (name(method, seed) for seed in SEEDS):
-        weights, record = (folder / "repeats" / f"{called}.safetensors" for folder in (CHECKPOINTS, ATLASES))
+    for called in (name(method, seed) for seed in whole):
+        weights, record = places(called)
         loaded = checkpoints.load(weights)
         found = Trained(called, loaded.network, loaded.digest)
         members.append(Member(method, found, networks.matching(Grid.load(record), found)))

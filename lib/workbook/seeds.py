@@ -8,11 +8,12 @@ RDI-SmallCNN of half the width on Fashion-MNIST, by the laptop recipes shortened
 import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from lib import ATLASES, RUNS, data
+from lib import ATLASES, RUNS, WorkbookError, data
 from lib.attacks.steps import Threat
 from lib.evaluation import atlas
 from lib.evaluation.views import Atlas
@@ -36,13 +37,17 @@ def name(defence: str, seed: int) -> str:
     return f"rdi_smallcnn-fashion_mnist-{defence}-seed{seed}"
 
 
+def place(defence: str, seed: int) -> Path:
+    return ATLASES / "repeats" / f"{name(defence, seed)}.safetensors"
+
+
 def make() -> None:
     """Train and record what is not there yet, seed after seed, so that each finished seed is a whole comparison."""
     images = data.load("fashion_mnist")
     threat = Threat(images.threat["epsilon"], images.threat["step_size"], STEPS)
     for seed, defence in itertools.product(SEEDS, reversed(RDI)):
         called, asked = name(defence, seed), recipe(defence, seed)
-        target = ATLASES / "repeats" / f"{called}.safetensors"
+        target = place(defence, seed)
         if target.is_file():
             continue
         network = loop.obtain(asked, RUNS / "seeds" / called, progress=False)
@@ -64,8 +69,12 @@ def obtain(settings: Settings) -> dict[str, list[Reading]]:
 
 
 def shipped() -> Iterator[tuple[str, Trained, Atlas]]:
-    for seed, defence in itertools.product(SEEDS, RDI):
-        record = Atlas.load(ATLASES / "repeats" / f"{name(defence, seed)}.safetensors")
+    """Of each seed whose four defences came along. Raises WorkbookError where none did."""
+    whole = [seed for seed in SEEDS if all(place(defence, seed).is_file() for defence in RDI)]
+    if not whole:
+        raise WorkbookError("no records came with the repository; set weights = \"train\" to train and record some")
+    for seed, defence in itertools.product(whole, RDI):
+        record = Atlas.load(place(defence, seed))
         yield defence, Trained(name(defence, seed), None, ""), record
 
 

@@ -1,0 +1,202 @@
+"""What early exits save in time, set by measured times, and why it is less than they save in multiplications.
+
+Times are of untrained networks of a record's shape, batch norm folded: weights do not change them. Which images leave
+early does, so random images are made to leave in the shares that the record tells.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import torch
+from torch import Tensor
+
+import lib
+from lib import randomness
+from lib.attacks import forms
+from lib.evaluation import latency, routing, rows, speeds
+from lib.evaluation.accuracy import paired_difference
+from lib.evaluation.routing import ExitCosts
+from lib.evaluation.views import Atlas
+from lib.models import exits, zoo
+from lib.models.view import AttackView
+from lib.workbook import studies, style, tables
+from lib.workbook.parameters import Settings
+
+RECORD = "rdi_resnet38_released"
+SMALL = 0.005  # of the plain network's multiplications: parts below this have no rate worth telling
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Networks of a record's shape, with early exits and without; random images; a table of ms an image per batch size.
+    """
+
+    early: AttackView
+    plain: AttackView
+    images: Tensor
+    tables: dict[int, ExitCosts]
+
+
+@dataclass(frozen=True)
+class Routed:
+    """A setting of exits at one batch size, judged on images that did not choose it.
+
+    exits: how many there are.  leaving: (views, N), 0-based.  right, last: (views, N) bool, by that setting and by the
+    last exit alone.  macs: share of the plain network's that a clean image costs.  latency: rows of `latency.measure`.
+    """
+
+    exits: int
+    leaving: np.ndarray
+    right: np.ndarray
+    last: np.ndarray
+    macs: float
+    latency: list[dict]
+
+    def time(self) -> tuple[float, float, float]:
+        """Percent of the plain network's time that is saved, with the 95 % interval of a median."""
+        row = next(r for r in self.latency if (r["metric"], r["exit"]) == ("speed_up", "plain"))
+        return tuple(100 * (1 - 1 / row[name]) for name in ("value", "low", "high"))
+
+    def gain(self, attacked: bool) -> tuple[float, float, float]:
+        """Points of accuracy over the last exit's, clean or in all views at once, with a 95 % interval."""
+        first, second = (r.all(0) if attacked else r[0] for r in (self.right, self.last))
+        found = paired_difference(first, second)
+        return tuple(100 * found[name] for name in ("difference", "low", "high"))
+
+
+def record(settings: Settings) -> Atlas:
+    """Entropies and answers, clean and attacked: of the authors' released weights, or of a network trained here."""
+    path = lib.ATLASES / f"{RECORD}.safetensors"
+    if settings.weights == "shipped" and path.is_file():
+        found = Atlas.load(path)
+    else:
+        asked = {"trained": ("rdi_resnet38", settings.defence)}
+        views = dict(forms=("clean", "main", "average")) if settings.preset == "quick" else {}
+        found = studies.study(settings, studies.dataset(settings), asked, **views)["trained"].atlas
+    known = ("clean", *forms.paper_forms(found.num_exits))
+    return found.select(forms=[form for form in found.names if form in known])
+
+
+def caption(settings: Settings, atlas: Atlas) -> str:
+    """Which record tells who leaves where, and what was timed on."""
+    threads, variant = torch.get_num_threads(), atlas.meta["data_variant"]
+    about = f"{len(atlas.labels):,} images of {atlas.meta['dataset']} ({variant})"
+    return (f"{atlas.meta['model']['name']}, {about}: half choose, half judge · seed {settings.seed} · "
+            f"{settings.device}, {threads} thread{'s' * (threads > 1)} · 95 % intervals")
+
+
+def clock(settings: Settings, atlas: Atlas) -> Clock:
+    config = atlas.meta["model"]
+    early, plain = (AttackView(zoo.build(**{**config, "exits": kind}).to(settings.device).eval())
+                    for kind in (config["exits"], "none"))
+    source = randomness.generator(settings.seed, "clock", device=settings.device)
+    images = torch.rand(max(settings.batch_sizes), *early.input_shape, generator=source, device=settings.device)
+    return Clock(early, plain, images, {size: speeds.time_table(early, images[:size], seed=settings.seed)
+                                        for size in settings.batch_sizes})
+
+
+def stages(atlas: Atlas, clocked: Clock) -> pd.DataFrame:
+    """Every part of the network: its multiplications, its time, and time per million of them; per batch size."""
+    names = style.exit_names(atlas.num_exits)
+    parts = [(f"backbone to {name}", k, "trunk") for k, name in enumerate(names)]
+    parts += [(f"head of {name}", k, "heads") for k, name in enumerate(names)]
+    macs, lines = per_part(atlas.exit_costs), {}
+    for label, k, kind in parts:
+        million = macs[kind][k] / 1e6
+        lines[label] = {"M MACs": f"{million:.3f}"}
+        for size, table in clocked.tables.items():
+            ms = per_part(table)[kind][k]
+            rate = 1e3 * ms / million if million > SMALL * atlas.meta["plain_macs"] / 1e6 else None
+            lines[label] |= {f"ms, batch {size}": f"{ms:.3f}", f"µs per M MAC, batch {size}": tables.number(rate, 0)}
+    return tables.stacked(pd.DataFrame(lines).T)
+
+
+def per_part(costs: ExitCosts) -> dict[str, np.ndarray]:
+    """Costs of each part by itself: of the backbone from tap to tap, and of the heads."""
+    return {"trunk": np.diff(np.asarray(costs.trunk, float), prepend=0.0), "heads": np.asarray(costs.heads, float)}
+
+
+def stage_figure(atlas: Atlas, clocked: Clock, caption: str) -> go.Figure:
+    """Time per multiplication along the backbone: what comes last, and is saved by leaving early, is the cheapest."""
+    fig = style.figure("Early exits skip the cheapest multiplications", caption)
+    million = per_part(atlas.exit_costs)["trunk"] / 1e6
+    shown = million > SMALL * atlas.meta["plain_macs"] / 1e6
+    names = np.array([f"to {name}" for name in style.exit_names(atlas.num_exits)])
+    for place, (size, table) in enumerate(clocked.tables.items()):
+        fig.add_scatter(x=names[shown], y=1e3 * per_part(table)["trunk"][shown] / million[shown], name=f"batch {size}",
+                        mode="lines+markers", line_color=style.CYCLE[place])
+    fig.update_xaxes(title_text="stretch of the backbone", type="category", showgrid=False)
+    fig.update_yaxes(title_text="µs an image and million multiplications", rangemode="tozero")
+    return fig
+
+
+def routed(settings: Settings, atlas: Atlas, clocked: Clock) -> dict[tuple[str, int], Routed]:
+    """{(setting, batch size): ...}: every second image of the record chooses, the others judge; rows in the table."""
+    right, chosen, other = atlas.prediction == atlas.labels, slice(0, None, 2), slice(1, None, 2)
+    with torch.no_grad():
+        seen = exits.entropy(clocked.early(clocked.images)).cpu().numpy()
+    found = {}
+    for size, table in clocked.tables.items():
+        asked = {} if atlas.meta["paper_thresholds"] is None else {"the paper's thresholds": atlas.thresholds("paper")}
+        asked |= {f"tuned by {name}": speeds.tuned(atlas.entropy[..., chosen], right[..., chosen], costs)
+                  for name, costs in (("multiplications", atlas.exit_costs), ("measured time", table))}
+        for name, thresholds in asked.items():
+            leaving = routing.decide(atlas.entropy[..., other], thresholds)
+            took = latency.measure(clocked.early, clocked.images, speeds.imitated(seen, thresholds, leaving[0]),
+                                   plain=clocked.plain, batch_sizes=(size,), seconds=settings.seconds,
+                                   seed=settings.seed, experiment=settings.notebook, preset=settings.preset,
+                                   defence=name, threshold_source=name)
+            rows.append(settings.run_dir.parent / "metrics.csv", took)
+            found[name, size] = Routed(
+                atlas.num_exits, leaving, routing.at_exit(right[..., other], leaving), right[:, -1, other],
+                atlas.exit_costs.cumulative(thresholds)[leaving[0]].mean() / atlas.meta["plain_macs"], took)
+    return found
+
+
+def routed_table(found: Mapping[tuple[str, int], Routed]) -> pd.DataFrame:
+    """A line per setting and batch size: where images leave, what is saved, what it does to both accuracies."""
+    lines = {}
+    for (name, size), one in found.items():
+        shares = 100 * np.bincount(one.leaving[0], minlength=one.exits) / one.leaving.shape[1]
+        lines[f"batch {size}", name] = {
+            "leave at each exit, %": " ".join(f"{share:.0f}" for share in shares),
+            "MACs saved, %": f"{100 * (1 - one.macs):.1f}", "time saved, %": interval(*one.time()),
+            "clean, points": interval(*one.gain(False)), "under all attacks, points": interval(*one.gain(True))}
+    return tables.stacked(pd.DataFrame(lines).T)
+
+
+def interval(value: float, low: float, high: float) -> str:
+    return f"{value:+.1f} ({low:+.1f} to {high:+.1f})"
+
+
+def saved(found: Mapping[tuple[str, int], Routed]) -> dict[str, dict[str, tuple]]:
+    """{setting: {way to count: (percent saved, low, high)}}, for `study_figures.bars`."""
+    result: dict[str, dict[str, tuple]] = {}
+    for (name, size), one in found.items():
+        result.setdefault(name, {})[f"MACs, batch {size}"] = (100 * (1 - one.macs), None, None)
+        result[name][f"time, batch {size}"] = one.time()
+    return result
+
+
+def verdicts(found: Mapping[tuple[str, int], Routed]) -> list[dict]:
+    """Does leaving early save time, and what does it do to accuracy? Judged on images that did not choose."""
+    lines = []
+    for (name, size), one in found.items():
+        timed = next(r["images"] for r in one.latency if r["metric"] == "speed_up")
+        lines.append(line(f"{name}: saves time at batch {size}", one.time(), "% of the time", timed, 0.0))
+        if name.endswith("time"):
+            for attacked, what, slack in ((False, "right on clean images", 0.0), (True, "under all attacks", -0.5)):
+                claim = f"{name}, batch {size}: as many {what}{f', but for {-slack} points' if slack else ''}"
+                lines.append(line(claim, one.gain(attacked), "points", one.leaving.shape[1], slack))
+    return lines
+
+
+def line(claim: str, measured: tuple[float, float, float], unit: str, images: int, least: float) -> dict:
+    """A verdict: is it at least `least`?"""
+    value, low, high = measured
+    answer = "held" if low >= least else "did not hold" if high < least else "too small to tell"
+    return {"claim": claim, "images": images, "difference": f"{value:+.1f} {unit}",
+            "interval": f"{low:+.1f} to {high:+.1f}", "verdict": answer}
