@@ -61,7 +61,9 @@ def once_for_all() -> str:
              if not any(f"-{family}" in path.stem for family in lambda_study.FAMILIES)]
     found += [_pairs(method) for method in float_seeds.METHODS]
     for name, member in found:
-        ends = [points.interval(member.read(n).share(what)) for n in (0.0, 1.0) for what in ("clean", "union")]
+        width = max(member.network.widths) if "width" in member.network.knobs else None
+        ends = [points.interval(member.read(n, 0.0, width).share(what)) for n in (0.0, 1.0)
+                for what in ("clean", "union")]
         shown = " | ".join(f"{100 * e['value']:.1f} ({100 * e['low']:.1f}–{100 * e['high']:.1f})" for e in ends)
         count = sum(p.numel() for p in member.network.parameters())
         lines.append(f"| {name} | {member.grid.meta['dataset']}, {len(member.grid.labels):,} | {shown} | {count:,} |")
