@@ -25,7 +25,7 @@ def training(method: str, lift: float) -> Member:
     """Right on 0.6 + lift of the clean images; attacked on 0.2 + lift in BN_A, on none in BN_C."""
     network = small("resnet20", conditioning=method, input_shape=(3, 8, 8))
     cells = tuple(Cell(p, a.threat, a.crafted_at, DRAWS if network.conditions(p).noisy else 1, a.restart)
-                  for a in float_seeds.plan(THREAT, 3)(network) for p in a.evaluated_at)
+                  for a in float_seeds.plan("suite", THREAT, 3)(network) for p in a.evaluated_at)
     share = np.array([0.6 + lift if not c.attacked else (0.2 + lift) * (c.evaluated_at.batch_norm or 0) for c in cells])
     hit = np.arange(IMAGES) < np.round(share * IMAGES)[:, None]
     meta = dict(model=network.config, macs={"1": 1}, seed=0, images=[0, IMAGES], dataset="made", defence=method,
@@ -46,7 +46,7 @@ def found():
 
 def test_every_point_meets_three_attacks_and_transfer_only_where_there_is_noise():
     network = small("resnet20", conditioning="float", input_shape=(3, 8, 8))
-    asked = float_seeds.plan(THREAT, 7)(network)
+    asked = float_seeds.plan("suite", THREAT, 7)(network)
     clean = asked[0].evaluated_at
     assert asked[0].threat is None and QUIET in clean and float_seeds.halfway(network) in clean
     for point in clean:
@@ -57,6 +57,8 @@ def test_every_point_meets_three_attacks_and_transfer_only_where_there_is_noise(
             assert {a.crafted_at for a in met} == {point, points.quiet(point)}
         else:
             assert [a.restart for a in met] == [0, 1, 2] and all(a.crafted_at == point for a in met)
+    fewer = float_seeds.plan("pgd", THREAT)(network)
+    assert set(fewer) < set(asked) and all(sum(point in a.evaluated_at for a in fewer[1:]) == 2 for point in clean)
 
 
 def test_what_is_read_has_a_row_per_training(found):
@@ -76,7 +78,7 @@ def test_intervals_draw_the_trainings_too(found):
 
 
 def test_verdicts_and_what_each_training_says(found):
-    lines = float_seeds.verdicts(found)
+    lines = float_seeds.verdicts(found, found)
     assert lines.loc["λ_n = 1 is more robust than λ_n = 0", "verdict"] == "held"
     assert lines.loc["control, half-way between the batch norms: more robust than BN_C", "images"] == IMAGES
     each = float_seeds.by_training(found)

@@ -28,32 +28,23 @@ def paired_difference(first: np.ndarray, second: np.ndarray, seed: int = 0, resa
 
     first, second: (N,) correct or not, or scores such as means over draws; or (S, N), S trainings on the same images,
     and then trainings and images are both drawn anew. Returns {"difference", "low", "high"}.
-    A bootstrap sample only needs to know how often each distinct difference was drawn, which is multinomial: drawn as
-    a chain of binomials, 10,000 resamples of 10,000 images take milliseconds. Raises WorkbookError when the two are not
-    of the same images.
+    A bootstrap sample of images only needs to know how often each distinct difference was drawn, which is multinomial:
+    drawn as a chain of binomials, 10,000 resamples of 10,000 images take milliseconds. Raises WorkbookError when both
+    are not of the same images.
     """
     first, second = np.asarray(first, float), np.asarray(second, float)
     if first.shape != second.shape or first.ndim not in (1, 2) or not first.size:
         raise WorkbookError(f"a paired comparison needs the same images twice, not {first.shape} and {second.shape}")
-    if first.ndim == 2:
-        return _over_trainings(first - second, randomness.generator(seed, "bootstrap"))
-    values, counts = np.unique(first - second, return_counts=True)
-    source = randomness.generator(seed, "bootstrap")
-    left, weight = torch.full((resamples,), float(len(first)), dtype=torch.float64), float(len(first))
-    total = torch.zeros(resamples, dtype=torch.float64)
-    for value, count in zip(values, counts, strict=True):
+    gap, source = np.atleast_2d(first - second), randomness.generator(seed, "bootstrap")
+    trainings, images = gap.shape
+    patterns, counts = np.unique(gap.T, axis=0, return_counts=True)
+    left, weight = torch.full((resamples,), float(images), dtype=torch.float64), float(images)
+    totals = torch.zeros(resamples, trainings, dtype=torch.float64)
+    for pattern, count in zip(torch.from_numpy(patterns), counts, strict=True):
         drawn = torch.binomial(left, torch.full_like(left, min(1.0, count / weight)), generator=source)
-        total, left, weight = total + value * drawn, left - drawn, weight - count
-    low, high = np.quantile(total.numpy() / len(first), [0.025, 0.975])
-    return {"difference": float((first - second).mean()), "low": float(low), "high": float(high)}
-
-
-def _over_trainings(gap: np.ndarray, source: torch.Generator, resamples: int = 2000) -> dict:
-    """`paired_difference` of (S, N) differences: S trainings and N images, each with replacement, crossed."""
-    gap, (trainings, images) = torch.from_numpy(gap), gap.shape
-    drawn = torch.randint(trainings, (resamples, trainings), generator=source)
-    means = [gap[drawn[r]].mean(0)[torch.randint(images, (images,), generator=source)].mean() for r in range(resamples)]
-    low, high = np.quantile(torch.stack(means).numpy(), [0.025, 0.975])
+        totals, left, weight = totals + drawn[:, None] * pattern, left - drawn, weight - count
+    chosen = torch.randint(trainings, (resamples, trainings), generator=source)
+    low, high = np.quantile((totals.gather(1, chosen).mean(1) / images).numpy(), [0.025, 0.975])
     return {"difference": float(gap.mean()), "low": float(low), "high": float(high)}
 
 

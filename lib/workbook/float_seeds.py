@@ -2,7 +2,8 @@
 
     python -m lib.workbook.float_seeds [SEED …]        trains and records the shipped pairs; a kill costs little
 
-Thin ResNet-20s on Fashion-MNIST by their laptop recipes, attacked through a folded copy, which is faster.
+Thin ResNet-20s on Fashion-MNIST by their laptop recipes, attacked through a folded copy, which is faster. Two records
+of each: PGD alone on many images, and on fewer of them the whole suite, whose averaging attacker takes longest.
 """
 
 import dataclasses
@@ -30,7 +31,8 @@ from lib.workbook.networks import Trained
 from lib.workbook.parameters import Settings
 
 METHODS, SEEDS, DATASET = ("float", "dual_bn"), (0, 1, 2), "fashion_mnist"
-IMAGES, STEPS, DRAWS = 5000, 20, 5  # of the shipped records; draws: of EOT's gradients, and at evaluation
+IMAGES, STEPS = {"pgd": 5000, "suite": 1000}, 20  # of the shipped records
+DRAWS = 5  # of EOT's gradients, and at evaluation
 
 
 @dataclass(frozen=True)
@@ -62,19 +64,21 @@ def halfway(network: Network) -> OperatingPoint:
     return OperatingPoint(batch_norm=0.5, **({"noise": 0.0} if "noise" in network.knobs else {}))
 
 
-def plan(threat: Threat, draws: int = DRAWS) -> Callable[[Network], tuple[Attack, ...]]:
+def plan(which: str, threat: Threat, draws: int = DRAWS) -> Callable[[Network], tuple[Attack, ...]]:
     """What is recorded of a network: at the published points, at (no noise, BN_A), and halfway between the batch norms.
 
-    Clean images; PGD at each point, and that of a point without noise also where there is noise (transfer); where there
-    is noise an averaging attacker, elsewhere two restarts instead, so that the suites of both hold three attacks.
+    "pgd": clean images; PGD at each point, and that of a point without noise also where there is noise (transfer);
+    elsewhere a restart instead, so that every point meets two attacks.  "suite": on top, where there is noise an
+    averaging attacker, elsewhere a second restart.
     """
     def attacks(network: Network) -> tuple[Attack, ...]:
         at = (*points.published(network), halfway(network))
         noisy = [p for p in at if network.conditions(p).noisy]
         white = [Attack((p, *(q for q in noisy if q != p and points.quiet(q) == p)), threat, p) for p in at]
         averaging = [Attack((p,), dataclasses.replace(threat, draws=draws), p) for p in noisy]
-        return (Attack(at), *white, *averaging,
-                *(Attack((p,), threat, p, again) for p in at if p not in noisy for again in (1, 2)))
+        restarts = {"pgd": (1,), "suite": (1, 2)}[which]
+        return (Attack(at), *white, *(averaging if which == "suite" else ()),
+                *(Attack((p,), threat, p, again) for p in at if p not in noisy for again in restarts))
 
     return attacks
 
@@ -83,9 +87,12 @@ def name(method: str, seed: int) -> str:
     return f"{recipe(method, seed).name}-seed{seed}"
 
 
-def places(called: str) -> tuple[Path, Path]:
-    """Where the weights of that name and their record are shipped."""
-    return tuple(folder / "repeats" / f"{called}.safetensors" for folder in (CHECKPOINTS, ATLASES))
+def weights(called: str) -> Path:
+    return CHECKPOINTS / "repeats" / f"{called}.safetensors"
+
+
+def record(called: str, which: str) -> Path:
+    return ATLASES / "repeats" / f"{called}-{which}.safetensors"
 
 
 def make(seeds=SEEDS) -> None:
@@ -93,46 +100,48 @@ def make(seeds=SEEDS) -> None:
     images = data.load(DATASET)
     threat = Threat(images.threat["epsilon"], images.threat["step_size"], STEPS)
     for called, asked in ((name(method, seed), recipe(method, seed)) for seed in seeds for method in METHODS):
-        weights, record = places(called)
-        if record.is_file():
-            continue
-        shipped = shipping.halved(loop.fit(asked, RUNS / "seeds" / called, progress=False).path, weights)
-        grids.record(shipped.network, images.test[:IMAGES], plan(threat)(shipped.network), draws=DRAWS,
-                     folder=RUNS / "seeds" / f"{called}-record", progress=False, dataset=images.name,
-                     data_variant=images.variant, split="test", checkpoint=shipped.digest,
-                     defence=asked.defence).save(record)
-        print(called, flush=True)
+        if not weights(called).is_file():
+            shipping.halved(loop.fit(asked, RUNS / "seeds" / called, progress=False).path, weights(called))
+        shipped = checkpoints.load(weights(called))
+        for which, count in IMAGES.items():
+            if not record(called, which).is_file():
+                todo = plan(which, threat)(shipped.network)
+                grids.record(shipped.network, images.test[:count], todo, draws=DRAWS, progress=False, split="test",
+                             folder=RUNS / "seeds" / f"{called}-{which}", dataset=images.name, defence=asked.defence,
+                             data_variant=images.variant, checkpoint=shipped.digest).save(record(called, which))
+                print(called, which, flush=True)
 
 
-def obtain(settings: Settings) -> dict[str, Repeated]:
+def obtain(settings: Settings, which: str = "suite") -> dict[str, Repeated]:
     """{method: its trainings}: the shipped pairs, or `settings.seeds` pairs trained and recorded in this run.
+
+    which: "suite" or "pgd", see `plan`.
 
     Raises WorkbookError where a shipped file is missing, or a record is of other weights.
     """
-    return {method: Repeated.of(shipped(method) if settings.weights == "shipped" else trained(settings, method))
-            for method in METHODS}
+    return {method: Repeated.of(shipped(method, which) if settings.weights == "shipped"
+                                else trained(settings, method, which)) for method in METHODS}
 
 
-def shipped(method: str) -> list[Member]:
+def shipped(method: str, which: str) -> list[Member]:
     """Of each seed whose pair came along. Raises WorkbookError where none did."""
-    whole = [seed for seed in SEEDS if all(places(name(m, seed))[1].is_file() for m in METHODS)]
+    whole = [seed for seed in SEEDS if all(record(name(m, seed), w).is_file() for m in METHODS for w in IMAGES)]
     if not whole:
         raise WorkbookError("no pair came with the repository; set weights = \"train\" to train some")
     members = []
     for called in (name(method, seed) for seed in whole):
-        weights, record = places(called)
-        loaded = checkpoints.load(weights)
+        loaded = checkpoints.load(weights(called))
         found = Trained(called, loaded.network, loaded.digest)
-        members.append(Member(method, found, networks.matching(Grid.load(record), found)))
+        members.append(Member(method, found, networks.matching(Grid.load(record(called, which)), found)))
     return members
 
 
-def trained(settings: Settings, method: str) -> list[Member]:
+def trained(settings: Settings, method: str, which: str) -> list[Member]:
     images, members, draws = lambda_study.dataset(settings), [], lambda_study.SIZES[settings.preset]["draws"]
     for seed in range(settings.seed, settings.seed + settings.seeds):
         own = Settings(**{**vars(settings), "seed": seed})
         found = studies.obtain(own, settings.network, method)
-        asked = plan(networks.threat_of(settings, images), draws)
+        asked = plan(which, networks.threat_of(settings, images), draws)
         members.append(Member(method, found, lambda_study.grid(own, found, images, plan=asked, draws=draws)))
     return members
 
@@ -164,13 +173,14 @@ def by_training(found: Mapping[str, Repeated]) -> pd.DataFrame:
     return pd.DataFrame(lines).T
 
 
-def verdicts(found: Mapping[str, Repeated]) -> pd.DataFrame:
-    """FLOAT's own claims, what the control says of them, and whether half-way between the batch norms is worth having;
-    over all trainings."""
-    low, middle, high = (found["dual_bn"].read(OperatingPoint(batch_norm=b)) for b in (0.0, 0.5, 1.0))
+def verdicts(suite: Mapping[str, Repeated], pgd: Mapping[str, Repeated]) -> pd.DataFrame:
+    """Over all trainings: FLOAT's own claims under the whole suite; on many images under PGD, what each of its parts
+    adds, and whether half-way between the control's batch norms is worth having."""
+    low, middle, high = (pgd["dual_bn"].read(OperatingPoint(batch_norm=b)) for b in (0.0, 0.5, 1.0))
     between = (lambda_study.compared("control, half-way between the batch norms: more robust than BN_C", middle, low),
                lambda_study.compared("… and more accurate on clean images than BN_A", middle, high, "clean"))
-    return tables.stacked(lambda_study.verdicts(found), tables.verdicts(*between))
+    parts = (line for _, _, line in lambda_study.contributions(pgd))
+    return tables.stacked(lambda_study.verdicts({"float": suite["float"]}), tables.verdicts(*parts, *between))
 
 
 if __name__ == "__main__":

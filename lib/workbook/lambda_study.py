@@ -177,15 +177,15 @@ def percent(share: np.ndarray, with_interval: bool = False) -> str:
 
 
 def accuracies(found: dict[str, Member], lambdas=points.LAMBDAS, switches=points.SWITCHES,
-               width: float | None = None) -> pd.DataFrame:
+               width: float | None = None, columns=tuple(COLUMNS)) -> pd.DataFrame:
     """Accuracy in percent: a line per method and point of the paper, a column per attacker."""
-    lines = {}
+    lines, shown = {}, {who: COLUMNS[who] for who in columns}
     for member in found.values():
         for at in points.published(member.network, lambdas, switches, (width,)):
             reading = member.read(at)
             lines[member.label, where(member, at, lambdas, switches)] = {
                 said: tables.DASH if who == "draw known" and who not in reading.cells
-                else percent(reading.share(who), who in ("clean", "union")) for who, said in COLUMNS.items()}
+                else percent(reading.share(who), who in ("clean", "union")) for who, said in shown.items()}
     table = pd.DataFrame(lines).T
     table.index.names = ["method", "operating point"]
     return tables._plain(table)

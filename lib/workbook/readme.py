@@ -78,8 +78,9 @@ def _member(path: Path) -> tuple[str, Member]:
 
 
 def _pairs(method: str) -> tuple[str, Member]:
-    runs = float_seeds.shipped(method)
-    return f"{runs[0].trained.name.rsplit('-', 2)[0]}, {len(runs)} trainings", float_seeds.Repeated.of(runs)
+    runs = float_seeds.shipped(method, "suite")
+    trainings = f"{len(runs)} training{'s' if len(runs) > 1 else ''}"
+    return f"{runs[0].trained.name.rsplit('-', 2)[0]}, {trainings}", float_seeds.Repeated.of(runs)
 
 
 def current(text: str) -> str:
