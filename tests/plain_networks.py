@@ -26,6 +26,7 @@ class RDIResNet38(nn.Module):
     def __init__(self):
         super().__init__()
         self.conv1, self.bn1, self.fc = conv(3, 16, 3), nn.BatchNorm2d(16), nn.Linear(64, 10)
+        self.pool = nn.AvgPool2d(8)
         for group, channels in enumerate((16, 32, 64)):
             for layer in range(6):
                 first = group > 0 and layer == 0
@@ -48,7 +49,7 @@ class RDIResNet38(nn.Module):
                 x = getattr(self, f"group{group}_layer{layer}")(x)
                 if layer in (1, 4):
                     logits.append(getattr(self, f"branch_layer{2 * group + (1 if layer == 1 else 2)}")(x))
-        return [*logits, self.fc(F.avg_pool2d(x, 8).flatten(1))]
+        return [*logits, self.fc(self.pool(x).flatten(1))]
 
 
 class PlainSmallCNN(nn.Module):

@@ -129,3 +129,13 @@ def tuned(entropy: np.ndarray, correct: np.ndarray, costs: ExitCosts, slack: flo
 
     search((), np.ones((views, images), dtype=bool), correct[:, -1])
     return min(found)[1]
+
+
+def imitated(entropy: np.ndarray, thresholds: Sequence[float], leaving: np.ndarray) -> tuple[float, ...]:
+    """Thresholds at which other images leave as those of `leaving` did at `thresholds`, the same exits open.
+
+    entropy: (exits, N) of those other images, so that a network can be timed on any.  leaving: (M,) exits, 0-based.
+    """
+    shares = np.bincount(leaving, minlength=len(entropy)) / len(leaving)
+    found = zip(routing.calibrate(entropy, shares[:-1]), thresholds, strict=True)
+    return tuple(max(t, -1.0) if asked > -np.inf else -np.inf for t, asked in found)  # open, even if nobody leaves

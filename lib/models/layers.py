@@ -5,6 +5,8 @@ operating points can be evaluated side by side and a slider can never leave a ne
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -78,6 +80,20 @@ class Weighted(nn.Module):
 
     def apply_weight(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         raise NotImplementedError
+
+
+@contextmanager
+def deviations_held(network: nn.Module) -> Iterator[None]:
+    """Compute every noisy layer's sigma now and use it for the length of a `with` block, in which no weight changes."""
+    noisy = [m for m in network.modules() if isinstance(m, Weighted) and m.alpha is not None and m.deviations is None]
+    passes = [Conditions(width=width, width_index=i) for i, width in enumerate(network.widths)]
+    try:
+        for layer in noisy:
+            layer.deviations = torch.stack([layer.deviation(at) for at in passes])
+        yield
+    finally:
+        for layer in noisy:
+            layer.deviations = None
 
 
 class Conv2d(Weighted):

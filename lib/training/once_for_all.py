@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lib.attacks import steps
+from lib.models.layers import deviations_held
 from lib.models.network import Network
 from lib.operating_point import OperatingPoint
 from lib.training import losses
@@ -38,10 +39,11 @@ def at_every_width(objective: Callable[..., tuple[Tensor, Metrics]], network: Ne
 
     Reported is the sum of the losses and what else the widest one reports (FLOAT's Algorithm 2, OATS, slimmable).
     """
-    if len(network.widths) == 1:
-        return objective(network, images, labels, context)
-    results = [objective(network, images, labels, dataclasses.replace(context, width=width))
-               for width in network.widths]
+    with deviations_held(network):  # the weights change only after the step
+        if len(network.widths) == 1:
+            return objective(network, images, labels, context)
+        results = [objective(network, images, labels, dataclasses.replace(context, width=width))
+                   for width in network.widths]
     loss = torch.stack([loss for loss, _ in results]).sum()
     return loss, results[0][1] | {"loss": loss.detach()}
 

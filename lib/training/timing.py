@@ -1,4 +1,4 @@
-"""One training step of several methods side by side, beside what the numbers of images they attack predict."""
+"""One training step of several methods side by side, beside what the passes they make predict."""
 
 import math
 import time
@@ -6,11 +6,13 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 import lib
 from lib import randomness
 from lib.models import zoo
-from lib.models.cost import cost
+from lib.models.layers import Conv2d
 from lib.models.network import Network
 from lib.operating_point import OperatingPoint
 from lib.training.constraints import Unconstrained
@@ -31,17 +33,59 @@ def attacked_share(recipe: Recipe, network: Network) -> tuple[float, float]:
     return 1.0, 1.0
 
 
-def work(recipe: Recipe, network: Network) -> float:
-    """Work of one step per image of its batch, in forward passes of the full width.
+@torch.no_grad()
+def parts(network: Network, point: OperatingPoint | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """(backbone between the taps, heads), (exits, 2) each: per image its multiply-accumulates, and the elements that
+    its convolutions read and write."""
+    device, was_training = next(network.parameters()).device, network.training
+    at, moved, found = network.eval().conditions(point, torch.Generator(device)), [], ([], [])
+    hooks = [layer.register_forward_hook(lambda _, inputs, y: moved.append(inputs[0].numel() + y.numel()))
+             for layer in network.modules() if isinstance(layer, Conv2d)]  # fmt: skip
 
-    Training on an image is 3 (its backward pass counts 2), an attack step 2 (backward to the input alone). Noise, FiLM,
-    batch norm and the optimiser are not counted: what is measured beyond this is theirs.
+    def counted(kind: int, run: Callable[[], Tensor]) -> Tensor:
+        moved.clear()
+        with FlopCounterMode(display=False) as counter:
+            y = run()
+        found[kind].append((counter.get_total_flops() // 2, sum(moved)))
+        return y
+
+    x = torch.zeros(1, *network.input_shape, device=device)
+    for k, head in enumerate(network.heads):
+        x = counted(0, lambda x=x, k=k: network.advance(x, k, at))
+        counted(1, lambda x=x, head=head: head(x, at))
+    for hook in hooks:
+        hook.remove()
+    network.train(was_training)
+    return np.array(found[0], float), np.array(found[1], float)
+
+
+def needed(recipe: Recipe, network: Network, trunk: np.ndarray, heads: np.ndarray) -> np.ndarray:
+    """What one step needs per image of its batch, in the units of `trunk` and `heads` (exits, ...): `parts`.
+
+    A forward pass counts 1, a backward pass to the input 1, one to the weights 1. A single attack goes up to its own
+    exit, but in mode authors forward through everything; max_average then looks at every candidate once.
     """
-    clean, adversarial = attacked_share(recipe, network)
-    steps = recipe.threat.steps if recipe.threat else 0
+    everything, prefixes = (trunk + heads).sum(0), trunk.cumsum(0) + heads
+    clean, attacked = attacked_share(recipe, network)
+    if not attacked:
+        return 3 * clean * everything
+    if recipe.attack_form == "average":
+        ascent, looks = 2 * everything, 0
+    else:
+        aimed = prefixes if recipe.attack_form == "max_average" else prefixes[-1:]
+        forward = np.broadcast_to(everything, aimed.shape) if recipe.attack_mode == "authors" else aimed
+        ascent, looks = (aimed + forward).sum(0), len(aimed) if len(aimed) > 1 else 0
+    return (3 * (clean + attacked) + looks * attacked) * everything + recipe.threat.steps * attacked * ascent
+
+
+def work(recipe: Recipe, network: Network) -> float:
+    """Work of one step per image of its batch, in forward passes of the full width, by multiplications.
+
+    Noise, FiLM, batch norm and the optimiser are not counted: what is measured beyond this is theirs.
+    """
     widths = [OperatingPoint(width=w) for w in network.widths] if len(network.widths) > 1 else [None]
-    macs = [cost(network, point).macs for point in widths]
-    return (3 * clean + (2 * steps + 3) * adversarial) * sum(macs) / macs[0]
+    every = [tuple(part[:, 0] for part in parts(network, point)) for point in widths]
+    return float(sum(needed(recipe, network, *found) for found in every) / sum(map(np.sum, every[0])))
 
 
 def stepper(recipe: Recipe, network: Network, device: torch.device) -> Callable[[int], None]:
@@ -82,7 +126,7 @@ def side_by_side(recipes: dict[str, Recipe], *, rounds: int = 5, device: torch.d
             seconds = timed(step, t, device)
             times[name] += [seconds] if t else []
     first = next(iter(recipes))
-    least, rows = work(recipes[first], networks[first]), []
+    passes, rows = {name: work(recipe, networks[name]) for name, recipe in recipes.items()}, []
     for name, recipe in recipes.items():
         common = {"defence": name, "model": recipe.network["name"], "images": recipe.batch_size, "seed": recipe.seed,
                   "steps": recipe.threat.steps if recipe.threat else 0, "device": device.type,
@@ -90,7 +134,7 @@ def side_by_side(recipes: dict[str, Recipe], *, rounds: int = 5, device: torch.d
         seconds = np.array(times[name])
         rows += [common | {"metric": "step_seconds", **quartiles(seconds)},
                  common | {"metric": "step_ratio", **quartiles(seconds / np.array(times[first]))},
-                 common | {"metric": "step_ratio_predicted", "value": work(recipe, networks[name]) / least},
+                 common | {"metric": "step_ratio_predicted", "value": passes[name] / passes[first]},
                  common | {"metric": "parameters", "value": networks[name].weight_count()}]  # fmt: skip
     return rows
 

@@ -4,13 +4,23 @@ Written from the published descriptions with torch's own modules (tests/plain_ne
 every step, one attack after the other, nothing is reused.
 """
 
+from collections.abc import Callable, Sequence
+
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from lib.attacks.steps import Threat
 from lib.models import released, zoo
 from lib.randomness import generator
 from tests.plain_networks import RDIResNet38
+
+
+class Mean(nn.Module):
+    """Average pooling of a whole map, summed in the order in which ours is, so that values agree to the last bit."""
+
+    def forward(self, x):
+        return x.mean((2, 3), keepdim=True)
 
 
 def twins(seed: int = 0):
@@ -23,6 +33,10 @@ def twins(seed: int = 0):
     for theirs, mine in released.names().items():
         table |= {theirs + name[len(mine):]: tensor for name, tensor in state.items() if name.startswith(mine + ".")}
     plain.load_state_dict(table)
+    for module in list(plain.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.AvgPool2d):
+                setattr(module, name, Mean())
     return plain.eval(), ours.eval()
 
 
@@ -55,23 +69,25 @@ def total_loss(network, x, y):
     return sum(F.cross_entropy(logits, y, reduction="none") for logits in network(x))
 
 
-def max_average(network, x, y, threat: Threat, source: torch.Generator, exits: int = 7):
-    """For each image the single attack with the highest sum of all exits' losses."""
-    candidates = [single(network, x, y, threat, source, k) for k in range(exits)]
+def max_average(network, x, y, threat: Threat, sources: Sequence[torch.Generator]):
+    """For each image the single attack with the highest sum of all exits' losses. sources: one for each exit's."""
+    candidates = [single(network, x, y, threat, source, k) for k, source in enumerate(sources)]
     best = torch.stack([total_loss(network, c, y).detach() for c in candidates]).argmax(0)
     return torch.stack(candidates)[best, torch.arange(len(x))]
 
 
-def suite(network, x, y, threat: Threat, source: torch.Generator, exits: int = 7):
-    """All K + 3 forms, each by itself."""
-    return [*(single(network, x, y, threat, source, k) for k in range(exits)),
-            average(network, x, y, threat, source), max_average(network, x, y, threat, source, exits)]
+def suite(network, x, y, threat: Threat, stream: Callable[[str], torch.Generator], forms: Sequence[str]):
+    """All K + 3 forms, {form: images}, each by itself, so that max_average attacks every exit once more."""
+    singles = forms[:-2]
+    return {**{form: single(network, x, y, threat, stream(form), k) for k, form in enumerate(singles)},
+            "average": average(network, x, y, threat, stream("average")),
+            "max_average": max_average(network, x, y, threat, [stream(form) for form in singles])}
 
 
-def train_step(network, optimiser, x, y, threat: Threat, source: torch.Generator, weights):
-    """One max-average training step as released: attacked in train mode, so every pass moves the statistics."""
+def train_step(network, optimiser, x, y, attack: Callable, weights):
+    """One training step as released: attacked in train mode, so every pass moves the statistics. attack(network)."""
     network.train()
-    adversarial = max_average(network, x, y, threat, source)
+    adversarial = attack(network)
     clean, attacked = network(x), network(adversarial)
     loss = sum(w * (0.5 * F.cross_entropy(c, y) + 0.5 * F.cross_entropy(a, y))
                for w, c, a in zip(weights, clean, attacked, strict=True))

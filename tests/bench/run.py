@@ -3,6 +3,7 @@
 Each row is a ratio, plain time / engine time (above 1: the engine is faster), of works run in turns in this process;
 process CPU time, children's included, so that other programs disturb it less. Only `float_step` is a price: what
 FLOAT's noise and dual batch norm cost. One thread, RDI-ResNet38, batch 32, PGD-10 unless a row says else (`work`).
+Where there is a GPU, whole training steps on it follow, each beside its counted floor (`cuda`).
 """
 
 import json
@@ -11,16 +12,17 @@ import resource
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import date
 from pathlib import Path
 
 import torch
 
 import lib
-from lib import WorkbookError
+from lib import WorkbookError, commands
 
 sys.path.insert(0, str(lib.ROOT))
+from tests.bench import cuda  # noqa: E402
 from tests.bench.work import GROUPS, ROWS, Work  # noqa: E402
 
 HISTORY = Path(__file__).with_name("history.jsonl")
@@ -61,7 +63,7 @@ def import_seconds() -> float:
 
 
 def processor() -> str:
-    """The processor's name and whether it computes in bf16 itself."""
+    """The processor's name."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         name = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
@@ -71,14 +73,36 @@ def processor() -> str:
 
 
 def main(args) -> int:
-    wanted = args.only or ROWS
-    if unknown := [name for name in wanted if name not in ROWS]:
-        raise WorkbookError(f"there is no measurement {', '.join(unknown)}; choose from {', '.join(ROWS)}")
-    if args.device not in (None, "cpu"):
-        raise WorkbookError(f"the benchmark measures on the CPU alone so far; leave out --device {args.device}")
-    threads = torch.get_num_threads()
+    known = (*ROWS, *cuda.ROWS)
+    if unknown := [name for name in args.only or () if name not in known]:
+        raise WorkbookError(f"there is no measurement {', '.join(unknown)}; choose from {', '.join(known)}")
+    wanted, device, rounds = args.only or known, commands.find_device(args.device), args.rounds or ROUNDS
+    ratios, steps = ([name for name in wanted if name in rows] for rows in (ROWS, cuda.ROWS))
+    if device.type == "cuda" and args.device:  # the GPU alone was asked for
+        ratios = []
+    elif device.type != "cuda":
+        if args.only and steps:
+            raise WorkbookError(f"{', '.join(steps)}: only a GPU can measure that; choose from {', '.join(ROWS)}")
+        steps = []
+    told = {"rows": on_cpu(ratios, rounds) if ratios else [], "cuda": on_cuda(steps, device) if steps else []}
+    told |= {"rounds": rounds, "import_seconds": round(import_seconds(), 4), "device": processor(), "threads": 1,
+             "torch": torch.__version__, "version": lib.__version__}
+    if told["cuda"]:
+        told["gpu"] = torch.cuda.get_device_name(device)
+    print(f"import lib takes {1000 * told['import_seconds']:.0f} ms; {rounds} rounds on one thread of {told['device']}")
+    if args.json:
+        Path(args.json).write_text(json.dumps(told, indent=1))
+    if args.record:
+        with open(HISTORY, "a") as file:
+            file.write(json.dumps({"date": date.today().isoformat(), **told}) + "\n")
+        print(f"added to {HISTORY}")
+    return 0
+
+
+def on_cpu(wanted: Sequence[str], rounds: int) -> list[dict]:
+    """Measure and print the rows of ratios, on one thread."""
+    threads, rows = torch.get_num_threads(), []
     torch.set_num_threads(1)
-    rounds, rows = args.rounds or ROUNDS, []
     print(f"{'measurement':16}{'ratio':>8}{'q25':>8}{'q75':>8}  what")
     try:
         for names, make in GROUPS.items():
@@ -89,13 +113,15 @@ def main(args) -> int:
                           flush=True)
     finally:
         torch.set_num_threads(threads)
-    told = {"rows": rows, "rounds": rounds, "import_seconds": round(import_seconds(), 4), "device": processor(),
-            "threads": 1, "torch": torch.__version__, "version": lib.__version__}
-    print(f"import lib takes {1000 * told['import_seconds']:.0f} ms; {rounds} rounds on one thread of {told['device']}")
-    if args.json:
-        Path(args.json).write_text(json.dumps(told, indent=1))
-    if args.record:
-        with open(HISTORY, "a") as file:
-            file.write(json.dumps({"date": date.today().isoformat(), **told}) + "\n")
-        print(f"added to {HISTORY}")
-    return 0
+    return rows
+
+
+def on_cuda(wanted: Sequence[str], device: torch.device) -> list[dict]:
+    """Measure and print the training steps on a GPU."""
+    print(f"{torch.cuda.get_device_name(device)}, floors of an H200; written without a GPU at hand, so read with care")
+    print(cuda.HEAD)
+    rows = []
+    for name in wanted:
+        rows.append(cuda.measure(name, device))
+        print(cuda.line(rows[-1]), flush=True)
+    return rows

@@ -1,0 +1,90 @@
+"""Whole training steps on a CUDA device beside the floor that is counted for them. Not yet run on a GPU.
+
+A step runs as training runs it, captured as a graph where that works, and is timed by CUDA events over many of them.
+The floor is the larger of two times that no code can beat on an H200: all multiplications in bf16, and every
+convolution reading its input and writing its output once, with all else free.
+"""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch.autograd import DeviceType
+
+from lib.models import zoo
+from lib.models.network import Network
+from lib.training import recipes, timing
+from lib.training.capture import WARM_UP
+from lib.training.recipes import Recipe
+from lib.training.training import Training
+
+FLOPS, BYTES = 790e12, 4.3e12  # a second: bf16 matrix work and memory traffic, as measured on an H200
+STEPS = 60
+FAST = dict(attack_mode="eval", attack_view="bf16")
+RECIPES = {  # by row
+    "cuda_main": ("rdi_resnet38-cifar10-main-paper", FAST),
+    "cuda_average": ("rdi_resnet38-cifar10-average-paper", FAST),
+    "cuda_max_average": ("rdi_resnet38-cifar10-max_average-paper", FAST),
+    "cuda_max_average_batch": ("rdi_resnet38-cifar10-max_average-paper", dict(attack_mode="batch")),
+    "cuda_float": ("resnet34-cifar10-float-paper", FAST),
+    "cuda_oat": ("resnet34-cifar10-oat-paper", FAST),
+}
+ROWS = tuple(RECIPES)
+
+
+class Floor(NamedTuple):
+    """What one step needs at least. bound: what the seconds are needed for, "arithmetic" or "memory"."""
+
+    flops: float
+    bytes: float
+    seconds: float
+    bound: str
+
+
+def recipe(row: str) -> Recipe:
+    """On digits in CIFAR-10's size, images that are always at hand."""
+    name, changes = RECIPES[row]
+    return replace(recipes.find(name), dataset="digits", **changes)
+
+
+def floor(recipe: Recipe, network: Network) -> Floor:
+    """Of one step of the recipe on its network."""
+    needed = 2 * recipe.batch_size * timing.needed(recipe, network, *timing.parts(network))
+    flops, moved = needed.tolist()  # two operations a multiplication, two bytes an element in bf16
+    return Floor(flops, moved, *max((flops / FLOPS, "arithmetic"), (moved / BYTES, "memory")))
+
+
+def measure(row: str, device: torch.device) -> dict:
+    """A row: milliseconds and kernels a step, the floor in milliseconds, and which share of the time it is."""
+    asked = recipe(row)
+    least, training = floor(asked, zoo.build(**asked.network)), Training(asked, Path(row), device)
+    for _ in range(WARM_UP + 5):  # the capture, and a few replays
+        training.advance()
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    for _ in range(STEPS):
+        training.advance()
+    end.record()
+    torch.cuda.synchronize(device)
+    ms = begin.elapsed_time(end) / STEPS
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        training.advance()
+        torch.cuda.synchronize(device)
+    return {"name": row, "ms": round(ms, 3), "kernels": kernels(profile.events()),
+            "floor_ms": round(1e3 * least.seconds, 3), "percent_of_floor": round(1e5 * least.seconds / ms, 1),
+            "bound": least.bound, "captured": training.captured.graph is not None}
+
+
+def kernels(events: Iterable) -> int:
+    """How many kernels a profile holds, without copies and fills."""
+    return sum(e.device_type == DeviceType.CUDA and not e.name.startswith(("Memcpy", "Memset")) for e in events)
+
+
+HEAD = f"{'step':24}{'ms':>9}{'kernels':>9}{'floor ms':>10}{'% of it':>9}  bound by"
+
+
+def line(row: dict) -> str:
+    numbers = f"{row['ms']:9.2f}{row['kernels']:9d}{row['floor_ms']:10.2f}{row['percent_of_floor']:9.1f}"
+    return f"{row['name']:24}{numbers}  {row['bound']}{'' if row['captured'] else '; not captured as a graph'}"
