@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from lib import ATLASES, RUNS, WorkbookError, data
+from lib import ATLASES, RUNS, data
 from lib.attacks.steps import Threat
 from lib.evaluation import atlas
 from lib.evaluation.views import Atlas
 from lib.training import loop, recipes
 from lib.training.recipes import RDI, Recipe
-from lib.workbook import networks, studies, style, tables
+from lib.workbook import networks, parameters, studies, style, tables
 from lib.workbook.networks import Trained
 from lib.workbook.parameters import Settings
 from lib.workbook.studies import Reading
@@ -59,6 +59,19 @@ def make() -> None:
         print(called, flush=True)
 
 
+def whole() -> list[int]:
+    """The seeds of which all four defences came along."""
+    return [seed for seed in SEEDS if all(place(defence, seed).is_file() for defence in RDI)]
+
+
+def resolve(namespace: dict, notebook: str, **by_preset) -> Settings:
+    """`parameters.resolve`; where fewer than two shipped seeds would be read, the quick size is trained instead."""
+    settings = parameters.resolve(namespace, notebook, **by_preset)
+    if settings.weights == "shipped" and len(whole()) < 2:
+        settings = studies.trained_here(namespace, notebook, **by_preset)
+    return settings
+
+
 def obtain(settings: Settings) -> dict[str, list[Reading]]:
     """{defence: its readings, one per training} at the settings' thresholds: shipped, or trained in this run."""
     found = shipped() if settings.weights == "shipped" else trained(settings)
@@ -69,11 +82,7 @@ def obtain(settings: Settings) -> dict[str, list[Reading]]:
 
 
 def shipped() -> Iterator[tuple[str, Trained, Atlas]]:
-    """Of each seed whose four defences came along. Raises WorkbookError where none did."""
-    whole = [seed for seed in SEEDS if all(place(defence, seed).is_file() for defence in RDI)]
-    if not whole:
-        raise WorkbookError("no records came with the repository; set weights = \"train\" to train and record some")
-    for seed, defence in itertools.product(whole, RDI):
+    for seed, defence in itertools.product(whole(), RDI):
         record = Atlas.load(place(defence, seed))
         yield defence, Trained(name(defence, seed), None, ""), record
 

@@ -88,11 +88,15 @@ def resolve(namespace: dict, notebook: str, needs: Mapping[str, Mapping[str, Seq
         if all(found.values()):
             vars(settings).update(found)
         else:
-            print("The networks of this notebook did not come with the repository: these are of preset quick, trained "
-                  "right here in seconds.\nThey show how it works, not what the paper's networks do.")
-            told = {"preset": "quick", "weights": "train"}
-            settings = parameters.resolve({**namespace, **told}, notebook, **by_preset)
+            settings = trained_here(namespace, notebook, **by_preset)
     return settings
+
+
+def trained_here(namespace: dict, notebook: str, **by_preset) -> Settings:
+    """What is done instead, and said, where a notebook's networks did not come along: the quick size is trained."""
+    print("The networks of this notebook did not come with the repository: these are of preset quick, trained right "
+          "here in seconds.\nThey show how it works, not what the paper's networks do.")
+    return parameters.resolve({**namespace, "preset": "quick", "weights": "train"}, notebook, **by_preset)
 
 
 def shipped_dataset(families: Mapping[str, Sequence[str]], asked: str, preset: str) -> str | None:
