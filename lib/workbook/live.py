@@ -10,13 +10,8 @@ import warnings
 import plotly.graph_objects as go
 from IPython.display import display
 
+from lib.progress import is_live as is_live
 from lib.workbook import pictures
-
-
-def is_live() -> bool:
-    """WORKBOOK_LIVE where it is set, else whether a Jupyter server started this kernel (papermill and nbval do not)."""
-    told = os.environ.get("WORKBOOK_LIVE", "")
-    return told not in ("0", "false") if told else "JPY_SESSION_NAME" in os.environ
 
 
 def on_screen(output):
