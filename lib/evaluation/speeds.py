@@ -1,5 +1,5 @@
 """How long a forward pass takes, networks or operating points taking turns on the same images; how long each part of
-one takes, and the exits and thresholds that make the most of that.
+one takes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,6 @@ from torch import Tensor
 
 import lib
 from lib import WorkbookError, randomness
-from lib.evaluation import routing
 from lib.evaluation.latency import _alternate, _name, _time, median_interval
 from lib.evaluation.routing import ExitCosts
 from lib.models import exits
@@ -85,57 +84,3 @@ def time_table(network: Network, images: Tensor, *, point: OperatingPoint | None
         heads.append(spent[1])
     per_image = [1e3 / len(images) * np.median(times[warm_up:], axis=0) for times in (trunk, heads)]
     return ExitCosts(np.cumsum(per_image[0]), per_image[1])
-
-
-def tuned(entropy: np.ndarray, correct: np.ndarray, costs: ExitCosts, slack: float = 0.005,
-          ranks: int = 64) -> tuple[float, ...]:
-    """The quickest exits and thresholds at which held-out images lose nothing against the last exit alone.
-
-    entropy, correct: (views, exits, M) of held-out images, the clean view first and any attacked ones after it.
-    Nothing lost: as many clean images right, and at most the share `slack` of all images fewer right in every view at
-    once, the per-image worst case. (Single views shift: who leaves early escapes an attack on the last exit.)
-    costs: a time table, or MACs.  Every set of exits is tried. From the first exit of a set on, each threshold rises
-    through `ranks` quantiles of the clean images that arrive and stops before the first one with a loss, however much
-    further ones might gain: what is chosen on few images then holds on others. The set that is quickest on the clean
-    images wins; -inf closes an exit.
-    """
-    views, num_exits, images = entropy.shape
-    fewest_clean, fewest = correct[0, -1].sum(), correct[:, -1].all(0).sum() - slack * images
-    found: list[tuple[float, tuple[float, ...]]] = []
-
-    def leave(k: int, threshold: float, waiting: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        leaves = waiting & (entropy[:, k] < np.float32(threshold))
-        return waiting & ~leaves, np.where(leaves, correct[:, k], right)
-
-    def highest(k: int, waiting: np.ndarray, right: np.ndarray) -> float:
-        ranked = np.append(np.unique(entropy[0, k, waiting[0]]), np.inf)
-        best = -np.inf
-        for threshold in ranked[np.unique(np.linspace(1, len(ranked) - 1, ranks).astype(int))]:
-            _, after = leave(k, threshold, waiting, right)
-            if after[0].sum() < fewest_clean or after.all(0).sum() < fewest:
-                break
-            best = threshold
-        return float(best)
-
-    def search(thresholds: tuple[float, ...], waiting: np.ndarray, right: np.ndarray) -> None:
-        k = len(thresholds)
-        if k == num_exits - 1:
-            leaving = routing.decide(entropy[0], thresholds)
-            found.append((costs.cumulative(thresholds)[leaving].mean(), thresholds))
-            return
-        search((*thresholds, -np.inf), waiting, right)
-        if waiting[0].any() and (threshold := highest(k, waiting, right)) > -np.inf:
-            search((*thresholds, threshold), *leave(k, threshold, waiting, right))
-
-    search((), np.ones((views, images), dtype=bool), correct[:, -1])
-    return min(found)[1]
-
-
-def imitated(entropy: np.ndarray, thresholds: Sequence[float], leaving: np.ndarray) -> tuple[float, ...]:
-    """Thresholds at which other images leave as those of `leaving` did at `thresholds`, the same exits open.
-
-    entropy: (exits, N) of those other images, so that a network can be timed on any.  leaving: (M,) exits, 0-based.
-    """
-    shares = np.bincount(leaving, minlength=len(entropy)) / len(leaving)
-    found = zip(routing.calibrate(entropy, shares[:-1]), thresholds, strict=True)
-    return tuple(max(t, -1.0) if asked > -np.inf else -np.inf for t, asked in found)  # open, even if nobody leaves

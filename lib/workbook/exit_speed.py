@@ -16,7 +16,7 @@ from torch import Tensor
 import lib
 from lib import randomness
 from lib.attacks import forms
-from lib.evaluation import latency, routing, rows, speeds
+from lib.evaluation import latency, rows, speeds, tuning
 from lib.evaluation.accuracy import paired_difference
 from lib.evaluation.routing import ExitCosts
 from lib.evaluation.views import Atlas
@@ -44,14 +44,15 @@ class Clock:
 class Routed:
     """A setting of exits at one batch size, judged on images that did not choose it.
 
-    exits: how many there are.  leaving: (views, N), 0-based.  right, last: (views, N) bool, by that setting and by the
-    last exit alone.  macs: share of the plain network's that a clean image costs.  latency: rows of `latency.measure`.
+    exits: how many there are.  leaving: (N,) where clean images leave, 0-based.  clean, worst: who is right, bool, by
+    that setting and by the last exit alone, (2, N) of clean images and (2, M) in all views of others at once.
+    macs: share of the plain network's that a clean image costs.  latency: rows of `latency.measure`.
     """
 
     exits: int
     leaving: np.ndarray
-    right: np.ndarray
-    last: np.ndarray
+    clean: np.ndarray
+    worst: np.ndarray
     macs: float
     latency: list[dict]
 
@@ -62,8 +63,7 @@ class Routed:
 
     def gain(self, attacked: bool) -> tuple[float, float, float]:
         """Points of accuracy over the last exit's, clean or in all views at once, with a 95 % interval."""
-        first, second = (r.all(0) if attacked else r[0] for r in (self.right, self.last))
-        found = paired_difference(first, second)
+        found = paired_difference(*(self.worst if attacked else self.clean))
         return tuple(100 * found[name] for name in ("difference", "low", "high"))
 
 
@@ -83,9 +83,11 @@ def record(settings: Settings) -> Atlas:
 def caption(settings: Settings, atlas: Atlas) -> str:
     """Which record tells who leaves where, and what was timed on."""
     threads, variant = torch.get_num_threads(), atlas.meta["data_variant"]
-    about = f"{len(atlas.labels):,} images of {atlas.meta['dataset']} ({variant})"
-    return (f"{atlas.meta['model']['name']}, {about}: half choose, half judge · seed {settings.seed} · "
-            f"{settings.device}, {threads} thread{'s' * (threads > 1)} · 95 % intervals")
+    held_out = atlas.meta.get("held_out_variant", "of the same dataset")
+    return (f"{atlas.meta['model']['name']}, {len(atlas.labels):,} images of {atlas.meta['dataset']} ({variant}) · "
+            f"chosen on {atlas.validation.correct.shape[1]:,} held-out clean images ({held_out}) and half of the "
+            f"attacked ones · seed {settings.seed} · {settings.device}, {threads} thread{'s' * (threads > 1)} · "
+            "95 % intervals")
 
 
 def clock(settings: Settings, atlas: Atlas) -> Clock:
@@ -134,28 +136,26 @@ def stage_figure(atlas: Atlas, clocked: Clock, caption: str) -> go.Figure:
 
 
 def routed(settings: Settings, atlas: Atlas, clocked: Clock) -> dict[tuple[str, int], Routed]:
-    """{(setting, batch size): ...}: every second image of the record chooses, the others judge; rows in the table."""
-    right, chosen, other = atlas.prediction == atlas.labels, slice(0, None, 2), slice(1, None, 2)
+    """{(setting, batch size): ...}, each timed; rows in the table."""
     with torch.no_grad():
         seen = exits.entropy(clocked.early(clocked.images)).cpu().numpy()
     found = {}
     for size, table in clocked.tables.items():
         timed: dict[tuple[float, ...], list[dict]] = {}
         asked = {} if not atlas.meta["paper_thresholds"] else {"the paper's thresholds": atlas.thresholds("paper")}
-        asked |= {f"tuned by {name}": speeds.tuned(atlas.entropy[..., chosen], right[..., chosen], costs)
+        asked |= {f"tuned by {name}": tuning.tuned_on(atlas, costs)
                   for name, costs in (("multiplications", atlas.exit_costs), ("measured time", table))}
         for name, thresholds in asked.items():
-            leaving = routing.decide(atlas.entropy[..., other], thresholds)
+            leaving, clean, worst = tuning.judged(atlas, thresholds)
             took = timed.get(thresholds) or latency.measure(
-                clocked.early, clocked.images, speeds.imitated(seen, thresholds, leaving[0]), plain=clocked.plain,
+                clocked.early, clocked.images, tuning.imitated(seen, thresholds, leaving), plain=clocked.plain,
                 batch_sizes=(size,), seconds=settings.seconds, seed=settings.seed)
             timed[thresholds] = took  # several settings may find the same thresholds
             told = dict(experiment=settings.notebook, preset=settings.preset, weights=settings.weights, defence=name,
                         threshold_source=name)
             rows.append(settings.run_dir.parent / "metrics.csv", [row | told for row in took])
-            found[name, size] = Routed(
-                atlas.num_exits, leaving, routing.at_exit(right[..., other], leaving), right[:, -1, other],
-                atlas.exit_costs.cumulative(thresholds)[leaving[0]].mean() / atlas.meta["plain_macs"], took)
+            macs = atlas.exit_costs.cumulative(thresholds)[leaving].mean() / atlas.meta["plain_macs"]
+            found[name, size] = Routed(atlas.num_exits, leaving, clean, worst, macs, took)
     return found
 
 
@@ -163,7 +163,7 @@ def routed_table(found: Mapping[tuple[str, int], Routed]) -> pd.DataFrame:
     """A line per setting and batch size: where images leave, what is saved, what it does to both accuracies."""
     lines = {}
     for (name, size), one in found.items():
-        shares = 100 * np.bincount(one.leaving[0], minlength=one.exits) / one.leaving.shape[1]
+        shares = 100 * np.bincount(one.leaving, minlength=one.exits) / len(one.leaving)
         lines[f"batch {size}", name] = {
             "leave at each exit, %": " ".join(f"{share:.0f}" for share in shares),
             "MACs saved, %": f"{100 * (1 - one.macs):.1f}", "time saved, %": interval(*one.time()),
@@ -193,7 +193,8 @@ def verdicts(found: Mapping[tuple[str, int], Routed]) -> list[dict]:
         if name.endswith("time"):
             for attacked, what, slack in ((False, "right on clean images", 0.0), (True, "under all attacks", -0.5)):
                 claim = f"{name}, batch {size}: as many {what}{f', but for {-slack} points' if slack else ''}"
-                lines.append(line(claim, one.gain(attacked), "points", one.leaving.shape[1], slack))
+                images = (one.worst if attacked else one.clean).shape[1]
+                lines.append(line(claim, one.gain(attacked), "points", images, slack))
     return lines
 
 

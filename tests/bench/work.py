@@ -18,7 +18,7 @@ import lib
 from lib import WorkbookError, data
 from lib.attacks import forms
 from lib.attacks.steps import Threat
-from lib.evaluation import routing, speeds
+from lib.evaluation import speeds, tuning
 from lib.evaluation.views import Atlas
 from lib.models import exits, zoo
 from lib.models.view import VIEWS, AttackView
@@ -30,8 +30,8 @@ from tests.bench import reference
 
 THREAT, BATCH = Threat(8 / 255, 2 / 255, 10), 32
 FEW = Threat(8 / 255, 2 / 255, 5)
-SHORT, ONE = Threat(8 / 255, 2 / 255, 3), Threat(8 / 255, 2 / 255, 1)  # for the checks before the timing
 RECORD = "rdi_resnet38_released"  # whose images tell how many leave at each exit
+SHORT, ONE = Threat(8 / 255, 2 / 255, 3), Threat(8 / 255, 2 / 255, 1)  # for the checks before the timing
 
 
 class Engine(NamedTuple):
@@ -197,23 +197,19 @@ def evaluation(rows: Sequence[str]) -> Work:
 def routed(rows: Sequence[str]) -> Work:
     """RDI-ResNet38 with early exits against its plain backbone, both folded, batches of the row's size.
 
-    Exits and thresholds are tuned with times measured here on half of the images of the released network's record,
-    clean and attacked; the other half tells what shares leave at each exit, and random images leave in those shares.
+    Exits and thresholds are tuned with times measured here, on the held-out clean images of the released network's
+    record and half of its attacked ones. The others judge, and tell what shares leave at each exit; random images
+    leave in those shares.
     """
     size, record = int(rows[0].removeprefix("routed_")), Atlas.load(lib.ATLASES / f"{RECORD}.safetensors")
     record = record.select(forms=("clean", *forms.paper_forms(record.num_exits)))
-    right = record.prediction == record.labels
     early, plain = (AttackView(zoo.build("resnet38", exits=e).eval()) for e in ("rdi", "none"))
     x, _ = batch(256)
-    chosen, other = slice(0, None, 2), slice(1, None, 2)
-    times = speeds.time_table(early, x[:size])
-    tuned = speeds.tuned(record.entropy[..., chosen], right[..., chosen], times)
-    leaving = routing.decide(record.entropy[..., other], tuned)
-    routed, last = routing.at_exit(right[..., other], leaving), right[:, -1, other]
-    clean, robust = (100 * (a.mean() - b.mean()) for a, b in ((routed[0], last[0]), (routed.all(0), last.all(0))))
+    tuned = tuning.tuned_on(record, speeds.time_table(early, x[:size]))
+    leaving, clean, worst = tuning.judged(record, tuned)
     with torch.no_grad():
         entropies = exits.entropy(early(x))
-    thresholds = speeds.imitated(entropies.numpy(), tuned, leaving[0])
+    thresholds = tuning.imitated(entropies.numpy(), tuned, leaving)
     point = OperatingPoint(thresholds=thresholds)
     require(torch.equal(exits.route(early, x, point)[1], exits.decide(entropies, thresholds)),
             "routed inference leaves at other exits than computing every exit and then choosing")
@@ -224,8 +220,9 @@ def routed(rows: Sequence[str]) -> Work:
             return [function(part) for part in parts]
 
     used = ", ".join(str(k + 1) for k in range(record.num_exits - 1) if tuned[k] > -np.inf)
-    note = (f"exits {used or 'none'}; on {leaving.shape[1]} other images clean {clean:+.1f} points, under all attacks "
-            f"{robust:+.1f}")
+    gains = ", ".join(f"{what} {100 * (ours.mean() - last.mean()):+.1f} points on {len(last):,} other images"
+                      for what, (ours, last) in (("clean", clean), ("under all attacks", worst)))
+    note = f"exits {used or 'none'}; {gains}"
     return Work(lambda: over(plain),
                 {rows[0]: Engine(lambda: over(lambda part: exits.route(early, part, point)), note)})
 

@@ -1,0 +1,70 @@
+"""The exits and thresholds that make the most of measured times, and how they do on images that did not choose them."""
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+
+from lib.evaluation import routing
+from lib.evaluation.routing import ExitCosts
+from lib.evaluation.views import Atlas, Validation
+
+
+def tuned(held_out: Validation, attacked: Validation, costs: ExitCosts, slack: float = 0.005,
+          ranks: int = 100) -> tuple[float, ...]:
+    """The quickest exits, with one threshold for all of them, at which held-out images lose nothing.
+
+    A loss is against the last exit alone.  held_out: clean images, (exits, M) each; as many must be right, and at most
+    the share `slack` wrong that the last exit has right: so few changes cannot win or lose much by chance.
+    attacked: views of other images, (views, exits, N) each; in all views at once, the per-image worst case, at most the
+    share `slack` fewer may be right. (Single views shift: who leaves early escapes an attack on the last exit.)
+    costs: a time table, or MACs.  Every set of exits is tried, and `ranks` quantiles of all entropies. One threshold in
+    place of one per exit: what is chosen on some images then holds on others. -inf closes an exit.
+    """
+    entropy, correct = held_out
+    early, last = len(entropy) - 1, correct[-1]
+    fewest = attacked.correct[:, -1].all(0).sum() - slack * attacked.correct.shape[-1]
+    ranked = np.append(np.unique(entropy[:-1])[1:], np.inf)
+    levels = ranked[np.unique(np.linspace(0, len(ranked) - 1, ranks).astype(int))]
+    closed = (-np.inf,) * early
+    best = costs.cumulative(closed)[-1], closed
+    for opened in itertools.product((False, True), repeat=early):
+        for level in levels:
+            thresholds = tuple(float(level) if one else -np.inf for one in opened)
+            leaving = routing.decide(entropy, thresholds)
+            right = routing.at_exit(correct, leaving)
+            if (last & ~right).sum() > slack * len(last):
+                break
+            spent = costs.cumulative(thresholds)[leaving].mean()
+            if right.sum() >= last.sum() and spent < best[0]:
+                worst = routing.at_exit(attacked.correct, routing.decide(attacked.entropy, thresholds)).all(0)
+                if worst.sum() >= fewest:
+                    best = spent, thresholds
+    return best[1]
+
+
+def tuned_on(atlas: Atlas, costs: ExitCosts) -> tuple[float, ...]:
+    """`tuned` on a record: on its held-out clean images, and on the attacks of every second of its images."""
+    right, attacks = atlas.prediction == atlas.labels, [view.attacked for view in atlas.views]
+    return tuned(atlas.validation, Validation(atlas.entropy[attacks, :, ::2], right[attacks, :, ::2]), costs)
+
+
+def judged(atlas: Atlas, thresholds: Sequence[float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """How a setting does on what `tuned_on` did not choose by: all clean images, and the other half in all views.
+
+    Returns leaving (N,), 0-based exits of the clean images; then who is right, bool, by the setting and by the last
+    exit alone: (2, N) of the clean images, (2, M) of the other half in all views at once.
+    """
+    right, leaving = atlas.prediction == atlas.labels, routing.decide(atlas.entropy, thresholds)
+    both, clean = np.stack([routing.at_exit(right, leaving), right[:, -1]]), atlas.names.index("clean")
+    return leaving[clean], both[:, clean], both[..., 1::2].all(1)
+
+
+def imitated(entropy: np.ndarray, thresholds: Sequence[float], leaving: np.ndarray) -> tuple[float, ...]:
+    """Thresholds at which other images leave as those of `leaving` did at `thresholds`, the same exits open.
+
+    entropy: (exits, N) of those other images, so that a network can be timed on any.  leaving: (M,) exits, 0-based.
+    """
+    shares = np.bincount(leaving, minlength=len(entropy)) / len(leaving)
+    found = zip(routing.calibrate(entropy, shares[:-1]), thresholds, strict=True)
+    return tuple(max(t, -1.0) if asked > -np.inf else -np.inf for t, asked in found)  # open, even if nobody leaves
