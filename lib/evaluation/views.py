@@ -105,8 +105,8 @@ class Validation(NamedTuple):
 @dataclass(frozen=True)
 class Atlas:
     """views: V of them.  prediction (V, exits, N) int16; entropy (V, exits, N) float32, natural log; margin
-    (V, exits, N) float32, true-class logit minus the largest other; labels (N,) int64.  meta: what it was made from
-    (see `record`).  validation: held-out entropies and correctness, or None.
+    (V, exits, N) float32 (float16 in shipped records), true-class logit minus the largest other; labels (N,) int64.
+    meta: what it was made from (see `record`).  validation: held-out entropies and correctness, or None.
     """
 
     views: tuple[View, ...]

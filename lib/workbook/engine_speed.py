@@ -71,8 +71,8 @@ def step_table(found: list[dict]) -> pd.DataFrame:
         seconds, ratio = by[label, "step_seconds"], by[label, "step_ratio"]
         passes = by[label, "step_passes"]["value"]
         lines[label] = {
-            "ms a step": f"{1e3 * seconds['value']:.0f} ({1e3 * seconds['low']:.0f}–{1e3 * seconds['high']:.0f})",
-            "times the first": f"{ratio['value']:.2f} ({ratio['low']:.2f}–{ratio['high']:.2f})",
+            "ms a step": tables.spread(seconds, 0, unit=1e3),
+            "times the first": tables.spread(ratio),
             "by counted passes": f"{by[label, 'step_ratio_predicted']['value']:.2f}",
             "passes an image": f"{passes:.1f}",
             "ms per image and pass": f"{1e3 * seconds['value'] / passes / seconds['images']:.3f}"}

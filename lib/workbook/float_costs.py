@@ -73,8 +73,8 @@ def step_table(rows: list[dict]) -> pd.DataFrame:
         seconds, ratio = found[method, "step_seconds"], found[method, "step_ratio"]
         predicted = found[method, "step_ratio_predicted"]["value"]
         lines[SPOKEN.get(method, method)] = {
-            "ms a step": f"{1e3 * seconds['value']:.0f} ({1e3 * seconds['low']:.0f}–{1e3 * seconds['high']:.0f})",
-            "times FLOAT's": f"{ratio['value']:.2f} ({ratio['low']:.2f}–{ratio['high']:.2f})",
+            "ms a step": tables.spread(seconds, 0, unit=1e3),
+            "times FLOAT's": tables.spread(ratio),
             "predicted by attacked images": f"{predicted:.2f}", "share explained": explained(ratio["value"], predicted),
             "paper (up to)": tables.number(STEP_RATIOS.value(PAPER_ROW.get(method, method), "times float"))}
     return pd.DataFrame(lines).T
@@ -120,8 +120,7 @@ def inference_table(rows: list[dict]) -> pd.DataFrame:
     lines: dict[str, dict] = {}
     for r in rows:
         what, digits = ("ms an image", 3) if r["metric"] == "latency_ms" else ("times plain", 2)
-        lines.setdefault(r["defence"], {})[f"{r['suite']}: {what}"] = (
-            f"{r['value']:.{digits}f} ({r['low']:.{digits}f}–{r['high']:.{digits}f})")
+        lines.setdefault(r["defence"], {})[f"{r['suite']}: {what}"] = tables.spread(r, digits)
     return pd.DataFrame(lines).T
 
 

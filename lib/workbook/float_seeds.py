@@ -98,7 +98,7 @@ def record(called: str, which: str) -> Path:
 def make(seeds=SEEDS) -> None:
     """Train and record the shipped pairs that are not there yet."""
     images = data.load(DATASET)
-    threat = Threat(images.threat["epsilon"], images.threat["step_size"], STEPS)
+    threat = dataclasses.replace(networks.customary(images), steps=STEPS)
     for called, asked in ((name(method, seed), recipe(method, seed)) for seed in seeds for method in METHODS):
         if not weights(called).is_file():
             shipping.halved(loop.fit(asked, RUNS / "seeds" / called, progress=False).path, weights(called))
@@ -125,7 +125,7 @@ def obtain(settings: Settings, which: str = "suite") -> dict[str, Repeated]:
 
 def shipped(method: str, which: str) -> list[Member]:
     """Of each seed whose pair came along. Raises WorkbookError where none did."""
-    whole = [seed for seed in SEEDS if all(record(name(m, seed), w).is_file() for m in METHODS for w in IMAGES)]
+    whole = networks.whole(SEEDS, lambda seed: [record(name(m, seed), w) for m in METHODS for w in IMAGES])
     if not whole:
         raise WorkbookError("no pair came with the repository; set weights = \"train\" to train some")
     members = []

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import fcntl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +41,11 @@ def shipped(folder: Path, family: str, preset: str) -> Path | None:
     return None
 
 
+def whole(seeds: Iterable[int], files: Callable[[int], Iterable[Path]]) -> list[int]:
+    """The seeds of which all files came along."""
+    return [seed for seed in seeds if all(path.is_file() for path in files(seed))]
+
+
 def obtain(settings: Settings, network: str, dataset: str, defence: str, **changes) -> Trained:
     """The network of one recipe: shipped, or trained once per run (`changes`: fields of the recipe).
 
@@ -71,12 +76,16 @@ def waiting_for(folder: Path) -> Iterator[None]:
         yield
 
 
+def customary(dataset: data.Dataset) -> Threat:
+    """The dataset's usual evaluation attack."""
+    return Threat(*(dataset.threat[name] for name in ("epsilon", "step_size", "steps")))
+
+
 def threat_of(settings: Settings, dataset: data.Dataset, **changes) -> Threat:
-    """The dataset's customary evaluation attack; at `quick` size with half the steps, each twice as long."""
-    usual = dataset.threat
-    steps = usual["steps"] if settings.preset != "quick" else max(5, usual["steps"] // 2)
-    step_size = usual["step_size"] * usual["steps"] / steps
-    return dataclasses.replace(Threat(usual["epsilon"], step_size, steps), **changes)
+    """The customary attack; at `quick` size with half the steps, each twice as long."""
+    usual = customary(dataset)
+    steps = usual.steps if settings.preset != "quick" else max(5, usual.steps // 2)
+    return dataclasses.replace(usual, **{"step_size": usual.step_size * usual.steps / steps, "steps": steps} | changes)
 
 
 def record(settings: Settings, trained: Trained, dataset: data.Dataset | None, images: int,

@@ -14,12 +14,11 @@ import numpy as np
 import pandas as pd
 
 from lib import ATLASES, RUNS, data
-from lib.attacks.steps import Threat
 from lib.evaluation import atlas
 from lib.evaluation.views import Atlas
 from lib.training import loop, recipes
 from lib.training.recipes import RDI, Recipe
-from lib.workbook import networks, parameters, studies, style, tables
+from lib.workbook import networks, parameters, shipping, studies, style, tables
 from lib.workbook.networks import Trained
 from lib.workbook.parameters import Settings
 from lib.workbook.studies import Reading
@@ -44,7 +43,7 @@ def place(defence: str, seed: int) -> Path:
 def make() -> None:
     """Train and record what is not there yet, seed after seed, so that each finished seed is a whole comparison."""
     images = data.load("fashion_mnist")
-    threat = Threat(images.threat["epsilon"], images.threat["step_size"], STEPS)
+    threat = dataclasses.replace(networks.customary(images), steps=STEPS)
     for seed, defence in itertools.product(SEEDS, reversed(RDI)):
         called, asked = name(defence, seed), recipe(defence, seed)
         target = place(defence, seed)
@@ -55,13 +54,13 @@ def make() -> None:
                              validation=images.validation, folder=RUNS / "seeds" / f"{called}-record",
                              dataset=images.name, data_variant=images.variant, defence=defence,
                              training_seed=seed, recipe_digest=asked.digest())
-        found.save(target)
+        shipping.light(found).save(target)
         print(called, flush=True)
 
 
 def whole() -> list[int]:
     """The seeds of which all four defences came along."""
-    return [seed for seed in SEEDS if all(place(defence, seed).is_file() for defence in RDI)]
+    return networks.whole(SEEDS, lambda seed: [place(defence, seed) for defence in RDI])
 
 
 def resolve(namespace: dict, notebook: str, **by_preset) -> Settings:

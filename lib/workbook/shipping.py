@@ -12,18 +12,18 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from lib import ATLASES, CHECKPOINTS, DATASETS, RUNS, checkpoints, data
 from lib.attacks import forms as attack_forms
-from lib.attacks.steps import Threat
 from lib.evaluation import atlas
 from lib.evaluation import grid as grids
 from lib.evaluation.atlas import Atlas
 from lib.models import released
 from lib.models.network import Network
 from lib.training import float_recipes, recipes
-from lib.workbook import lambda_study
+from lib.workbook import lambda_study, networks
 from lib.workbook.networks import Trained
 
 RELEASED = "rdi_resnet38_released"
@@ -49,20 +49,29 @@ def ship(name: str, images: int | None = None, forms: tuple[str, ...] | None = N
     shipped = halved(folder / "last.safetensors", CHECKPOINTS / f"{name}.safetensors")
     network = shipped.network
     dataset = data.load(recipe.dataset, shape=network.input_shape)
-    threat = Threat(*(dataset.threat[key] for key in ("epsilon", "step_size", "steps")))
-    told = dict(folder=folder / "record", checkpoint=shipped.digest, dataset=dataset.name,
-                data_variant=dataset.variant, defence=recipe.defence)
+    told = dict(folder=folder / "record", checkpoint=shipped.digest, defence=recipe.defence)
     if recipe.defence in float_recipes.METHODS:
-        todo, draws = lambda_study.planned(network, threat, **lambda_study.SIZES["laptop"])
-        found = grids.record(network, dataset.test[:images], todo, draws=draws, split="test", **told)
-        target = ATLASES / f"{name}-grid.safetensors"
-    else:
-        found = atlas.record(
-            network.to(memory_format=torch.channels_last), dataset.test[:images], threat=threat, seed=0,
-            forms=forms or ("clean", *attack_forms.names(network.num_exits)), batch_size=BATCH,
-            validation=dataset.validation, **told)
-        target = ATLASES / f"{name}.safetensors"
-    found.save(target)
+        return save_grid(name, network, dataset, images, **told)
+    forms = forms or ("clean", *attack_forms.names(network.num_exits))
+    found = atlas.record(network.to(memory_format=torch.channels_last), dataset.test[:images], forms=forms, seed=0,
+                         threat=networks.customary(dataset), batch_size=BATCH, validation=dataset.validation,
+                         dataset=dataset.name, data_variant=dataset.variant, **told)
+    target = ATLASES / f"{name}.safetensors"
+    light(found).save(target)
+    return target
+
+
+def light(found: Atlas) -> Atlas:
+    """The record as it is shipped: margins in half precision, which nobody reads thresholds off."""
+    return replace(found, margin=found.margin.astype(np.float16))
+
+
+def save_grid(name: str, network: Network, dataset: data.Dataset, images: int | None = None, **told) -> Path:
+    """Record and store the grid that the study of this network asks for; told: what else to remember."""
+    todo, draws = lambda_study.planned(network, networks.customary(dataset), **lambda_study.SIZES["laptop"])
+    target = ATLASES / f"{name}-grid.safetensors"
+    grids.record(network, dataset.test[:images], todo, draws=draws, split="test", dataset=dataset.name,
+                 data_variant=dataset.variant, **told).save(target)
     return target
 
 
@@ -72,15 +81,9 @@ def ship_mixtures(dataset: str = "digits") -> list[Path]:
             for method in ("pgd_at0", "pgd_at1")}
     ends = {method: Trained(f"resnet20-{dataset}-{method}-laptop", found.network, found.digest)
             for method, found in ends.items()}
-    images, paths = data.load(dataset, shape=ends["pgd_at0"].network.input_shape), []
-    threat = Threat(*(images.threat[key] for key in ("epsilon", "step_size", "steps")))
-    for mixed in lambda_study.mixed(ends).values():
-        todo, draws = lambda_study.planned(mixed.network, threat, **lambda_study.SIZES["laptop"])
-        found = grids.record(mixed.network, images.test, todo, draws=draws, split="test", checkpoint=mixed.digest,
-                             dataset=images.name, data_variant=images.variant, defence=mixed.defence)
-        paths.append(ATLASES / f"{mixed.name}-grid.safetensors")
-        found.save(paths[-1])
-    return paths
+    images = data.load(dataset, shape=ends["pgd_at0"].network.input_shape)
+    return [save_grid(mixed.name, mixed.network, images, checkpoint=mixed.digest, defence=mixed.defence)
+            for mixed in lambda_study.mixed(ends).values()]
 
 
 def ship_released(folder: Path | None = None) -> Path:
@@ -92,16 +95,15 @@ def ship_released(folder: Path | None = None) -> Path:
     folder = folder or RUNS / RELEASED
     weights = released.load(DATASETS / f"{RELEASED}.pth.tar")
     network, images = weights.network.to(memory_format=torch.channels_last), data.load(DATASETS / "cifar10_png")
-    threat = Threat(*(images.threat[key] for key in ("epsilon", "step_size", "steps")))
     told = dict(checkpoint=weights.digest, dataset="cifar10", data_variant=f"lossless, first {len(images.test):,}",
-                defence="max_average", threat=threat)
+                defence="max_average", threat=networks.customary(images))
     found = atlas.record(network, images.test, forms=("clean", *attack_forms.names(network.num_exits)), batch_size=50,
                          folder=folder / "record", **told)
     target = ATLASES / f"{RELEASED}.safetensors"
-    with_held_out(found, network).save(target)
+    light(with_held_out(found, network)).save(target)
     restarts = [atlas.record(network, images.test[:256], forms=("average",), batch_size=64, seed=seed,
                              folder=folder / f"restart{seed}", **told) for seed in range(1, 10)]
-    atlas.combine(restarts).save(ATLASES / "repeats" / f"{RELEASED}.safetensors")
+    light(atlas.combine(restarts)).save(ATLASES / "repeats" / f"{RELEASED}.safetensors")
     return target
 
 

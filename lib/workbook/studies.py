@@ -23,7 +23,7 @@ from lib.models import zoo
 from lib.models.cost import MEBI
 from lib.models.cost import cost as count
 from lib.models.network import Network
-from lib.training import float_recipes, loop, recipes
+from lib.training import loop, recipes
 from lib.training.recipes import Recipe
 from lib.workbook import networks, parameters, style, tables
 from lib.workbook.networks import Trained
@@ -112,7 +112,7 @@ def dataset(settings: Settings, name: str | None = None, shape: tuple[int, int, 
     """The dataset of the settings in the shape of the preset's networks; a shipped notebook downloads nothing."""
     name = name or settings.dataset
     if name == "digits" and shape is None:
-        shape = tuple(float_recipes.shape("resnet38", name, settings.preset))
+        shape = tuple(recipes.find(f"resnet38-{name}-main-{settings.preset}").network["input_shape"])
     return data.load(name, device=settings.device, shape=shape, download=settings.weights == "train")
 
 

@@ -50,6 +50,12 @@ def number(value: float | None, digits: int = 2) -> str:
     return DASH if value is None or math.isnan(value) else f"{value:.{digits}f}"
 
 
+def spread(row: Mapping, digits: int = 2, unit: float = 1.0) -> str:
+    """A tidy row's value with its interval, times `unit`."""
+    value, low, high = (f"{unit * row[name]:.{digits}f}" for name in ("value", "low", "high"))
+    return f"{value} ({low}–{high})"
+
+
 def forms(summaries: Mapping[str, dict]) -> pd.DataFrame:
     """Accuracy in percent: a line per network, a column per view, then the two worst cases and both costs (clean)."""
     lines = {}

@@ -1,0 +1,73 @@
+"""What comes with the repository: stored small, and every number computed from what is stored."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+import lib
+from lib import checkpoints, data
+from lib.evaluation.grid import Grid
+from lib.evaluation.views import Atlas
+from lib.workbook import networks, seeds, shipping
+from tests.networks import small
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    for name in ("CHECKPOINTS", "ATLASES"):
+        monkeypatch.setattr(shipping, name, tmp_path / name.lower())
+    return tmp_path
+
+
+def test_a_network_is_stored_in_half_precision_and_recorded_from_that_file(elsewhere):
+    name = "rdi_smallcnn-digits-main-laptop"
+    (elsewhere / "run").mkdir()
+    shutil.copy(lib.CHECKPOINTS / f"{name}.safetensors", elsewhere / "run" / "last.safetensors")
+    found = Atlas.load(shipping.ship(name, 8, ("clean", "main"), elsewhere / "run"))
+    stored = checkpoints.load(elsewhere / "checkpoints" / f"{name}.safetensors")
+    assert found.meta["checkpoint"] == stored.digest and found.prediction.shape == (2, 3, 8)
+    assert found.validation.correct.shape == (3, 200)
+    assert found.views[1].threat == networks.customary(data.load("digits"))
+    raw, _, _ = checkpoints.read(elsewhere / "checkpoints" / f"{name}.safetensors", "network")
+    assert all(t.dtype == torch.float16 for t in raw.values() if t.is_floating_point())
+    with torch.no_grad():
+        again = stored.network.eval()(data.load("digits", shape=(1, 28, 28)).test.floats(slice(0, 8))[0])
+    assert np.array_equal(again.argmax(-1).numpy(), found.view("clean").prediction)
+
+
+def test_a_once_for_all_network_gets_its_grid(elsewhere):
+    name = "resnet20-digits-pgd_at1-laptop"
+    (elsewhere / "run").mkdir()
+    shutil.copy(lib.CHECKPOINTS / f"{name}.safetensors", elsewhere / "run" / "last.safetensors")
+    path = shipping.ship(name, 4, folder=elsewhere / "run")
+    assert path.name == f"{name}-grid.safetensors" and Grid.load(path).meta["data_variant"] == "embedded"
+
+
+@pytest.mark.parametrize("path", sorted(lib.ATLASES.rglob("rdi_*.safetensors")), ids=lambda path: path.stem)
+def test_shipped_margins_are_light_and_still_tell_right_from_wrong(path):
+    found = Atlas.load(path)
+    assert found.margin.dtype == np.float16 and found.entropy.dtype == np.float32
+    assert ((found.margin > 0) == (found.prediction == found.labels)).all()
+
+
+def test_the_other_test_images_are_held_out_of_the_released_record(elsewhere, monkeypatch):
+    """Images that the record attacked must not choose; the copy stands in with digits here."""
+    images = data.load("digits", shape=(3, 16, 16))
+    monkeypatch.setattr(shipping.data, "load", lambda path: images)
+    network = small("resnet38", exits="rdi", input_shape=(3, 16, 16))
+    atlas = Atlas.load(lib.ATLASES / "rdi_smallcnn-digits-main-laptop.safetensors").select(images=slice(0, 450))
+    found = shipping.with_held_out(atlas, network)
+    assert found.validation.correct.shape == (7, 50)
+    assert found.meta["held_out_variant"] == "JPEG copy, test images 451 to 500"
+    with torch.no_grad():
+        said = network(images.test.floats(slice(450, 500))[0]).argmax(-1)
+    assert np.array_equal(found.validation.correct, (said == images.test.labels[450:]).numpy())
+
+
+def test_only_seeds_with_every_file_count(tmp_path):
+    for name in ("a0", "b0", "a1"):
+        (tmp_path / name).touch()
+    assert networks.whole((0, 1, 2), lambda seed: [tmp_path / f"a{seed}", tmp_path / f"b{seed}"]) == [0]
+    assert seeds.whole() == list(seeds.SEEDS)
