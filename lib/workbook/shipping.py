@@ -43,7 +43,7 @@ def ship(name: str, images: int | None = None, forms: tuple[str, ...] | None = N
     """Store the trained network `name` and the record of its test images (all, or the first `images`).
 
     A once-for-all network gets the grid that its study asks for. forms: of other networks' attacks, by default clean,
-    the paper's, random and gate-aware.  Returns the record's path.
+    the paper's, random and, where thresholds are published, gate-aware.  Returns the record's path.
     """
     recipe, folder = recipes.find(name), folder or RUNS / name
     shipped = halved(folder / "last.safetensors", CHECKPOINTS / f"{name}.safetensors")
@@ -52,7 +52,8 @@ def ship(name: str, images: int | None = None, forms: tuple[str, ...] | None = N
     told = dict(folder=folder / "record", checkpoint=shipped.digest, defence=recipe.defence)
     if recipe.defence in float_recipes.METHODS:
         return save_grid(name, network, dataset, images, **told)
-    forms = forms or ("clean", *attack_forms.names(network.num_exits))
+    known = [form for form in attack_forms.names(network.num_exits) if form != "gate_aware" or network.paper_thresholds]
+    forms = forms or ("clean", *known)
     found = atlas.record(network.to(memory_format=torch.channels_last), dataset.test[:images], forms=forms, seed=0,
                          threat=networks.customary(dataset), batch_size=BATCH, validation=dataset.validation,
                          dataset=dataset.name, data_variant=dataset.variant, **told)
