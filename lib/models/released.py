@@ -16,6 +16,7 @@ from lib import WorkbookError
 from lib.models import zoo
 from lib.models.network import Network
 
+NAME = "rdi_resnet38_released"  # of the file, and of the records made of it
 BLOCK = {"conv1": "main.0", "bn1": "main.1.norms.0", "conv2": "main.3", "bn2": "main.4.norms.0",
          "downsample.0": "shortcut.0", "downsample.1": "shortcut.1.norms.0"}
 HEADS = ({"1": "1", "2": "2.norms.0", "5": "5", "6": "6.norms.0", "9": "8"},

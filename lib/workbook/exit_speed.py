@@ -20,12 +20,11 @@ from lib.evaluation import latency, rows, speeds, tuning
 from lib.evaluation.accuracy import paired_difference
 from lib.evaluation.routing import ExitCosts
 from lib.evaluation.views import Atlas
-from lib.models import exits, zoo
+from lib.models import exits, released, zoo
 from lib.models.view import AttackView
 from lib.workbook import studies, style, tables
 from lib.workbook.parameters import Settings
 
-RECORD = "rdi_resnet38_released"
 SMALL = 0.005  # of the plain network's multiplications: parts below this have no rate worth telling
 
 
@@ -69,7 +68,7 @@ class Routed:
 
 def record(settings: Settings) -> Atlas:
     """Entropies and answers, clean and attacked: of the authors' released weights, or of a network trained here."""
-    path = lib.ATLASES / f"{RECORD}.safetensors"
+    path = lib.ATLASES / f"{released.NAME}.safetensors"
     if settings.weights == "shipped" and path.is_file():
         found = Atlas.load(path)
     else:

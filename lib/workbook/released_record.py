@@ -21,7 +21,6 @@ from lib.workbook.networks import Trained
 from lib.workbook.parameters import Settings
 from lib.workbook.studies import Reading
 
-NAME = "rdi_resnet38_released"
 # What the authors' own code says of the first 500 test images, clean, at the paper's thresholds.
 REFERENCE = {"right": 426, "leave at each exit": [37, 53, 71, 113, 87, 71, 68],
              "right at each exit": [367, 378, 399, 410, 414, 433, 431]}
@@ -53,7 +52,7 @@ def obtain(settings: Settings) -> Released:
     Raises WorkbookError where neither is at hand.
     """
     path, images = find(settings.file), networks.at_hand("cifar10_png") or networks.at_hand("cifar10")
-    shipped = lib.ATLASES / f"{NAME}.safetensors"
+    shipped = lib.ATLASES / f"{released.NAME}.safetensors"
     if shipped.is_file() and (settings.weights == "shipped" or path is None or images is None):
         record, again = Atlas.load(shipped), lib.ATLASES / "repeats" / shipped.name
         restarts, digest = Atlas.load(again) if again.is_file() else None, record.meta["checkpoint"]
@@ -63,7 +62,7 @@ def obtain(settings: Settings) -> Released:
     else:
         record, restarts, digest = attack(settings, path, images)
     network = None if path is None else lambda: released.load(path, settings.device).network
-    trained = Trained(NAME, network and network(), digest)
+    trained = Trained(released.NAME, network and network(), digest)
     return Released(studies.read(settings, trained, record, "paper"), restarts, images, network)
 
 

@@ -26,7 +26,6 @@ from lib.training import float_recipes, recipes
 from lib.workbook import lambda_study, networks
 from lib.workbook.networks import Trained
 
-RELEASED = "rdi_resnet38_released"
 BATCH = 125  # the fastest on one core; part of the record, since random starts are drawn per batch
 
 
@@ -93,18 +92,18 @@ def ship_released(folder: Path | None = None) -> Path:
 
     The weights have seen all training images, so that what is held out are the other test images, of the JPEG copy.
     """
-    folder = folder or RUNS / RELEASED
-    weights = released.load(DATASETS / f"{RELEASED}.pth.tar")
+    folder = folder or RUNS / released.NAME
+    weights = released.load(DATASETS / f"{released.NAME}.pth.tar")
     network, images = weights.network.to(memory_format=torch.channels_last), data.load(DATASETS / "cifar10_png")
     told = dict(checkpoint=weights.digest, dataset="cifar10", data_variant=f"lossless, first {len(images.test):,}",
                 defence="max_average", threat=networks.customary(images))
     found = atlas.record(network, images.test, forms=("clean", *attack_forms.names(network.num_exits)), batch_size=50,
                          folder=folder / "record", **told)
-    target = ATLASES / f"{RELEASED}.safetensors"
+    target = ATLASES / f"{released.NAME}.safetensors"
     light(with_held_out(found, network)).save(target)
     restarts = [atlas.record(network, images.test[:256], forms=("average",), batch_size=64, seed=seed,
                              folder=folder / f"restart{seed}", **told) for seed in range(1, 10)]
-    light(atlas.combine(restarts)).save(ATLASES / "repeats" / f"{RELEASED}.safetensors")
+    light(atlas.combine(restarts)).save(ATLASES / "repeats" / f"{released.NAME}.safetensors")
     return target
 
 

@@ -20,7 +20,7 @@ from lib.attacks import forms
 from lib.attacks.steps import Threat
 from lib.evaluation import speeds, tuning
 from lib.evaluation.views import Atlas
-from lib.models import exits, zoo
+from lib.models import exits, released, zoo
 from lib.models.view import VIEWS, AttackView
 from lib.operating_point import OperatingPoint
 from lib.randomness import generator
@@ -30,7 +30,6 @@ from tests.bench import reference
 
 THREAT, BATCH = Threat(8 / 255, 2 / 255, 10), 32
 FEW = Threat(8 / 255, 2 / 255, 5)
-RECORD = "rdi_resnet38_released"  # whose images tell how many leave at each exit
 SHORT, ONE = Threat(8 / 255, 2 / 255, 3), Threat(8 / 255, 2 / 255, 1)  # for the checks before the timing
 
 
@@ -201,7 +200,7 @@ def routed(rows: Sequence[str]) -> Work:
     record and half of its attacked ones. The others judge, and tell what shares leave at each exit; random images
     leave in those shares.
     """
-    size, record = int(rows[0].removeprefix("routed_")), Atlas.load(lib.ATLASES / f"{RECORD}.safetensors")
+    size, record = int(rows[0].removeprefix("routed_")), Atlas.load(lib.ATLASES / f"{released.NAME}.safetensors")
     record = record.select(forms=("clean", *forms.paper_forms(record.num_exits)))
     early, plain = (AttackView(zoo.build("resnet38", exits=e).eval()) for e in ("rdi", "none"))
     x, _ = batch(256)
