@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lib.evaluation import routing
+from lib.evaluation import accuracy, routing
 from lib.evaluation.routing import ExitCosts
 from lib.evaluation.views import Atlas, Validation
 
@@ -29,7 +29,7 @@ def tuned(held_out: Validation, attacked: Validation, costs: ExitCosts, slack: f
     closed = (-np.inf,) * early
     best = costs.cumulative(closed)[-1], closed
     for opened in itertools.product((False, True), repeat=early):
-        for level in levels:
+        for level in levels if any(opened) else ():
             thresholds = tuple(float(level) if one else -np.inf for one in opened)
             leaving = routing.decide(entropy, thresholds)
             right = routing.at_exit(correct, leaving)
@@ -55,9 +55,9 @@ def judged(atlas: Atlas, thresholds: Sequence[float]) -> tuple[np.ndarray, np.nd
     Returns leaving (N,), 0-based exits of the clean images; then who is right, bool, by the setting and by the last
     exit alone: (2, N) of the clean images, (2, M) of the other half in all views at once.
     """
-    right, leaving = atlas.prediction == atlas.labels, routing.decide(atlas.entropy, thresholds)
-    both, clean = np.stack([routing.at_exit(right, leaving), right[:, -1]]), atlas.names.index("clean")
-    return leaving[clean], both[:, clean], both[..., 1::2].all(1)
+    closed, clean = (-np.inf,) * (atlas.num_exits - 1), atlas.names.index("clean")
+    both = np.stack([list(accuracy.correct(atlas, at).values()) for at in (thresholds, closed)])
+    return routing.decide(atlas.entropy[clean], thresholds), both[:, clean], both[..., 1::2].all(1)
 
 
 def imitated(entropy: np.ndarray, thresholds: Sequence[float], leaving: np.ndarray) -> tuple[float, ...]:

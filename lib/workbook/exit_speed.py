@@ -138,13 +138,13 @@ def routed(settings: Settings, atlas: Atlas, clocked: Clock) -> dict[tuple[str, 
     """{(setting, batch size): ...}, each timed; rows in the table."""
     with torch.no_grad():
         seen = exits.entropy(clocked.early(clocked.images)).cpu().numpy()
-    found = {}
+    found, fixed = {}, {}
+    if atlas.meta["paper_thresholds"]:
+        fixed["the paper's thresholds"] = atlas.thresholds("paper")
+    fixed["tuned by multiplications"] = tuning.tuned_on(atlas, atlas.exit_costs)
     for size, table in clocked.tables.items():
         timed: dict[tuple[float, ...], list[dict]] = {}
-        asked = {} if not atlas.meta["paper_thresholds"] else {"the paper's thresholds": atlas.thresholds("paper")}
-        asked |= {f"tuned by {name}": tuning.tuned_on(atlas, costs)
-                  for name, costs in (("multiplications", atlas.exit_costs), ("measured time", table))}
-        for name, thresholds in asked.items():
+        for name, thresholds in (fixed | {"tuned by measured time": tuning.tuned_on(atlas, table)}).items():
             leaving, clean, worst = tuning.judged(atlas, thresholds)
             took = timed.get(thresholds) or latency.measure(
                 clocked.early, clocked.images, tuning.imitated(seen, thresholds, leaving), plain=clocked.plain,

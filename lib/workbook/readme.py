@@ -12,7 +12,7 @@ from lib.evaluation.grid import Grid
 from lib.workbook import float_seeds, lambda_study, report, style
 from lib.workbook.lambda_study import Member
 from lib.workbook.networks import Trained
-from lib.workbook.tables import DASH
+from lib.workbook.tables import DASH, spread
 
 README = ROOT / "README.md"
 MARK = "<!-- {}: written by python -m lib.workbook.readme -->"
@@ -64,7 +64,7 @@ def once_for_all() -> str:
         width = max(member.network.widths) if "width" in member.network.knobs else None
         ends = [points.interval(member.read(n, 0.0, width).share(what)) for n in (0.0, 1.0)
                 for what in ("clean", "union")]
-        shown = " | ".join(f"{100 * e['value']:.1f} ({100 * e['low']:.1f}–{100 * e['high']:.1f})" for e in ends)
+        shown = " | ".join(spread(e, 1, unit=100) for e in ends)
         count = sum(p.numel() for p in member.network.parameters())
         lines.append(f"| {name} | {member.grid.meta['dataset']}, {len(member.grid.labels):,} | {shown} | {count:,} |")
     return "\n".join(lines)
