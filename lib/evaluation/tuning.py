@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from lib.attacks import forms
 from lib.evaluation import accuracy, routing
 from lib.evaluation.routing import ExitCosts
 from lib.evaluation.views import Atlas, Validation
@@ -41,6 +42,11 @@ def tuned(held_out: Validation, attacked: Validation, costs: ExitCosts, slack: f
                 if worst.sum() >= fewest:
                     best = spent, thresholds
     return best[1]
+
+
+def of_paper_forms(atlas: Atlas) -> Atlas:
+    """The record's clean view and the paper's attacks, which know of no thresholds and hold at any."""
+    return atlas.select(forms=("clean", *forms.paper_forms(atlas.num_exits)))
 
 
 def tuned_on(atlas: Atlas, costs: ExitCosts) -> tuple[float, ...]:

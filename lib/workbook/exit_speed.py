@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 import lib
-from lib import randomness
-from lib.attacks import forms
-from lib.evaluation import latency, rows, speeds, tuning
+from lib import WorkbookError, randomness
+from lib.evaluation import accuracy, latency, rows, speeds, tuning
 from lib.evaluation.accuracy import paired_difference
 from lib.evaluation.routing import ExitCosts
 from lib.evaluation.views import Atlas
@@ -75,18 +74,22 @@ def record(settings: Settings) -> Atlas:
         asked = {"trained": ("rdi_resnet38", settings.defence)}
         views = dict(forms=("clean", "main", "average")) if settings.preset == "quick" else {}
         found = studies.study(settings, studies.dataset(settings), asked, **views)["trained"].atlas
-    known = ("clean", *forms.paper_forms(found.num_exits))
-    return found.select(forms=[form for form in found.names if form in known])
+    return tuning.of_paper_forms(found)
 
 
 def caption(settings: Settings, atlas: Atlas) -> str:
     """Which record tells who leaves where, and what was timed on."""
-    threads, variant = torch.get_num_threads(), atlas.meta["data_variant"]
-    held_out = atlas.meta.get("held_out_variant", "of the same dataset")
-    return (f"{atlas.meta['model']['name']}, {len(atlas.labels):,} images of {atlas.meta['dataset']} ({variant}) · "
-            f"chosen on {atlas.validation.correct.shape[1]:,} held-out clean images ({held_out}) and half of the "
-            f"attacked ones · seed {settings.seed} · {settings.device}, {threads} thread{'s' * (threads > 1)} · "
-            "95 % intervals")
+    threads = torch.get_num_threads()
+    return (f"{atlas.meta['model']['name']} · {atlas.meta['dataset']} ({atlas.meta['data_variant']}) · seed "
+            f"{settings.seed} · {settings.device}, {threads} thread{'s' * (threads > 1)} · 95 % intervals")
+
+
+def choosers(atlas: Atlas) -> str:
+    """Which images choose, and which judge."""
+    held_out, variant = atlas.validation.correct.shape[1], atlas.meta.get("held_out_variant", "of the same dataset")
+    images = len(atlas.labels)
+    return (f"chosen on {held_out:,} held-out clean images ({variant}) and on {images - images // 2:,} attacked ones;\n"
+            f"judged on {images:,} clean images and on {images // 2:,} other attacked ones")
 
 
 def clock(settings: Settings, atlas: Atlas) -> Clock:
@@ -195,6 +198,25 @@ def verdicts(found: Mapping[tuple[str, int], Routed]) -> list[dict]:
                 images = (one.worst if attacked else one.clean).shape[1]
                 lines.append(line(claim, one.gain(attacked), "points", images, slack))
     return lines
+
+
+def gated(settings: Settings, atlas: Atlas) -> list[dict]:
+    """The verdict on the exits tuned by multiplications when an attack that follows their gates joins the others.
+
+    Where weights are shipped: that attack was recorded on the judging images. The last exit alone, which has no gates,
+    meets one attack fewer.
+    """
+    path = lib.ATLASES / "repeats" / f"{released.NAME}-gates.safetensors"
+    if settings.weights != "shipped" or not path.is_file():
+        return []
+    found, thresholds = Atlas.load(path), tuning.tuned_on(atlas, atlas.exit_costs)
+    if found.meta["checkpoint"] != atlas.meta["checkpoint"] or not found.views[0].exact_at(thresholds):
+        raise WorkbookError(f"{path.name} is of other weights or gates; record the released weights again")
+    ours, last = tuning.judged(atlas, thresholds)[2]
+    ours = ours & accuracy.correct(found, thresholds)["gate_aware"]
+    told = paired_difference(ours, last)
+    claim = "tuned by multiplications, its gates attacked as well: as many under all attacks, but for 0.5 points"
+    return [line(claim, tuple(100 * told[n] for n in ("difference", "low", "high")), "points", len(ours), -0.5)]
 
 
 def line(claim: str, measured: tuple[float, float, float], unit: str, images: int, least: float) -> dict:

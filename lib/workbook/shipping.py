@@ -17,7 +17,7 @@ import torch
 
 from lib import ATLASES, CHECKPOINTS, DATASETS, RUNS, checkpoints, data
 from lib.attacks import forms as attack_forms
-from lib.evaluation import atlas
+from lib.evaluation import atlas, tuning
 from lib.evaluation import grid as grids
 from lib.evaluation.atlas import Atlas
 from lib.models import released
@@ -88,7 +88,8 @@ def ship_mixtures(dataset: str = "digits") -> list[Path]:
 
 def ship_released(folder: Path | None = None) -> Path:
     """Record the released RDI-ResNet38 on the lossless CIFAR-10 test images that are at hand: every form, and as
-    control nine restarts of the average attack on the first 256 (as many tries as there are forms).
+    control nine restarts of the average attack on the first 256 (as many tries as there are forms). On the images that
+    judge tuned exits, also the attack that follows the gates of those tuned by multiplications.
 
     The weights have seen all training images, so that what is held out are the other test images, of the JPEG copy.
     """
@@ -100,11 +101,21 @@ def ship_released(folder: Path | None = None) -> Path:
     found = atlas.record(network, images.test, forms=("clean", *attack_forms.names(network.num_exits)), batch_size=50,
                          folder=folder / "record", **told)
     target = ATLASES / f"{released.NAME}.safetensors"
-    light(with_held_out(found, network)).save(target)
+    found = light(with_held_out(found, network))
+    found.save(target)
+    save_gated(found, network, images.test, folder, **told)
     restarts = [atlas.record(network, images.test[:256], forms=("average",), batch_size=64, seed=seed,
                              folder=folder / f"restart{seed}", **told) for seed in range(1, 10)]
     light(atlas.combine(restarts)).save(ATLASES / "repeats" / f"{released.NAME}.safetensors")
     return target
+
+
+def save_gated(found: Atlas, network: Network, images: data.Split, folder: Path, **told) -> None:
+    """Record the gate-aware attack on the judging images at the exits that `tuning` finds by multiplications."""
+    chosen = tuning.tuned_on(tuning.of_paper_forms(found), found.exit_costs)
+    made = atlas.record(network, images[1::2], forms=("gate_aware",), thresholds=chosen, batch_size=50,
+                        folder=folder / "gates", **told)
+    light(made).save(ATLASES / "repeats" / f"{released.NAME}-gates.safetensors")
 
 
 def with_held_out(found: Atlas, network: Network) -> Atlas:

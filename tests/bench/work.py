@@ -201,7 +201,7 @@ def routed(rows: Sequence[str]) -> Work:
     leave in those shares.
     """
     size, record = int(rows[0].removeprefix("routed_")), Atlas.load(lib.ATLASES / f"{released.NAME}.safetensors")
-    record = record.select(forms=("clean", *forms.paper_forms(record.num_exits)))
+    record = tuning.of_paper_forms(record)
     early, plain = (AttackView(zoo.build("resnet38", exits=e).eval()) for e in ("rdi", "none"))
     x, _ = batch(256)
     tuned = tuning.tuned_on(record, speeds.time_table(early, x[:size]))
