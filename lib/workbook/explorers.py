@@ -18,7 +18,7 @@ from lib.evaluation.views import Atlas
 from lib.models.network import Network
 from lib.operating_point import OperatingPoint
 from lib.workbook import exit_panels, live, microscope, style, tables
-from lib.workbook.published import DATASETS
+from lib.workbook.published import suited
 from lib.workbook.strip import Strip, as_pixels
 
 SETTINGS = ("paper", "equal share", "budget", "last exit only", "by hand")
@@ -141,9 +141,7 @@ class ThresholdExplorer:
         self.atlas = self.subject.atlas
         if self.form not in self.atlas.names:
             self.form = self.atlas.names[-1]
-        meta = self.atlas.meta
-        published = meta["paper_thresholds"] and (meta.get("dataset") in DATASETS or self.atlas.validation is None)
-        self.setting = "paper" if published else "equal share"
+        self.setting = {"paper": "paper", "calibrated": "equal share"}[suited(self.atlas)]
         self.thresholds = thresholds_for(self.atlas, self.setting)
         self.sample = np.unique(np.linspace(0, len(self.atlas.labels) - 1, SAMPLE).round().astype(int))
         first, stop = self.atlas.meta["images"]

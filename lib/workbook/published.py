@@ -6,6 +6,8 @@ Hu et al., "Triple Wins" (ICLR 2020). Accuracies and savings in percent; paper_m
 
 from dataclasses import dataclass
 
+from lib.evaluation.views import Atlas
+
 DATASETS = ("mnist", "cifar10", "cifar10_png")  # whose networks the published thresholds were tuned for
 DEFENCES = ("standard", "main", "average", "max_average")
 
@@ -70,3 +72,10 @@ RELEASED_MNIST_LOG = Published("Released test log, RDI-SmallCNN on MNIST, PGD-40
 
 FIGURE_6 = {"sparse structure selection, defended": dict(paper_mflops=49.38),
             "rdi_resnet38 max_average": dict(paper_mflops=48.35)}
+
+
+def suited(atlas: Atlas) -> str:
+    """Which thresholds a record is shown at first: "paper" on the paper's datasets, or where no images were held out to
+    choose others on; else "calibrated"."""
+    fits = atlas.meta.get("dataset") in DATASETS or atlas.validation is None
+    return "paper" if atlas.meta["paper_thresholds"] and fits else "calibrated"
