@@ -129,11 +129,6 @@ def test_headless_a_figure_is_shown_with_its_title_as_text(monkeypatch):
     json.dumps(bundle)
 
 
-def test_without_a_browser_a_figure_has_no_picture_and_nothing_fails(monkeypatch):
-    monkeypatch.setattr(live, "_picture_server", lambda: False)
-    assert live.png(figures.trade_offs({"main": reading()}, "ten images")) is None
-
-
 @pytest.mark.parametrize("told, session, expected", [("1", False, True), ("0", True, False), (None, True, True),
                                                      (None, False, False), ("", True, True)])
 def test_live_is_what_the_environment_says_or_a_jupyter_session(monkeypatch, told, session, expected):

@@ -1,9 +1,17 @@
 import io
+import os
+import shutil
+import time
 
 import numpy as np
+import psutil
+import pytest
 from PIL import Image
 
-from lib.workbook import pictures
+from lib.workbook import children, pictures
+
+FIGURE = '{"data": [{"y": [1, 2]}], "layout": {}}'
+BROWSERS = {"exits": "exit 1", "hangs": "exec sleep 98765", "talks": "echo nonsense; exec sleep 98765"}
 
 
 def test_a_smaller_picture_looks_the_same():
@@ -18,3 +26,42 @@ def test_a_smaller_picture_looks_the_same():
     file = io.BytesIO()
     Image.fromarray(noise).save(file, "png")
     assert len(pictures.small(file.getvalue())) < len(file.getvalue()) / 2
+
+
+@pytest.mark.parametrize("kind", BROWSERS)
+def test_a_browser_that_ends_or_never_answers_costs_seconds_once(kind, tmp_path, monkeypatch, capfd):
+    """The real helper with a real process for a browser; then no more waiting, and no process left."""
+    for name in ("chromium", "chromium-browser", "google-chrome", "chrome"):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{BROWSERS[kind]}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("BROWSER_PATH", str(tmp_path / "chromium"))
+    monkeypatch.setattr(pictures, "FIRST", 6.0)
+    painter, begun = pictures.Painter(), time.monotonic()
+    assert painter.draw(FIGURE) is None and time.monotonic() - begun < 12
+    again = time.monotonic()
+    assert [painter.draw(FIGURE) for _ in range(20)] == [None] * 20 and time.monotonic() - again < 0.1
+    assert capfd.readouterr().err.count("figures stay without pictures") == 1
+    assert not [one for one in psutil.process_iter(["cmdline"]) if "98765" in (one.info["cmdline"] or [])]
+
+
+@pytest.mark.parametrize("name, value", [("BROWSER_PATH", "/usr/bin/false"), ("TMPDIR", "/nowhere/at/all")])
+def test_a_wrong_environment_does_no_more_than_cost_the_picture(name, value, monkeypatch):
+    monkeypatch.setenv(name, value)
+    begun = time.monotonic()
+    pictures.Painter().draw(FIGURE)
+    assert time.monotonic() - begun < 12
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("chromium") and not shutil.which("google-chrome"), reason="needs a browser")
+def test_a_browser_killed_after_the_first_picture_is_given_up():
+    painter = pictures.Painter()
+    made = painter.draw(FIGURE, width=300, height=200, scale=1)
+    assert Image.open(io.BytesIO(made)).size == (300, 200)
+    helper, *browser = children.tree(painter.process)
+    assert browser
+    children.kill(browser)
+    begun = time.monotonic()
+    assert painter.draw(FIGURE) is None and time.monotonic() - begun < 8
+    assert not helper.is_running() and not any(one.is_running() for one in browser)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from plotly.offline import get_plotlyjs
 
 from lib import WorkbookError
 from lib.evaluation import rows
@@ -22,6 +23,11 @@ settings = parameters.resolve(globals(), "{stem}")
 rows.append(settings.run_dir.parent / "metrics.csv", [dict(experiment="{stem}", metric="value", value=settings.{own})])
 print("value", settings.{own}, settings.preset, settings.weights)
 '''
+FIGURE = """
+import plotly.graph_objects as go
+from lib.workbook import live
+live.show(go.Figure(go.Scatter(y=[1, 2, 4]), dict(title="<b>A</b> figure </script>")))
+"""
 
 
 def notebook(folder: Path, stem: str, parameters: str, *cells: str, tagged: bool = True) -> Path:
@@ -38,7 +44,8 @@ def place(tmp_path, monkeypatch):
     """Three notebooks, the second of which fails, in a workbook of their own."""
     folder, steps = tmp_path / "notebooks", "steps: int = 3  # steps"
     folder.mkdir()
-    notebook(folder, "01_first", "epsilon: float = 0.3  # budget", MEASURE.format(stem="01_first", own="epsilon"))
+    notebook(folder, "01_first", "epsilon: float = 0.3  # budget", MEASURE.format(stem="01_first", own="epsilon"),
+             FIGURE)
     notebook(folder, "02_broken", steps, "print('so far')", "raise ValueError('<no> such thing')")
     notebook(folder, "03_last", steps, MEASURE.format(stem="03_last", own="steps"))
     monkeypatch.setattr(runs, "NOTEBOOKS", folder)
@@ -116,11 +123,16 @@ def test_a_broken_notebook_fails_the_run_and_stops_no_other(place, capsys):
 
 def check_page(page: str, folder: Path):
     """The index opens without network, escapes what cells said, and links what exists."""
+    script = get_plotlyjs()  # it names addresses that it asks only for maps
+    assert page.count(script) == 1
+    page = page.replace(script, "")
     assert "https://" not in page and "http://" not in page and "<no> such" not in page and "&lt;no&gt; such" in page
+    assert page.count('class="plotly-graph-div"') == 1 and (folder / "plotly.min.js").read_text() == script
     assert "value 0.03137254901960784 quick train" in page
     links = re.findall(r'href="([^"]+)"', page)
     assert "metrics.csv" in links and all((folder / link).exists() for link in links)
     executed = (folder / "01_first" / "01_first.html").read_text()
+    assert 'src="../plotly.min.js"' in executed and 'class="plotly-graph-div"' in executed
     assert "https://" not in executed and "value 0.03137254901960784" in executed
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from lib import __version__, checkpoints
 
+PLOTLY = "application/vnd.plotly.v1+json"
 STYLE = """
 body{font:16px/1.55 system-ui,-apple-system,"Segoe UI",sans-serif;color:#1d2733;max-width:1080px;margin:2.5rem auto}
 body{padding:0 1.2rem}h1{font-size:1.7rem;margin:.2em 0}
@@ -33,21 +34,29 @@ def title(notebook: Path) -> str:
 
 
 def page(executed: Path) -> Path:
-    """An executed notebook as one HTML file beside it that needs no network: code folded away, figures as pictures."""
+    """An executed notebook as an HTML file beside it that needs no network: code left out, Plotly's script in the run's
+    folder."""
     import nbformat
     from nbconvert import HTMLExporter
+    from plotly.offline import get_plotlyjs
 
     exporter = HTMLExporter(template_name="basic", exclude_input=True, exclude_output_prompt=True, anchor_link_text="")
-    body, _ = exporter.from_notebook_node(nbformat.read(executed, as_version=4))
-    target = executed.with_suffix(".html")
-    back = '<p><a href="../index.html">← all notebooks</a></p>'
-    checkpoints.replace(target, _document(title(executed), back + body).encode())
+    notebook = nbformat.read(executed, as_version=4)
+    for data in (o["data"] for cell in notebook.cells for o in cell.get("outputs", ()) if PLOTLY in o.get("data", {})):
+        data["text/html"] = _figure(data[PLOTLY])
+    body, _ = exporter.from_notebook_node(notebook)
+    target, script = executed.with_suffix(".html"), executed.parent.parent / "plotly.min.js"
+    if not script.exists():
+        checkpoints.replace(script, get_plotlyjs().encode())
+    head = '<script src="../plotly.min.js"></script><p><a href="../index.html">← all notebooks</a></p>'
+    checkpoints.replace(target, _document(title(executed), head + body).encode())
     return target
 
 
 def write(folder: Path, jobs, seconds: float) -> Path:
     """`index.html` of a run: every notebook with its question, outcome and headline outputs, then the main numbers."""
     import torch
+    from plotly.offline import get_plotlyjs
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
     first = jobs[0].parameters if jobs else {}
@@ -55,7 +64,7 @@ def write(folder: Path, jobs, seconds: float) -> Path:
              f"torch {torch.__version__} · Python {platform.python_version()} · version {__version__} · "
              f"{datetime.now():%Y-%m-%d %H:%M} · {seconds:.0f} s")
     rows = "".join(_row(job) for job in jobs)
-    body = (f'<h1>The trade-off workbook</h1><p class="muted">{html.escape(facts)}</p>'
+    body = (f'<script>{get_plotlyjs()}</script><h1>The trade-off workbook</h1><p class="muted">{html.escape(facts)}</p>'
             '<table><thead><tr><th>notebook</th><th style="text-align:left">what it asks</th><th>outcome</th>'
             f"<th>seconds</th></tr></thead>{rows}</table>"
             + "".join(_section(job) for job in jobs))
@@ -101,6 +110,8 @@ def _output(output: dict) -> str:
     def text(mime):
         return "".join(data[mime])
 
+    if PLOTLY in data:
+        return _figure(data[PLOTLY])
     if "image/png" in data:
         return f'<img alt="figure" src="data:image/png;base64,{text("image/png").strip()}">'
     if "image/svg+xml" in data:
@@ -111,6 +122,14 @@ def _output(output: dict) -> str:
     if "text/markdown" in data:
         return f"<pre>{html.escape(text('text/markdown'))}</pre>"
     return f"<pre>{html.escape(text('text/plain'))}</pre>" if "text/plain" in data else ""
+
+
+def _figure(plotly: dict) -> str:
+    """A figure as HTML that the page's own Plotly script draws."""
+    import plotly.io as pio
+
+    config = {"displaylogo": False, "responsive": True}
+    return pio.to_html(plotly, config, full_html=False, include_plotlyjs=False, validate=False)
 
 
 def _document(name: str, body: str) -> str:

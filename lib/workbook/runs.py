@@ -226,7 +226,7 @@ def forget(job: Job) -> None:
 def child(job: Job, threads: int | None = None) -> tuple[int, str]:
     """(exit code, last line it said) of the notebook in its own process, which finds this checkout's lib first."""
     outside = os.environ.get("PYTHONPATH")
-    environment = os.environ | {"WORKBOOK_LIVE": "0", "WORKBOOK_PNG": "1",
+    environment = os.environ | {"WORKBOOK_LIVE": "0",
                                 "PYTHONPATH": os.pathsep.join([str(ROOT)] + ([outside] if outside else []))}
     if threads:
         environment |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
