@@ -6,11 +6,13 @@ import os
 import runpy
 from pathlib import Path
 
+import numpy as np
 import pandas
 import torch
 
 from lib import ROOT, RUNS, WorkbookError, checkpoints, data
 from lib.attacks import forms as attack_forms
+from lib.attacks.audit import audit
 from lib.attacks.steps import Threat
 from lib.data import Dataset, Split
 from lib.evaluation import accuracy, atlas, routing
@@ -22,6 +24,7 @@ from lib.models.network import Network
 from lib.operating_point import OperatingPoint
 from lib.training import loop, recipes
 
+AUDITED = 64  # the first images, which the audit looks at
 GREY = {"smallcnn": (1, 28, 28)}  # the shape a model was published for; the others take 3x32x32
 LEGACY = (".pth", ".pt", ".tar")  # the released weights of other authors
 
@@ -73,6 +76,11 @@ def evaluate(args) -> None:
         dataset=dataset.name, data_variant=dataset.variant, checkpoint=loaded.digest,
         defence=(loaded.metadata.get("recipe") or {}).get("defence"),
     )  # fmt: skip
+    point = OperatingPoint(thresholds=thresholds) if network.num_exits > 1 else None
+    right = np.logical_and.reduce(list(accuracy.correct(record, thresholds).values()))
+    audited = audit(network, *images[:AUDITED].floats(), threat, point, seed=args.seed,
+                    right=torch.from_numpy(right[:AUDITED]).to(device))  # fmt: skip
+    record = dataclasses.replace(record, meta={**record.meta, "audit": audited})
     if args.save_atlas:
         record.save(args.save_atlas)
     found = accuracy.summary(record, thresholds)
@@ -82,7 +90,7 @@ def evaluate(args) -> None:
         "forms": {name: {key: found["forms"][form][key] for key in
                          ("correct", "exits", "per_exit", "paper_mflops", "cumulative_macs")}
                   for name, form in forms.items()},
-        "worst_form": found["worst_form"], "union_correct": found["union_correct"],
+        "worst_form": found["worst_form"], "union_correct": found["union_correct"], "audit": audited,
     })  # fmt: skip
 
 
@@ -167,9 +175,12 @@ def find_images(asked: tuple[int, int | None] | None, dataset: Dataset) -> tuple
 
 
 def find_threat(args, dataset: Dataset) -> Threat:
-    """The budget: the flags, and the dataset's customary values where they are missing."""
+    """The budget: the flags, and the dataset's customary values where they are missing; its step follows epsilon."""
     given = {name: getattr(args, name) for name in ("epsilon", "step_size", "steps")}
-    return Threat(**{name: dataset.threat[name] if value is None else value for name, value in given.items()})
+    usual = dict(dataset.threat)
+    if given["epsilon"]:
+        usual["step_size"] *= given["epsilon"] / usual["epsilon"]
+    return Threat(**{name: usual[name] if value is None else value for name, value in given.items()})
 
 
 def find_thresholds(asked, network: Network, held_out: atlas.Validation | None) -> tuple[tuple[float, ...], str]:
@@ -196,7 +207,9 @@ def report(record: Atlas, found: dict, source: str) -> str:
         f"{threat.algorithm}-{threat.steps}, epsilon {threat.epsilon:.4g}, step {threat.step_size:.4g}, "
         f"{next(view.mode for view in record.views if view.threat)} mode")  # fmt: skip
     gates = ", ".join(f"{t:.4g}" for t in found["thresholds"]) or "none"
-    rows = [{"attack": name, "accuracy %": f"{100 * f['accuracy']:.2f}",
+    audited = meta["audit"]
+    mark = " !" if audited["flags"] else ""
+    rows = [{"attack": name, "accuracy %": f"{100 * f['accuracy']:.2f}{mark if f['attacked'] else ''}",
              "95 %": f"{100 * f['low']:.1f} - {100 * f['high']:.1f}", "last exit alone %":
              f"{100 * f['per_exit'][-1] / found['images']:.2f}", "paper MFlops": f"{f['paper_mflops']:.2f}",
              "saved %": f"{100 * f['paper_saving']:.1f}", "true Mi MACs": f"{f['cumulative_macs'] / MEBI:.2f}",
@@ -208,6 +221,8 @@ def report(record: Atlas, found: dict, source: str) -> str:
         f"{meta['images'][1]}, seed {meta['seed']}; {budget}; thresholds {gates} ({source})",
         pandas.DataFrame(rows).to_string(index=False),
     ]  # fmt: skip
+    lines.append(f"audit on {audited['images']} images: " + (
+        f"do not trust numbers with ! ({', '.join(audited['flags'])})" if mark else "nothing against these numbers"))
     if threat is not None:
         worst = found["forms"][found["worst_form"]]
         lines.append(f"worst form: {found['worst_form']} with {100 * worst['accuracy']:.2f} %")

@@ -7,6 +7,7 @@ import torch
 
 from lib import WorkbookError
 from lib.attacks import autoattack
+from lib.attacks.decision import Decision
 from lib.operating_point import OperatingPoint
 from tests.linear_oracle import linear_network, random_batch, worst_case
 from tests.networks import images, small
@@ -106,3 +107,62 @@ def test_the_dlr_loss_on_hand_made_logits():
     labels = torch.tensor([0, 1, 3])
     expected = torch.tensor([-(5 - 3) / (5 - 1), -(3 - 5) / (5 - 1), -(-1 - 7) / (7 - 2)])
     torch.testing.assert_close(made.apgd.dlr_loss(logits, labels), expected)
+
+
+@pytest.mark.parametrize("what, point", [(None, OperatingPoint(thresholds=(0.4,))), (1, None), ("mean", None)])
+def test_any_decision_is_attacked_to_its_closed_form_worst_case(what, point):
+    """Both exits lean on the same weights (the first half as sure), so that every decision has one worst image."""
+    _, weights = four_class_network()
+    network = linear_network(torch.stack([0.5 * weights, weights]), [[0.0, 0.0, -50.0, -50.0]] * 2)
+    x, y = random_batch(24)
+    found = autoattack.run(network, x, y, 0.1, attacks=("apgd-ce",), point=point, decision=what,
+                           **FEW | {"iterations": 30})
+    worst = network(worst_case(x, y, weights[:2], 0.1))[-1].argmax(-1)
+    assert torch.equal(found.robust, worst == y) and found.robust.any() and not found.robust.all()
+
+
+def test_what_it_cannot_honour_is_refused():
+    network, _ = four_class_network()
+    exits = linear_network(torch.randn(2, 4, 4), None)
+    x, y = random_batch(2)
+    with pytest.raises(WorkbookError, match="no knob"):
+        autoattack.run(network, x, y, 0.1, point=OperatingPoint(thresholds=()))
+    with pytest.raises(WorkbookError, match="reads no thresholds"):
+        autoattack.run(exits, x, y, 0.1, point=OperatingPoint(thresholds=(0.1,)), decision=2)
+
+
+def test_a_noisy_mean_over_draws_takes_the_standard_version():
+    network = small("resnet20", conditioning="float", input_shape=(3, 8, 8))
+    at = OperatingPoint(noise=1.0, batch_norm=1.0)
+    x = images(network, 4)
+    with torch.no_grad():
+        y = Decision(network, at, draws=3)(x).argmax(-1)
+    found = autoattack.run(network, x, y, 1e-6, attacks=("apgd-ce",), point=at, draws=3, **FEW)
+    assert found.robust.all()
+
+
+def test_a_killed_run_goes_on_and_another_is_refused(tmp_path, monkeypatch):
+    network, _ = four_class_network(1)
+    x, y = random_batch(12)
+    settings = dict(epsilon=0.05, attacks=("apgd-ce", "square"), **FEW)
+    whole = autoattack.run(network, x, y, **settings)
+    ran, attacker = [], autoattack._attacker
+
+    def dies(*args):
+        if len(ran) == 3:
+            raise KeyboardInterrupt
+        ran.append(1)
+        return attacker(*args)
+
+    monkeypatch.setattr(autoattack, "_attacker", dies)
+    with pytest.raises(KeyboardInterrupt):
+        autoattack.run(network, x, y, folder=tmp_path, **settings)
+    ran.clear()
+    again = autoattack.run(network, x, y, folder=tmp_path, **settings)
+    assert len(ran) == 1  # only what was left
+    assert torch.equal(again.adversarial, whole.adversarial) and torch.equal(again.robust, whole.robust)
+    for other in (dict(settings, epsilon=0.1), dict(settings, seed=1)):
+        with pytest.raises(WorkbookError, match="another run"):
+            autoattack.run(network, x, y, folder=tmp_path, **other)
+    with pytest.raises(WorkbookError, match="another run"):
+        autoattack.run(four_class_network(2)[0], x, y, folder=tmp_path, **settings)

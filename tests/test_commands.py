@@ -54,7 +54,7 @@ def test_evaluate_writes_exactly_the_promised_keys(checkpoint, tmp_path, capsys)
     forms = "clean,main,average,max_average,single1,single2"
     run(f"evaluate {checkpoint} {DIGITS} {BUDGET} --attack {forms} --images 100:112 --thresholds 2.2,2.1 --json {out}")
     told, printed = written(out), capsys.readouterr().out
-    assert set(told) == {"images", "thresholds", "forms", "worst_form", "union_correct"}
+    assert set(told) == {"images", "thresholds", "forms", "worst_form", "union_correct", "audit"}
     assert told["images"] == 12 and told["thresholds"] == [2.2, 2.1]
     assert list(told["forms"]) == forms.split(",")
     for form in told["forms"].values():

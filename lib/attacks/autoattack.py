@@ -1,19 +1,22 @@
-"""AutoAttack (Croce & Hein 2020) through the package pyautoattack, told where on its trade-off the network stands.
+"""AutoAttack (Croce & Hein 2020) through the package pyautoattack, on any decision at any operating point.
 
 `standard` (APGD-CE, targeted APGD-DLR, targeted FAB, Square) needs a deterministic network; `rand` (APGD-CE and
 APGD-DLR with gradients averaged over 20 draws) is for noisy ones. Its verdict on a noisy network rests on single draws
 and can err both ways: judge its images over many draws before believing it.
 """
 
+import json
 import logging
 import sys
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from lib import WorkbookError, randomness
+from lib import WorkbookError, checkpoints, randomness
+from lib.attacks.decision import Decision, fresh
 from lib.attacks.modes import attack_mode
 from lib.models.network import Network
 from lib.operating_point import OperatingPoint
@@ -31,41 +34,73 @@ class Verdict:
     flags: tuple[str, ...]
 
 
-class Logits(nn.Module):
-    """The last exit's logits at an operating point, (N, classes), as AutoAttack wants a model to be."""
-
-    def __init__(self, network: Network, point: OperatingPoint, generator: torch.Generator):
-        super().__init__()
-        self.network, self.point, self.generator = network, point, generator
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.network(x, self.point, self.generator)[-1]
-
-
 def run(network: Network, images: Tensor, labels: Tensor, epsilon: float, *, version: str = "standard",
-        attacks: tuple[str, ...] | None = None, point: OperatingPoint | None = None, seed: int = 0,
-        iterations: int = 100, queries: int = 5000, batch_size: int = 250) -> Verdict:
-    """Attack `images` (floats in [0, 1]) in l_inf, the network in eval mode at `point`.
+        attacks: tuple[str, ...] | None = None, point: OperatingPoint | None = None, decision: str | int | None = None,
+        draws: int = 1, seed: int = 0, iterations: int = 100, queries: int = 5000, batch_size: int = 250,
+        folder: Path | str | None = None) -> Verdict:  # fmt: skip
+    """Attack `images` (floats in [0, 1]) in l_inf, the network in eval mode at `point`, on any `Decision`.
 
-    version: standard | rand.  attacks: only some of its attacks.  iterations: of APGD and FAB; queries: of Square;
-    fewer than the defaults is no longer the published AutoAttack, and a result has to say so.
-    Raises WorkbookError without the package, for an unknown version or attack, and for `standard` on a noisy point.
+    version: standard | rand.  attacks: only some of its attacks.  decision, draws: what is attacked and judged, see
+    `Decision`; a mean over frozen draws has no fresh noise, so that standard may be run on it.  iterations: of APGD and
+    FAB; queries: of Square; fewer than the defaults is no longer the published AutoAttack, and a result has to say so.
+    folder: keeps every batch there after every attack, and takes up a killed run again, with the same result.
+    Raises WorkbookError without the package, for an unknown version or attack, for `standard` on a noisy decision, for
+    thresholds or exits that the decision would not read, and for a folder that holds another run.
     """
     point = point or OperatingPoint()
-    network.check_point(point)
+    decided = Decision(network, point, decision, draws=draws)
     if version not in ATTACKS or not set(attacks or ()) <= set(ATTACKS[version]):
         raise WorkbookError(f"AutoAttack has no version '{version}' with {', '.join(attacks or ('all',))}; it has " +
                             "; ".join(f"{name}: {', '.join(parts)}" for name, parts in ATTACKS.items()))
-    if version == "standard" and network.conditions(point).noisy and point.draw is None:
+    if version == "standard" and draws == 1 and fresh(network, point):
         raise WorkbookError("standard AutoAttack means nothing on a network that draws fresh noise; use version rand, "
-                            "or freeze the noise with OperatingPoint(draw=0)")
-    with attack_mode(network, "eval"), aside(seed), warnings_of("auto-attack") as flags:
-        source = randomness.generator(seed, "autoattack", device=images.device)
-        made = _attacker(Logits(network, point, source), epsilon, version, seed, images.device)
-        made.attacks_to_run = list(attacks or ATTACKS[version])
-        _resize(made, iterations, queries, network.classes)
-        adversarial, said = made.run_standard_evaluation(images.detach(), labels, batch_size=batch_size)
-    return Verdict(adversarial.detach(), said == labels, tuple(dict.fromkeys(flags)))
+                            "freeze the noise with OperatingPoint(draw=0), or attack the mean over several draws")
+    attacks, images, source = tuple(attacks or ATTACKS[version]), images.detach(), None
+    if folder is not None:
+        about = [epsilon, version, attacks, point.to_json(), decided.what, draws, seed, iterations, queries, batch_size]
+        tensors = {**network.state_dict(), "images": images, "labels": labels}
+        source = [checkpoints.digest(tensors), json.loads(json.dumps(about))]
+    parts = []
+    for start in range(0, len(images), batch_size):
+        x, y = images[start:start + batch_size], labels[start:start + batch_size]
+        path = None if folder is None else Path(folder) / f"autoattack-{start:06d}.safetensors"
+        part, done = _kept(path, source, x)
+        for place, attack in enumerate(attacks[done:], start=done + 1):
+            decided.generator = randomness.generator(seed, "autoattack", start, attack, device=images.device)
+            with attack_mode(network, "eval"), aside(seed), warnings_of("auto-attack") as flags:
+                made = _attacker(decided, epsilon, version, seed, images.device)
+                made.attacks_to_run = [attack]
+                _resize(made, iterations, queries, network.classes)
+                part = _continued(part, made, x, y, flags)
+            if path is not None:
+                checkpoints.save_state(path, {"adversarial": part.adversarial, "robust": part.robust},
+                                       {"source": source, "done": place, "flags": part.flags})
+        parts.append(part)
+    return Verdict(torch.cat([p.adversarial for p in parts]), torch.cat([p.robust for p in parts]),
+                   tuple(dict.fromkeys(flag for p in parts for flag in p.flags)))
+
+
+def _continued(part: Verdict, made, x: Tensor, y: Tensor, flags: list[str]) -> Verdict:
+    """The verdict on one batch after one more attack, which meets only the images that are still right."""
+    left, adversarial, robust = part.robust.nonzero()[:, 0], part.adversarial.clone(), part.robust.clone()
+    if len(left):
+        found, said = made.run_standard_evaluation(x[left], y[left], batch_size=len(left))
+        adversarial[left], robust[left] = found.detach(), said == y[left]
+    fell = len(left) - int(robust.sum())
+    if made.attacks_to_run == ["square"] and fell and len(left) < len(y):
+        flags.append(f"Square broke {fell} images that attacks with gradients did not: those may be misled")
+    return Verdict(adversarial, robust, (*part.flags, *flags))
+
+
+def _kept(path: Path | None, source: list | None, images: Tensor) -> tuple[Verdict, int]:
+    """(the verdict on one batch so far, how many attacks it has met)."""
+    if path is None or not path.is_file():
+        return Verdict(images.clone(), torch.ones(len(images), dtype=torch.bool, device=images.device), ()), 0
+    tensors, values = checkpoints.load_state(path, images.device)
+    if values["source"] != source:
+        raise WorkbookError(f"{path.parent} holds another run of AutoAttack; give a new folder, or the settings "
+                            "and the network that it was begun with")
+    return Verdict(tensors["adversarial"], tensors["robust"], tuple(values["flags"])), values["done"]
 
 
 def _attacker(model: nn.Module, epsilon: float, version: str, seed: int, device):

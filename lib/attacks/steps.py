@@ -6,7 +6,7 @@ Random starts come from the generator that is passed in, drawn on the generator'
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 
@@ -84,12 +84,10 @@ def per_sample(logits: Tensor, labels: Tensor, loss: str = "ce") -> Tensor:
 
     ce: cross-entropy.  margin: -relu(z_y - max_{j != y} z_j + 50), Carlini & Wagner's f with kappa = 50.
     """
-    labels = labels.expand(logits.shape[:-1])
     if loss == "ce":
+        labels = labels.expand(logits.shape[:-1])
         return F.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="none").view(labels.shape)
-    true = logits.gather(-1, labels[..., None]).squeeze(-1)
-    other = logits.scatter(-1, labels[..., None], -math.inf).max(-1).values
-    return -F.relu(true - other + KAPPA)
+    return -F.relu(KAPPA - lead(logits, labels))
 
 
 def begin(images: Tensor, threat: Threat, generator: torch.Generator | None) -> Tensor:
@@ -142,3 +140,36 @@ def wrm(loss: Loss, images: Tensor, threat: Threat, generator: torch.Generator |
         ascent = threat.epsilon * eot.gradient(loss, x, threat.draws) - (x - images)
         x = (x + exits / math.sqrt(t + 2) * ascent).clamp(0, 1)
     return x
+
+
+def climb(forward: Callable[[Tensor], Tensor], loss: Loss, margin: Loss, images: Tensor, threat: Threat,
+          generator: torch.Generator, sizes: Sequence[float] | None = None) -> Tensor:
+    """PGD that judges every iterate, the first and the last among them, and keeps each image's best (N, C, H, W).
+
+    forward: images -> logits of any shape; loss, margin: those logits -> (N,), to ascend and to judge by (largest is
+    best; above 0 it is broken).  sizes: the step at each step, by default the threat's own.
+    """
+    low, high = (images - threat.epsilon).clamp(min=0), (images + threat.epsilon).clamp(max=1)
+    x = kept = torch.clamp(begin(images, threat, generator), low, high)
+    best = torch.full(images.shape[:1], -math.inf, dtype=images.dtype, device=images.device)
+
+    def look() -> Tensor:
+        """(N + N * pixels,): the margin and the gradient of one pass, together so that draws average both."""
+        logits = forward(x)
+        gradient, = torch.autograd.grad(loss(logits).sum(), x)
+        return torch.cat([margin(logits.detach())[:, None].to(gradient.dtype), gradient.flatten(1)], dim=1)
+
+    for size in (*(sizes or (threat.step_size,) * threat.steps), 0.0):
+        x = x.detach().requires_grad_()
+        with torch.enable_grad():
+            found, gradient = eot.mean(look, threat.draws).split([1, x[0].numel()], dim=1)
+        better = found[:, 0] > best
+        best, kept = torch.where(better, found[:, 0], best), torch.where(better.view(-1, 1, 1, 1), x.detach(), kept)
+        x = torch.clamp(x.detach() + size * gradient.view_as(x).sign(), low, high)
+    return kept
+
+
+def lead(logits: Tensor, labels: Tensor) -> Tensor:
+    """By how much the best wrong class leads, max_{j != y} z_j - z_y: logits (..., N, classes) -> (..., N)."""
+    labels = labels.expand(logits.shape[:-1])[..., None]
+    return logits.scatter(-1, labels, -math.inf).amax(-1) - logits.gather(-1, labels)[..., 0]

@@ -1,0 +1,173 @@
+"""The audit that every evaluation and recording carries: what speaks against its robust numbers, each doubt by name.
+
+    found = audit(network, images, labels, threat, point)
+    found["flags"]   # [] where nothing does, else e.g. ["quantised input", "zero gradients"]
+
+About the network: its answers have to be a function of the image alone, with gradients that lead somewhere. About the
+attack: its steps have to fit its budget, its loss to grow, and nothing cheap may break much more than it does: more and
+smaller steps, another start, the margin loss, transfer from the mean of the exits or from the point without noise,
+Square. The decision judged is the one deployed at the point, routed where it has thresholds.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from lib.attacks import autoattack, checks, steps
+from lib.attacks.checks import Check, Subject
+from lib.attacks.decision import Decision, fresh
+from lib.attacks.modes import attack_mode
+from lib.attacks.steps import Threat
+from lib.models.network import Network
+from lib.operating_point import OperatingPoint
+
+Craft = Callable[[Subject], Tensor]
+
+MORE = 0.1  # share of the images that other attacks may break on top; sound networks and PGD-20 stay below
+
+
+def audit(network: Network, images: Tensor, labels: Tensor, threat: Threat | None = None,
+          point: OperatingPoint | None = None, *, right: Tensor | None = None, seed: int = 0, limit: int = 64) -> dict:
+    """{"images", "flags": [name of what failed], "checks": {name: {"value", "threshold", "passed"}}}, ready for JSON.
+
+    images: floats in [0, 1], the first `limit` of them are looked at.  labels: int64 (N,).  threat: the attack whose
+    numbers are to be trusted; without it only the network is audited.  right: (N,) bool, the images that are right in
+    the evaluation's worst case (default: under the forms average and gate_aware).  Raises WorkbookError as attacks do.
+    """
+    point = point or OperatingPoint()
+    form = "main" if point.thresholds is None else "gate_aware"
+    subject = Subject(network, images[:limit], labels[:limit], form, point, seed=seed)
+    found = _of_network(subject)
+    if threat is not None:
+        found |= step_checks(threat) | _of_attack(subject, threat, None if right is None else right[:limit])
+    return {"images": len(subject.images), "flags": [name for name, check in found.items() if not check.passed],
+            "checks": {name: {**check._asdict(), "passed": bool(check.passed)} for name, check in found.items()}}
+
+
+def step_checks(threat: Threat) -> dict[str, Check]:
+    """Whether PGD's steps reach the budget (all of them, in epsilon) and do not jump over it (one of them)."""
+    if threat.algorithm != "pgd" or threat.epsilon == 0:
+        return {}
+    one, every = (threat.step_size * n / threat.epsilon for n in (1, threat.steps))
+    return {"steps cannot reach the budget": Check(every, 1.0, every > 1 - 1e-6),
+            "steps jump over the budget": Check(one, 2.0, one < 2 + 1e-6)}
+
+
+def _of_network(subject: Subject) -> dict[str, Check]:
+    """Each name says what is wrong where its check fails."""
+    with attack_mode(subject.network, "eval"), _dropout_seen() as dropped:
+        repeat, batch = checks.differences(subject, 16)
+    still, right = _unmoved(subject), subject.correct(subject.images)
+    sure = _part(subject, right if right.any() else ~right)  # the margin loss is flat where a wrong class leads by far
+    margin = checks.gradient_health(sure, losses=("margin",))
+    ce = checks.gradient_health(sure, losses=("ce",)).value - margin.value
+    return {"dropout at test" if dropped else "random answers": Check(repeat, 0.0, repeat == 0),
+            "batch statistics at test": Check(batch, 1e-4, batch <= 1e-4 or repeat > 0),
+            "quantised input": Check(still, 0.1, still < 0.1), "zero gradients": margin,
+            "saturated logits": Check(ce, margin.threshold, ce < margin.threshold)}
+
+
+@torch.no_grad()
+def _unmoved(subject: Subject, by: float = 1e-5) -> float:
+    """Share of images whose logits stay the same, bit for bit, when every pixel moves a little."""
+    with attack_mode(subject.network, "eval"):
+        here, there = (subject.network(x, subject.point, subject.stream("move"))
+                       for x in (subject.images, subject.images + by))
+    return (here == there).all(-1).all(0).double().mean().item()
+
+
+@contextmanager
+def _dropout_seen() -> Iterator[list]:
+    """A list that fills where dropout acts meanwhile."""
+
+    class Watch(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            kwargs = kwargs or {}
+            if "dropout" in getattr(function, "__name__", "") and (kwargs.get("training") or True in args[1:]):
+                seen.append(function)
+            return function(*args, **kwargs)
+
+    seen: list = []
+    with Watch():
+        yield seen
+
+
+def _of_attack(subject: Subject, threat: Threat, right: Tensor | None) -> dict[str, Check]:
+    halfway = replace(threat, steps=max(1, threat.steps // 2))
+    made = [subject.images, subject.attack(halfway), subject.attack(threat)]
+    clean, half, full = (_loss(subject, x) for x in made)
+    lost = (max(clean, half) - full) / max(abs(full), 1e-12)
+    grows = {"loss does not grow": Check(lost, 0.05, lost <= 0.05)}
+    if threat.algorithm.startswith("wrm"):  # its epsilon is a weight: there is no ball to search otherwise
+        return grows
+    if right is None:
+        right = subject.correct(subject.images) & subject.correct(made[-1])
+        if subject.network.num_exits > 1:
+            right &= ~replace(subject, form="average").broken(threat)
+    left = _part(subject, right)
+
+    def share(attacks: Sequence[Craft], fell: bool) -> float:
+        return (_under(left, attacks) != fell).sum().item() / len(right)
+
+    one = share([lambda s: s.attack(replace(threat, algorithm="fgsm"))], True)
+    survive = share([lambda s, n=n: _climb(s, Threat(1.0, 1.5 / n, n)) for n in (15, 100)], False)
+    more = share(_others(left, threat), True)
+    return grows | {"one step breaks more": Check(one, 0.05, one <= 0.05),
+                    "an unlimited budget does not break all": Check(survive, 0.02, survive <= 0.02),
+                    "other attacks break more": Check(more, MORE, more <= MORE)}
+
+
+def _part(subject: Subject, which: Tensor) -> Subject:
+    return replace(subject, images=subject.images[which], labels=subject.labels[which])
+
+
+def _loss(subject: Subject, images: Tensor) -> float:
+    with torch.no_grad(), attack_mode(subject.network, "eval"):
+        logits = Decision(subject.network, subject.point, generator=subject.stream("decision"))(images)
+    return steps.per_sample(logits, subject.labels).mean().item()
+
+
+def _others(subject: Subject, threat: Threat) -> list[Craft]:
+    """What else an attacker of the same budget would try, cheapest first."""
+    steps, point = 2 * max(threat.steps or 1, 5), subject.point
+    longer = Threat(threat.epsilon, 2.5 * threat.epsilon / steps, steps)
+    made = [lambda s: _climb(s, longer), lambda s: s.attack(longer), lambda s: s.attack(threat, restart=1)]
+    if subject.network.num_exits > 1:
+        made.insert(0, lambda s: replace(s, form="average").attack(longer))
+    noisy = fresh(subject.network, point)
+    quiet = point.replace(noise=0.0) if noisy else point
+    return [*made, lambda s: replace(s, point=quiet).attack(longer) if noisy else _square(s, threat.epsilon)]
+
+
+def _under(subject: Subject, attacks: Sequence[Craft]) -> Tensor:
+    """Which images (N,) stay right under all of these; each meets only those that are left."""
+    right = torch.ones_like(subject.labels, dtype=torch.bool)
+    for attack in attacks:
+        if right.any():
+            left = _part(subject, right)
+            right[right.clone()] = left.correct(attack(left))
+    return right
+
+
+def _climb(subject: Subject, threat: Threat) -> Tensor:
+    """Images (N, C, H, W) at which the margin was best on the way."""
+    decision = Decision(subject.network, subject.point, generator=subject.stream("climb"))
+
+    def margin(logits: Tensor) -> Tensor:
+        return steps.lead(logits, subject.labels)
+
+    with attack_mode(subject.network, "eval"):
+        return steps.climb(decision, margin, margin, subject.images, threat, subject.stream("start"))
+
+
+def _square(subject: Subject, epsilon: float) -> Tensor:
+    """Square's images after 100 queries; the clean ones where pyautoattack is not installed."""
+    if find_spec("pyautoattack") is None:
+        return subject.images
+    return autoattack.run(subject.network, subject.images, subject.labels, epsilon, attacks=("square",),
+                          point=subject.point, seed=subject.seed, queries=100).adversarial
