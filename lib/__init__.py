@@ -12,9 +12,25 @@ ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "data"
 CHECKPOINTS = DATA / "checkpoints"  # committed, small
 ATLASES = DATA / "atlases"  # committed, small
-DATASETS = Path(os.environ.get("WORKBOOK_DATA") or DATA / "datasets")  # ignored: downloads and unpacked archives
-RUNS = DATA / "runs"  # ignored: everything a run writes
+
+
+def place(named, default):
+    """The folder that a variable or parameter names: ~ is home, and a relative one counts from the checkout, so that
+    commands and kernels, which start in different folders, mean the same."""
+    return ROOT / os.path.expanduser(named) if named else default
+
+
+DATASETS = place(os.environ.get("WORKBOOK_DATA"), DATA / "datasets")  # ignored: downloads and unpacked archives
+RUNS = place(os.environ.get("WORKBOOK_RUNS"), DATA / "runs")  # ignored: everything a run writes
 
 
 class WorkbookError(Exception):
     """Something the user can mend: one sentence that says what was wrong and what to do."""
+
+
+def writable(path, remedy="choose another folder"):
+    """`path`, a file or folder that can be written or made. Raises WorkbookError where it cannot."""
+    there = next(one for one in (path.absolute(), *path.absolute().parents) if os.path.exists(one))
+    if not os.access(there, os.W_OK) or not (there.is_dir() or there == path.absolute()):
+        raise WorkbookError(f"{path} may not be written; {remedy}")
+    return path

@@ -15,6 +15,7 @@ import argparse
 import importlib
 import os
 
+import lib
 from lib import WorkbookError, environment
 
 # What a verb needs before it starts: only the core packages, all of them, or nothing but Python.
@@ -39,10 +40,21 @@ def unit(text):
     return number(text, 0.0, 1.0)
 
 
-def count(text):
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least 1")
-    return int(text)
+def count(text, high=float("inf")):
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number")
+    return int(number(text, 1, high))
+
+
+def port(text):
+    return count(text, 65535)
+
+
+def path(text):
+    """A file or folder; ~ is home also where no shell has read it, as in --json=~/numbers.json."""
+    if not text:
+        raise argparse.ArgumentTypeError("the name of a file or folder is empty")
+    return os.path.expanduser(text)
 
 
 def names(text):
@@ -106,24 +118,25 @@ def add_run(add):
     verb.add_argument("--seed", type=int, default=0)
     verb.add_argument("-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
                       help="set a notebook parameter; may be repeated")
-    verb.add_argument("--dataset", metavar="NAME", help="the dataset, in notebooks that let it be chosen")
+    verb.add_argument("--dataset", type=path, metavar="NAME", help="the dataset, in notebooks that let it be chosen")
     verb.add_argument("--jobs", type=count, metavar="N",
                       help="notebooks at a time (default: one on a GPU, else one a core, at most 4)")
     verb.add_argument("--allow-cpu", action="store_true", help="let preset paper start without a GPU")
+    add_runs(verb)
 
 
 def add_test(add):
     verb = add("test", "run unit tests, notebook tests and the browser test", usage="%(prog)s [--fast] [pytest ...]",
                epilog="Everything else goes to pytest, such as tests/test_data.py, -k NAME or -x.")
     verb.add_argument("--fast", action="store_true", help="only unit tests, without the slow ones and the browser")
-    verb.set_defaults(arguments=[])
 
 
 def add_lab(add):
     verb = add("lab", "open JupyterLab on the first notebook")
-    verb.add_argument("notebook", nargs="?", metavar="NOTEBOOK", help="another notebook to open")
-    verb.add_argument("--port", type=count, help="port to serve on (default: Jupyter's, 8888)")
+    verb.add_argument("notebook", nargs="?", metavar="NOTEBOOK", help="another one, by number, name or file")
+    verb.add_argument("--port", type=port, help="port to serve on (default: Jupyter's, 8888)")
     verb.add_argument("--no-browser", action="store_true", help="only print the address")
+    add_runs(verb)
 
 
 def add_train(add):
@@ -132,14 +145,14 @@ def add_train(add):
     verb.add_argument("--list", action="store_true", help="list the recipes and stop")
     verb.add_argument("--minutes", type=number, metavar="M", help="stop cleanly after M minutes")
     verb.add_argument("--seed", type=int, default=None, help="another seed than the recipe's")
-    verb.add_argument("--folder", metavar="DIR", help="where checkpoints go (default: made from the recipe)")
+    verb.add_argument("--folder", type=path, metavar="DIR", help="where checkpoints go (default: made from the recipe)")
     add_common(verb)
 
 
 def add_evaluate(add):
     verb = add("evaluate", "clean and attacked accuracy of a checkpoint, routed through its exits")
-    verb.add_argument("checkpoint", metavar="CHECKPOINT")
-    verb.add_argument("--dataset", required=True, metavar="NAME_OR_FOLDER")
+    verb.add_argument("checkpoint", type=path, metavar="CHECKPOINT")
+    verb.add_argument("--dataset", type=path, required=True, metavar="NAME_OR_FOLDER")
     verb.add_argument("--attack", type=names, metavar="clean,main,...", help="attack forms (default: clean and all)")
     verb.add_argument("--epsilon", type=unit, help="L-infinity budget, such as 8/255 (default: the dataset's)")
     verb.add_argument("--step-size", type=unit, help="such as 2/255 (default: the dataset's)")
@@ -151,7 +164,7 @@ def add_evaluate(add):
     verb.add_argument("--mode", choices=("eval", "batch", "authors"), default="eval",
                       help="state of batch norm and dropout while attacking (default eval)")
     verb.add_argument("--seed", type=int, default=0)
-    verb.add_argument("--save-atlas", metavar="FILE", help="keep the record of every image")
+    verb.add_argument("--save-atlas", type=path, metavar="FILE", help="keep the record of every image")
     add_common(verb)
 
 
@@ -164,7 +177,7 @@ def add_cost(add):
     verb.add_argument("--classes", type=count, default=10)
     verb.add_argument("--input", type=input_shape, default=None, metavar="3x32x32",
                       help="image shape (default: what the model was published for)")
-    verb.add_argument("--json", metavar="FILE", help="write the numbers there as well")
+    verb.add_argument("--json", type=path, metavar="FILE", help="write the numbers there as well")
 
 
 def add_bench(add):
@@ -182,7 +195,12 @@ def add_doctor(add):
 
 def add_common(verb):
     verb.add_argument("--device", help="cpu, cuda, cuda:1 (default: the GPU if there is one)")
-    verb.add_argument("--json", metavar="FILE", help="write the numbers there as well")
+    verb.add_argument("--json", type=path, metavar="FILE", help="write the numbers there as well")
+
+
+def add_runs(verb):
+    verb.add_argument("--runs", type=path, metavar="DIR", help="where runs are kept (default: WORKBOOK_RUNS, else "
+                                                               "data/runs)")
 
 
 def build_parser():
@@ -202,14 +220,10 @@ def build_parser():
 
 def parse(argv):
     """The arguments, checked; whatever `test` does not know itself is left for pytest, in the order given."""
-    rest = []
-    if argv[:1] == ["test"]:
-        rest = [a for a in argv[1:] if a not in ("--fast", "-h", "--help")]
-        argv = [a for a in argv if a not in rest]
     parser = build_parser()
-    args = parser.parse_args(argv)
-    if args.verb == "test":
-        args.arguments = rest
+    args, args.arguments = parser.parse_known_args(argv)
+    if args.arguments and args.verb != "test":
+        parser.error(f"unrecognized arguments: {' '.join(args.arguments)}")
     if args.verb == "train" and not (args.recipe or args.list):
         parser.error("train needs the name of a recipe; see train --list")
     return args
@@ -230,6 +244,9 @@ def start(args):
 
 def main(argv):
     args = parse(argv)
+    if getattr(args, "runs", None):  # for this process and for the kernels that it starts
+        os.environ["WORKBOOK_RUNS"] = os.path.abspath(args.runs)
+        lib.RUNS = lib.place(os.environ["WORKBOOK_RUNS"], None)
     try:
         environment.ensure(NEEDS[args.verb], argv)
         return start(args) or 0

@@ -2,15 +2,15 @@
 
 import dataclasses
 import json
-import os
 import runpy
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas
 import torch
 
-from lib import ROOT, RUNS, WorkbookError, checkpoints, data
+from lib import DATASETS, ROOT, RUNS, WorkbookError, checkpoints, data, writable
 from lib.attacks import forms as attack_forms
 from lib.attacks.audit import audit
 from lib.attacks.steps import Threat
@@ -35,10 +35,10 @@ def train(args) -> None:
         print("\n".join(recipes.names()))
         return
     recipe, device = recipes.find(args.recipe), find_device(args.device)
-    check_output(args.json)
     if args.seed is not None:
         recipe = dataclasses.replace(recipe, seed=args.seed)
     folder = Path(args.folder) if args.folder else RUNS / "train" / f"{recipe.name}-seed{recipe.seed}"
+    check_output(args.json, inputs=[folder])
     result = loop.fit(recipe, folder, device=device, minutes=args.minutes)
     print(f"{recipe.name}, seed {recipe.seed}: step {result.step:,} of {result.total:,} ({result.reason})")
     measured = {name: value for name, value in result.metrics.items() if isinstance(value, (int, float))}
@@ -57,7 +57,7 @@ def evaluate(args) -> None:
     args: checkpoint, dataset, attack, epsilon, step_size, steps, images, batch_size, thresholds, seed, device, mode,
     save_atlas, json.
     """
-    check_output(args.json, args.save_atlas)
+    check_output(args.json, args.save_atlas, inputs=[args.checkpoint, args.dataset, DATASETS])
     device = find_device(args.device)
     loaded = load_network(args.checkpoint, device)
     network = loaded.network
@@ -125,7 +125,10 @@ def bench(args) -> None:
     path = ROOT / "tests" / "bench" / "run.py"
     if not path.is_file():
         raise WorkbookError(f"the benchmark {path} is missing; fetch the repository again")
-    check_output(args.json)
+    history = path.with_name("history.jsonl")
+    check_output(args.json, inputs=[history])
+    if args.record:
+        writable(history, "leave --record out and keep the numbers with --json FILE")
     runpy.run_path(str(path))["main"](args)
 
 
@@ -240,16 +243,22 @@ def exit_names(num_exits: int) -> list[str]:
     return [str(k) for k in range(1, num_exits)] + ["main"]
 
 
-def check_output(*paths: str | None) -> None:
-    """Say before the work starts, not after, that a file cannot be written there."""
-    for path in filter(None, paths):
-        folder = Path(path).absolute().parent
-        if Path(path).is_dir():
+def check_output(*paths: str | None, inputs: Sequence[str | Path] = ()) -> None:
+    """Refuse before the work starts, not after, a file that cannot be written or whose place this command reads from.
+
+    inputs: files and folders that have to stay as they are. Raises WorkbookError.
+    """
+    taken = [Path(one).resolve() for one in inputs]
+    for path in map(Path, filter(None, paths)):
+        if path.is_dir():
             raise WorkbookError(f"{path} is a folder; give the name of a file")
-        while not folder.exists():
-            folder = folder.parent
-        if not folder.is_dir() or not os.access(folder, os.W_OK):
-            raise WorkbookError(f"{path} may not be written; choose another folder")
+        if path.is_symlink() or (path.exists() and not path.is_file()):
+            raise WorkbookError(f"{path} is a device, a pipe or a link, which would be replaced; give another name")
+        writable(path)
+        if used := next((one for one in taken if one in (path.resolve(), *path.resolve().parents)), None):
+            raise WorkbookError(f"{path} would overwrite {used}, or something in it, which this command uses; "
+                                "give another name")
+        taken.append(path.resolve())
 
 
 def plain(value: float) -> float | str:

@@ -7,14 +7,12 @@ import json
 import os
 import platform
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 from lib import DATASETS, ROOT, environment, packages
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-OLDEST_DRIVER = {12: 525, 13: 580}  # NVIDIA driver that wheels of a CUDA major version need at least (Linux)
 PROBE = """
 import json, torch
 print(json.dumps({"cuda": torch.version.cuda, "available": torch.cuda.is_available(),
@@ -32,25 +30,10 @@ def browser() -> str | None:
     return next(filter(None, map(shutil.which, BROWSERS)), None)
 
 
-def output_of(command: list[str]) -> str | None:
-    """What `command` prints; None where it cannot run or fails."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout if done.returncode == 0 else None
-
-
 def answer(python: Path | str | None, code: str) -> dict | None:
     """What `code` prints as JSON, run by `python` in this checkout; None where it cannot run."""
-    said = output_of([python, "-c", code]) if python else None
+    said = environment.output_of([python, "-c", code]) if python else None
     return json.loads(said) if said else None
-
-
-def driver() -> str | None:
-    """The version of the NVIDIA driver, None without one."""
-    said = output_of(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"])
-    return said.split()[0] if said and said.split() else None
 
 
 def device_sentence(torch: dict | None, driver: str | None) -> str:
@@ -63,7 +46,7 @@ def device_sentence(torch: dict | None, driver: str | None) -> str:
         return "CPU (no NVIDIA driver)"
     if torch["cuda"] is None:
         return f"CPU: torch is a build without CUDA though driver {driver} is there; install a CUDA build"
-    oldest = OLDEST_DRIVER.get(packages.release(torch["cuda"])[0])
+    oldest = environment.OLDEST_DRIVER.get(packages.release(torch["cuda"])[0])
     if oldest and packages.release(driver)[0] < oldest:
         return (f"CPU: driver {driver} is too old for torch's CUDA {torch['cuda']}; update it to {oldest} or newer, "
                 "or install torch for an older CUDA")
@@ -94,7 +77,7 @@ def examine(needs: dict[str, str | None]) -> dict:
     return {
         "python": f"{platform.python_version()} at {sys.executable}",
         "system": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-        "device": device_sentence(torch, driver()),
+        "device": device_sentence(torch, environment.driver()),
         "torch": torch,
         "versions": {name: package.version if package else None for name, package in found.items()},
         "free_gb": round(shutil.disk_usage(ROOT).free / 1e9, 1),

@@ -7,6 +7,7 @@ its `.venv` is noticed and mended. Every failure is a WorkbookError: one sentenc
 import contextlib
 import hashlib
 import importlib.util
+import locale
 import os
 import re
 import shutil
@@ -17,24 +18,35 @@ from pathlib import Path
 from urllib.parse import quote
 
 from lib import ROOT, WorkbookError
-from lib.packages import REQUIREMENTS, missing, release
+from lib.packages import LOCK, REQUIREMENTS, distribution, missing, release, requirements
 
-VENV = ROOT / ".venv"
+VENV = (ROOT / ".venv").resolve()  # it may be a link to a larger disk
 PYTHON = VENV / "bin" / "python"
 NEEDED_BYTES = 10e9
 DAMAGED = "DO NOT MATCH THE HASHES|IncompleteRead|not enough bytes|Read timed out"
 UNREACHABLE = "connection broken|ConnectionError|name resolution|ProxyError|SSLError|ConnectTimeout|timed out"
-OVERRIDES = '{"@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": false}}\n'
+OLDEST_DRIVER = {12: 525, 13: 580}  # NVIDIA driver that wheels of a CUDA major version need at least (Linux)
+CUDA_12 = "https://download.pytorch.org/whl/cu126"  # torch's own index of wheels for drivers below 580
+
+
+def output_of(command: list) -> str | None:
+    """What `command` prints; None where it cannot run or fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def driver() -> str | None:
+    """The version of the NVIDIA driver, None without one."""
+    said = output_of(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"])
+    return said.split()[0] if said else None
 
 
 def venv_version() -> str | None:
     """'3.12' of the Python that .venv runs on; None where it does not run."""
-    try:
-        answer = subprocess.run([PYTHON, "-I", "-S", "-c", "import sys; print('%d.%d' % sys.version_info[:2])"],
-                                capture_output=True, text=True, timeout=60)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return answer.stdout.strip() or None
+    return output_of([PYTHON, "-I", "-S", "-c", "import sys; print('%d.%d' % sys.version_info[:2])"]) or None
 
 
 def site_packages(version: str) -> Path:
@@ -43,14 +55,15 @@ def site_packages(version: str) -> Path:
 
 def fingerprint(version: str) -> str:
     """What a finished .venv was made for: these requirements, this place, this Python."""
-    return hashlib.sha256(f"{REQUIREMENTS.read_text()}\n{ROOT}\n{version}".encode()).hexdigest()
+    lists = [file.read_bytes() for file in (REQUIREMENTS, LOCK) if file.is_file()]
+    return hashlib.sha256(b"\n".join((*lists, bytes(ROOT), version.encode()))).hexdigest()
 
 
 def ready() -> bool:
-    """Whether .venv is finished, for this checkout, and still holds what was installed."""
+    """Whether .venv is finished, for this checkout, and still holds what was installed; not while pip works there."""
     marker = VENV / "ready"
-    version = venv_version() if marker.is_file() else None
-    return bool(version) and marker.read_text() == fingerprint(version) and not missing(
+    version = venv_version() if marker.is_file() and not (VENV / "tmp").exists() else None
+    return bool(version) and marker.read_text("utf-8") == fingerprint(version) and not missing(
         path=[str(site_packages(version))])
 
 
@@ -60,13 +73,15 @@ def obstacle() -> str | None:
     if not all(map(importlib.util.find_spec, ("venv", "ensurepip", "fcntl"))):
         return (f"Python {version} at {sys.executable} cannot make virtual environments; on Debian or Ubuntu run "
                 f"'apt-get install python{version}-venv', elsewhere use environment.yml, and repeat the command")
-    if not os.access(ROOT, os.W_OK):
-        return f"{ROOT} is not writable, so .venv cannot be made there; copy the folder to one that you own"
-    present = sum(f.lstat().st_size for f in VENV.rglob("*") if not f.is_dir()) if VENV.is_dir() else 0
-    free = shutil.disk_usage(VENV if VENV.is_dir() else ROOT).free
+    place = next(folder for folder in (VENV, *VENV.parents) if folder.is_dir())
+    if not os.access(place, os.W_OK):
+        return (f"{place} is not writable, so .venv cannot be made there; copy {ROOT} to a folder that you own, or use "
+                "a Python that has the packages (environment.yml)")
+    present = sum(f.lstat().st_size for f in VENV.rglob("*") if not f.is_dir())
+    free = shutil.disk_usage(place).free
     if free + present < NEEDED_BYTES:
-        return (f"{ROOT} has {free / 1e9:.1f} GB free and setting up takes {(NEEDED_BYTES - present) / 1e9:.0f} GB; "
-                "free some, or move the folder to a larger disk, and repeat the command")
+        return (f"{place} has {free / 1e9:.1f} GB free and setting up takes {(NEEDED_BYTES - present) / 1e9:.0f} GB; "
+                "free some, or make .venv a link to a folder on a larger disk, and repeat the command")
     return None
 
 
@@ -75,7 +90,8 @@ def locked() -> Iterator[int]:
     """Hold the set-up's lock, waiting for whoever has it; yields the file descriptor, for pip to hold it as well."""
     import fcntl
 
-    with open(ROOT / ".venv.lock", "w") as file:
+    VENV.parent.mkdir(parents=True, exist_ok=True)
+    with open(VENV.with_name(f"{VENV.name}.lock"), "wb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -93,18 +109,17 @@ def install():
             if ready():
                 return
             print(f"setting up {VENV} once: about 6 GB and 3 minutes on a fast network", file=sys.stderr)
-            (VENV / "ready").unlink(missing_ok=True)
             make_venv(lock)
             version = venv_version()
             forget_unfinished(site_packages(version))
-            run_pip(lock)
+            run_pip(lock, site_packages(version))
             if problems := missing(path=[str(site_packages(version))]):
                 raise WorkbookError(f"the packages do not fit together ({problems[0]}); delete {VENV}, check what "
                                     "pip's own configuration asks for, and repeat the command")
             rebase_scripts()
             partial = VENV / "ready.part"
-            partial.write_text(fingerprint(version))
-            os.replace(partial, VENV / "ready")
+            partial.write_text(fingerprint(version), "utf-8")
+            os.replace(partial, VENV / "ready")  # the marker of what was finished before stays until here
     except (OSError, subprocess.CalledProcessError) as error:
         raise WorkbookError(f"setting up {VENV} failed ({error}); mend that, or delete the folder, and repeat the "
                             "command") from None
@@ -128,27 +143,51 @@ def forget_unfinished(site: Path):
     """Let pip see as absent what it was killed in the middle of installing; it lists INSTALLER in RECORD at the end."""
     for info in site.glob("*.dist-info"):
         record = info / "RECORD"
-        if not record.is_file() or f"{info.name}/INSTALLER" not in record.read_text():
+        if not record.is_file() or f"{info.name}/INSTALLER" not in record.read_text("utf-8"):
             shutil.rmtree(info)
 
 
-def run_pip(lock: int):
-    """Install the requirements into .venv; what pip says goes to the terminal."""
-    scratch = VENV / "tmp"  # on the disk that was found large enough; /tmp often is not
+def run_pip(lock: int, site: Path):
+    """Install what requirements.lock pins; where that does not fit, what requirements.txt allows.
+
+    Another build of torch than the index's own (2.14.0+cu126) is kept, and chosen where the driver asks for it.
+    """
+    too_old = (found := driver()) and OLDEST_DRIVER[12] <= release(found)[0] < OLDEST_DRIVER[13]
+    torch = [one.name + one.bounds for one in requirements() if one.name in ("torch", "torchvision")]
+    if too_old and torch and not distribution("torch", [str(site)]):
+        print(f"driver {found} is too old for CUDA 13, so torch is taken for CUDA 12", file=sys.stderr)
+        pip_install(["--index-url", CUDA_12, *torch], lock)
+    built = distribution("torch", [str(site)])
+    if LOCK.is_file() and not (built and "+" in built.version):
+        try:
+            return pip_install(["--require-hashes", "-r", LOCK], lock)
+        except WorkbookError as error:
+            if "No matching distribution" not in str(error):
+                raise
+            print(f"{LOCK.name} does not fit here; installing what {REQUIREMENTS.name} allows", file=sys.stderr)
+    pip_install(["-r", REQUIREMENTS], lock)
+
+
+def pip_install(wanted: list, lock: int):
+    """Let pip install into .venv; what it says goes to the terminal. Raises WorkbookError where it fails."""
+    scratch = VENV / "tmp"  # on the disk that was found large enough; it stays where pip is killed in the middle
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
     outside = ("PIP_TARGET", "PIP_PREFIX", "PIP_ROOT", "PYTHONHOME", "PYTHONPATH")
     variables = {name: value for name, value in os.environ.items() if name not in outside}
     variables |= {"PIP_USER": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "TMPDIR": str(scratch)}
-    command = [PYTHON, "-m", "pip", "install", "--no-input", "-r", REQUIREMENTS]
+    command = [PYTHON, "-m", "pip", "install", "--no-input", *wanted]
     for left in (2, 1, 0):  # a download that breaks off is begun again; what arrived before it is in pip's cache
         code, said = tell(command, variables, lock)
         if not code:
             break
         if not (left and re.search(DAMAGED, said)):
-            raise WorkbookError(pip_sentence(code, said))
+            break
         print("a download broke off; trying again", file=sys.stderr)
-    shutil.rmtree(scratch, ignore_errors=True)
+    if code >= 0:
+        shutil.rmtree(scratch, ignore_errors=True)
+    if code:
+        raise WorkbookError(pip_sentence(code, said))
 
 
 def tell(command: list, variables: dict[str, str], lock: int) -> tuple[int, str]:
@@ -186,18 +225,15 @@ def rebase_scripts():
         if script.is_file() and not script.is_symlink():
             first, newline, rest = script.read_bytes().partition(b"\n")
             ours = b"#!" + bytes(PYTHON)
-            if re.fullmatch(rb"#!.*/\.venv/bin/python[\d.]*", first) and not first.startswith(ours):
+            if re.fullmatch(rb"#!.*/bin/python[\d.]*", first) and not first.startswith(ours):
                 script.write_bytes(ours + newline + rest)
 
 
 def refresh():
-    """`lib` of this checkout for every program of .venv, and a JupyterLab that does not ask for attention."""
-    site = site_packages(venv_version())
-    settings = VENV / "share" / "jupyter" / "lab" / "settings" / "overrides.json"
-    settings.parent.mkdir(parents=True, exist_ok=True)
-    for file, text in ((site / "workbook.pth", f"{ROOT}\n"), (settings, OVERRIDES)):
-        if not file.is_file() or file.read_text() != text:
-            file.write_text(text)
+    """`lib` of this checkout for every program of .venv."""
+    file, text = site_packages(venv_version()) / "workbook.pth", f"{ROOT}\n"
+    if not file.is_file() or file.read_text("utf-8") != text:
+        file.write_text(text, "utf-8")
 
 
 # ---- what the front door calls
@@ -207,7 +243,10 @@ def ensure(need: str | None, argv: list[str]):
 
     Raises WorkbookError where they cannot be had.
     """
-    inside = Path(sys.prefix).resolve() == VENV.resolve()
+    if locale.getencoding().lower() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
+        os.environ["PYTHONUTF8"] = "1"  # every file here is UTF-8, whatever the locale says; children inherit it
+        become(sys.executable, "lib", argv)
+    inside = Path(sys.prefix).resolve() == VENV
     if need is None:
         return
     if not inside and not missing(need):
@@ -242,11 +281,19 @@ def pytest(arguments: list[str], fast: bool):
 
 
 def lab(notebook: str | None, port: int | None, no_browser: bool):
-    """JupyterLab on `notebook`, by default the first. Raises WorkbookError where there is none."""
-    file = Path(notebook) if notebook else min((ROOT / "notebooks").glob("*.ipynb"), default=None)
-    if file is None or not file.is_file():
-        raise WorkbookError(f"there is no notebook {file or 'in ' + str(ROOT / 'notebooks')}; name one that exists")
-    file = file.resolve()
+    """JupyterLab on `notebook`, a file or what `run --only` takes, by default the first; with settings of our own.
+
+    Raises WorkbookError where there is none.
+    """
+    from lib.workbook import runs
+
+    found = [Path(notebook)] if notebook and Path(notebook).is_file() else [
+        one.path for one in runs.choose((notebook,) if notebook else None)]
+    if not found:
+        raise WorkbookError(f"there is no notebook in {ROOT / 'notebooks'}; fetch the repository again")
+    file = found[0].resolve()
+    folders = (str(ROOT / "lib" / "workbook"), os.environ.get("JUPYTER_CONFIG_PATH"))  # its labconfig/: no autosave, …
+    os.environ["JUPYTER_CONFIG_PATH"] = os.pathsep.join(filter(None, folders))
     folder = ROOT if file.is_relative_to(ROOT) else file.parent
     address = "/lab/tree/" + quote(file.relative_to(folder).as_posix())
     arguments = [f"--ServerApp.root_dir={folder}", f"--LabApp.default_url={address}",

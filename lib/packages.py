@@ -12,6 +12,7 @@ from importlib import metadata
 from lib import ROOT
 
 REQUIREMENTS = ROOT / "requirements.txt"
+LOCK = ROOT / "requirements.lock"  # one version of each, with its hashes; made by the command in its first lines
 LINE = re.compile(r"([A-Za-z0-9][\w.-]*)\s*(?:\[[^]]*\])?\s*\(?([^;)]*)\)?\s*(;.*)?$")
 BOUND = re.compile(r"(~=|==|!=|<=|>=|<|>)\s*([^,\s]+)")
 
@@ -36,7 +37,7 @@ class Requirement:
 
 
 def requirements() -> list[Requirement]:
-    lines = REQUIREMENTS.read_text().splitlines()
+    lines = REQUIREMENTS.read_text("utf-8").splitlines()
     return [need for line in lines if (need := Requirement.parse(line))]
 
 

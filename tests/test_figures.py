@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -129,9 +130,11 @@ def test_headless_a_figure_is_shown_with_its_title_as_text(monkeypatch):
     json.dumps(bundle)
 
 
-@pytest.mark.parametrize("told, session, expected", [("1", False, True), ("0", True, False), (None, True, True),
-                                                     (None, False, False), ("", True, True)])
-def test_live_is_what_the_environment_says_or_a_jupyter_session(monkeypatch, told, session, expected):
-    for name, value in (("WORKBOOK_LIVE", told), ("JPY_SESSION_NAME", "x.ipynb" if session else None)):
-        monkeypatch.setenv(name, value) if value is not None else monkeypatch.delenv(name, raising=False)
+@pytest.mark.parametrize("told, ci, kernel, expected", [
+    ("1", "", False, True), ("0", "", True, False), (None, "", True, True), (None, "", False, False),
+    ("", "", True, True), (None, "true", True, False), (None, "false", True, True), ("1", "true", False, True)])
+def test_live_is_every_kernel_unless_the_runner_or_ci_say_otherwise(monkeypatch, told, ci, kernel, expected):
+    monkeypatch.setenv("CI", ci)
+    monkeypatch.setenv("WORKBOOK_LIVE", told) if told is not None else monkeypatch.delenv("WORKBOOK_LIVE")
+    monkeypatch.setattr("IPython.get_ipython", lambda: SimpleNamespace(kernel=1) if kernel else None)
     assert live.is_live() == expected

@@ -3,15 +3,20 @@
 import ast
 import json
 import os
+import shutil
 import subprocess
 import sys
 import types
 from importlib import metadata
+from pathlib import Path
 
 import pytest
+from jupyterlab.commands import get_app_dir
+from jupyterlab_server.settings_utils import get_settings
 
 from lib import ROOT, WorkbookError, __main__, doctor, environment
 
+HOME = os.path.expanduser("~")
 BARE = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
 
@@ -96,6 +101,8 @@ BAD = [
     (["cost", "smallcnn", "resnet38"], "resnet38"),
     (["bench", "--rounds", "some"], "whole number"),
     (["lab", "--port", "http"], "whole number"),
+    (["lab", "--port", "99999"], "'99999' has to be between 1 and 65535"),
+    (["cost", "smallcnn", "--json", ""], "name of a file or folder is empty"),
     (["doctor", "--fix"], "--fix"),
 ]
 
@@ -151,6 +158,8 @@ GOOD = [
      dict(images=(100, None), thresholds=(float("-inf"), float("-inf")))),
     (["cost", "wrn40_2", "--conditioning", "float", "--widths", "0.5,1.0", "--input", "3x64x64"],
      dict(model="wrn40_2", conditioning="float", widths=(0.5, 1.0), input=(3, 64, 64), exits="none", classes=10)),
+    (["evaluate", "~/c", "--dataset=~/d", "--json=~/j", "--save-atlas=~/a"],
+     dict(checkpoint=f"{HOME}/c", dataset=f"{HOME}/d", json=f"{HOME}/j", save_atlas=f"{HOME}/a")),
     (["bench", "--only", "attack", "--rounds", "2", "--record", "--json", "f"],
      dict(only=("attack",), rounds=2, record=True, json="f")),
 ]
@@ -178,17 +187,39 @@ def test_tests_are_units_and_every_notebook(verbs):
     assert str(ROOT / "tests") in fast and str(ROOT / "notebooks") not in fast
 
 
-def test_lab_opens_the_first_notebook(verbs, monkeypatch, tmp_path):
+def test_lab_opens_the_first_notebook_or_one_by_number_name_or_file(verbs, monkeypatch, tmp_path):
+    monkeypatch.delitem(sys.modules, "lib.workbook.runs")  # the real one
+    monkeypatch.setattr("lib.workbook.runs.NOTEBOOKS", tmp_path / "notebooks")
     monkeypatch.setattr(environment, "ROOT", tmp_path)
+    monkeypatch.setenv("JUPYTER_CONFIG_PATH", "/somebody's")
     (tmp_path / "notebooks").mkdir()
     assert __main__.main(["lab"]) == 2  # there is none
     for name in ("10_b.ipynb", "00_a.ipynb"):
-        (tmp_path / "notebooks" / name).write_text("{}")
+        shutil.copy(ROOT / "notebooks" / "00_start_here.ipynb", tmp_path / "notebooks" / name)
     assert __main__.main(["lab", "--port", "8899"]) == 0
     module, argv = verbs[0]
     assert module == "jupyterlab" and "--LabApp.default_url=/lab/tree/notebooks/00_a.ipynb" in argv
     assert f"--ServerApp.root_dir={tmp_path}" in argv and "--port=8899" in argv
+    assert os.environ["JUPYTER_CONFIG_PATH"].endswith(f"/lib/workbook{os.pathsep}/somebody's")
     assert __main__.main(["lab", "missing.ipynb"]) == 2
+    shutil.copy(tmp_path / "notebooks" / "10_b.ipynb", tmp_path / "mine.ipynb")
+    for asked, file in (("10", "notebooks/10_b"), ("10_b", "notebooks/10_b"), (tmp_path / "mine.ipynb", "mine")):
+        assert __main__.main(["lab", str(asked)]) == 0
+        assert f"--LabApp.default_url=/lab/tree/{file}.ipynb" in verbs[-1][1]
+
+
+def test_jupyterlab_begins_with_the_settings_of_lab(monkeypatch, tmp_path):
+    """As its own server reads them: no autosave over a notebook that is only read, and no subshells."""
+    monkeypatch.setenv("JUPYTER_CONFIG_PATH", str(ROOT / "lib" / "workbook"))
+    monkeypatch.setenv("JUPYTER_CONFIG_DIR", str(tmp_path))
+    brought = json.loads((ROOT / "lib/workbook/labconfig/default_setting_overrides.json").read_bytes())
+    for plugin, values in brought.items():
+        schema = get_settings(tmp_path, Path(get_app_dir()) / "schemas", tmp_path, schema_name=plugin)[0]["schema"]
+        for name, value in values.items():
+            told = schema["properties"][name]
+            assert told["default"] == value and told.get("type") in ("string", "boolean"), (plugin, name)
+            assert "oneOf" not in told or value in [one["const"] for one in told["oneOf"]]
+    assert brought["@jupyterlab/docmanager-extension:plugin"] == {"autosave": False}
 
 
 # ---- how they end
@@ -204,6 +235,14 @@ def test_failures_are_one_line_and_an_exit_code(raised, code, sentence, verbs, m
     monkeypatch.setattr(sys.modules["lib.commands"], "train", fail)
     assert __main__.main(["train", "x"]) == code
     assert capsys.readouterr().err == sentence
+
+
+def test_files_are_utf8_whatever_the_locale_says():
+    """The titles hold letters that ASCII lacks; reading and printing them is the same as anywhere."""
+    plain = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    answer = subprocess.run([sys.executable, "-m", "lib", "run", "--list"], cwd=ROOT, env=plain, capture_output=True)
+    assert answer.returncode == 0, answer.stderr
+    assert "λ" in answer.stdout.decode("utf-8")
 
 
 def test_a_verb_decides_its_exit_code(verbs, monkeypatch):
@@ -226,7 +265,7 @@ def test_doctor_compares_driver_and_wheels(torch, driver, expected):
 
 
 def test_doctor_has_a_verdict_per_verb(monkeypatch, capsys):
-    monkeypatch.setattr(doctor, "output_of", lambda command: None)
+    monkeypatch.setattr(environment, "output_of", lambda command: None)
     monkeypatch.setattr(doctor.packages, "missing", lambda need, path=None: ["torch is missing"])
     monkeypatch.setattr(environment, "ready", lambda: False)
     monkeypatch.setattr(environment, "obstacle", lambda: "the disk is too small; free some")

@@ -26,10 +26,12 @@ from lib import ROOT, WorkbookError, environment, packages
 # ---- the one list of versions
 
 # used without being imported; and imported without a line of its own, as a listed package always brings it
-TOOLS = {"torchvision", "jupyterlab", "anywidget", "kaleido", "nbval", "playwright", "ruff"}
-IMPORTED_AS = {"sklearn": "scikit-learn", "PIL": "pillow", "IPython": "ipython"}
+TOOLS = {"torchvision", "anywidget", "kaleido", "nbval", "playwright", "ruff"}
+IMPORTED_AS = {"sklearn": "scikit-learn", "PIL": "pillow", "IPython": "ipython",
+               "jupyterlab_server": "jupyterlab-server"}
 COME_ALONG = {"packaging": "pytest", "pillow": "torchvision", "ipython": "ipywidgets", "scipy": "scikit-learn",
-              "nbclient": "papermill", "traitlets": "ipywidgets"}
+              "nbclient": "papermill", "traitlets": "ipywidgets",
+              "jupyterlab-server": "jupyterlab"}
 
 
 def imported() -> set[str]:
@@ -232,8 +234,8 @@ def test_a_download_that_breaks_off_is_begun_again(monkeypatch, tmp_path):
         left = list(answers)
         monkeypatch.setattr(environment, "tell", lambda *arguments, left=left: left.pop(0))
         with pytest.raises(WorkbookError, match=raised) if raised else contextlib.nullcontext():
-            environment.run_pip(0)
-        assert left == []
+            environment.run_pip(0, tmp_path)
+        assert left == [] and not (tmp_path / "tmp").exists()
 
 
 # ---- the whole thing, for real, with two small packages and no network
@@ -272,7 +274,7 @@ class Checkout:
     """A small checkout with the real front door."""
 
     def __init__(self, root: Path):
-        self.root, self.venv = root, root / ".venv"
+        self.root, self.venv = root, (root / ".venv").resolve()
         self.site = self.venv / "lib" / f"python3.{sys.version_info.minor}" / "site-packages"
         self.variables = {n: v for n, v in os.environ.items() if not n.startswith("PIP_") and n != "PYTHONPATH"}
         self.variables |= {"PIP_CONFIG_FILE": os.devnull, "PIP_NO_INDEX": "1", "PIP_USER": "1",
@@ -326,7 +328,6 @@ def test_fresh_set_up_then_the_verb(finished):
     first, answer = finished
     first.is_sound(answer)
     assert "setting up" in answer.stderr
-    assert (first.venv / "share/jupyter/lab/settings/overrides.json").is_file()
     second = first.call()
     first.is_sound(second)
     assert second.stderr == ""  # nothing is set up twice
@@ -375,10 +376,119 @@ def test_removed_package_and_changed_list_are_noticed(copied):
     copied.call()
     shutil.rmtree(next(copied.site.glob("tinyrest-*")))
     copied.is_sound(copied.call())
+    wanted = (copied.root / "requirements.txt").read_text()
     (copied.root / "requirements.txt").write_text("tinycore>=1  # core\ntinyrest>=3  # newer\n")
     answer = copied.call()
-    assert answer.returncode == 2 and not (copied.venv / "ready").exists()
+    assert answer.returncode == 2
     assert "pip could not install the packages (No matching distribution found for tinyrest>=3)" in answer.stderr
+    (copied.root / "requirements.txt").write_text(wanted)
+    again = copied.call()
+    copied.is_sound(again)
+    assert again.stderr == ""  # a set-up that failed has not undone the finished one
+
+
+def test_a_set_up_in_which_pip_was_killed_is_not_finished(copied):
+    """Nobody knows what pip had taken out of a finished .venv by then."""
+    copied.call()
+    (copied.venv / "tmp").mkdir()
+    answer = copied.call()
+    copied.is_sound(answer)
+    assert "setting up" in answer.stderr and not (copied.venv / "tmp").exists()
+    assert copied.call().stderr == ""
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_venv_may_be_a_link_to_another_disk(finished, tmp_path, there):
+    root, disk = tmp_path / "checkout", tmp_path / "disk" / "environment"
+    shutil.copytree(finished[0].root, root, ignore=shutil.ignore_patterns(".venv*"))
+    (root / ".venv").symlink_to(disk)
+    if there:
+        disk.mkdir(parents=True)
+    linked = Checkout(root)
+    linked.variables = finished[0].variables
+    linked.is_sound(linked.call())
+    assert (root / ".venv").is_symlink() and linked.venv == disk
+    assert linked.call().stderr == ""
+
+
+# ---- requirements.lock
+
+def lock(checkout: Checkout, **versions: str):
+    """Pins of the two small packages, each with the hash of its wheel."""
+    wheels = checkout.root.parent / "wheels"
+    lines = [f"{name}=={version} --hash=sha256:{hashlib.sha256(found[0].read_bytes()).hexdigest()}\n"
+             for name, version in versions.items() if (found := sorted(wheels.glob(f"{name}-*")))]
+    (checkout.root / "requirements.lock").write_text("".join(lines))
+
+
+def test_the_lock_is_what_gets_installed(copied):
+    wheel(copied.root.parent / "wheels", "tinyrest", "2.1")  # newer, and not the one that is pinned
+    lock(copied, tinycore="1.5", tinyrest="2.0")
+    shutil.rmtree(next(copied.site.glob("tinyrest-*")))
+    try:
+        copied.is_sound(copied.call())
+        assert next(copied.site.glob("tinyrest-*")).name == "tinyrest-2.0.dist-info"
+        assert copied.call().stderr == ""
+    finally:
+        (copied.root.parent / "wheels" / "tinyrest-2.1-py3-none-any.whl").unlink()
+
+
+def test_a_package_that_is_not_the_pinned_one_is_refused(copied):
+    lock(copied, tinycore="1.5", tinyrest="2.0")
+    text = (copied.root / "requirements.lock").read_text()
+    (copied.root / "requirements.lock").write_text(re.sub("[0-9a-f]{64}$", "0" * 64, text.strip()) + "\n")
+    shutil.rmtree(next(copied.site.glob("tinyrest-*")))
+    answer = copied.call()
+    assert answer.returncode == 2 and "a package arrived incomplete or changed" in answer.stderr
+
+
+def test_a_lock_that_does_not_fit_gives_way_to_the_ranges_and_says_so(copied):
+    lock(copied, tinycore="9.9", tinyrest="2.0")
+    answer = copied.call()
+    copied.is_sound(answer)
+    assert "requirements.lock does not fit here; installing what requirements.txt allows" in answer.stderr
+    assert copied.call().stderr == ""
+
+
+def test_the_lock_pins_every_requirement_within_its_range():
+    """Its first lines hold the command that makes it; every pin has hashes, so that pip accepts no other file."""
+    text = packages.LOCK.read_text()
+    assert "uv pip compile requirements.txt" in text[:400]
+    entries = re.split(r"\n(?=\w)", re.sub(r"(?m)^ *#.*\n", "", text))
+    pinned = {}
+    for entry in entries:
+        name, version = re.match(r"([\w.-]+)==([\w.+-]+)", entry).groups()
+        assert "--hash=sha256:" in entry, name
+        pinned.setdefault(name, []).append(version)
+    for need in packages.requirements():
+        assert all(packages.fits(version, need.bounds) for version in pinned[need.name]), need
+
+
+@pytest.mark.parametrize("driver, present, expected", [
+    ("550.54.15", None, ["cuda 12", "ranges"]),  # below CUDA 13's oldest
+    ("580.95", None, ["lock"]), ("470.82", None, ["lock"]), (None, None, ["lock"]),
+    ("550.54.15", "2.14.0+cu126", ["ranges"]),  # chosen at the first try, or by hand: kept
+    (None, "2.14.0+cpu", ["ranges"]), (None, "2.15.0", ["lock"]),
+])
+def test_wheels_that_the_driver_can_use(driver, present, expected, monkeypatch, tmp_path):
+    asked, site = [], tmp_path / "site"
+    if present:
+        put(site, "torch", present)
+
+    def tell(command, variables, lock):
+        wanted = list(map(str, command[5:]))
+        kinds = {environment.CUDA_12: "cuda 12", "--require-hashes": "lock", "-r": "ranges"}
+        asked.append(next(kind for word, kind in kinds.items() if word in wanted))
+        if asked[-1] == "cuda 12":
+            assert wanted[2:] == ["torch>=2.11", "torchvision>=0.26"]
+            put(site, "torch", "2.14.0+cu126")
+        return 0, ""
+
+    monkeypatch.setattr(environment, "VENV", tmp_path)
+    monkeypatch.setattr(environment, "tell", tell)
+    monkeypatch.setattr(environment, "driver", lambda: driver)
+    environment.run_pip(0, site)
+    assert asked == expected
 
 
 def test_no_index_is_a_sentence(copied):

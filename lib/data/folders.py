@@ -46,10 +46,10 @@ def tiny_imagenet(folder: Path) -> Raw:
     train = [(path, label) for label, place in enumerate(places) for path in image_paths(place)]
     number = {wnid: label for label, wnid in enumerate(wnids)}
     try:
-        rows = [line.split("\t") for line in (folder / "val" / "val_annotations.txt").read_text().splitlines()]
+        rows = [line.split("\t") for line in (folder / "val" / "val_annotations.txt").read_text("utf-8").splitlines()]
         label_of = {name: number[wnid] for name, wnid, *_ in rows}
         words = folder / "words.txt"
-        word = dict(line.split("\t", 1) for line in words.read_text().splitlines()) if words.is_file() else {}
+        word = dict(line.split("\t", 1) for line in words.read_text("utf-8").splitlines()) if words.is_file() else {}
         test = [(path, label_of[os.path.basename(path)]) for path in image_paths(folder / "val" / "images")]
     except (OSError, ValueError, KeyError) as reason:
         raise WorkbookError(f"The files in {folder} do not fit together ({reason!r}); unpack the zip again.") from None

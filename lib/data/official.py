@@ -125,7 +125,7 @@ def one_at_a_time(name: str) -> Iterator[Path]:
     """An empty folder for one download, which other processes wait for; what a killed one left is removed first."""
     lib.DATASETS.mkdir(parents=True, exist_ok=True)
     scratch = lib.DATASETS / f".{name}.part"
-    with open(lib.DATASETS / f".{name}.lock", "w") as lock:
+    with open(lib.DATASETS / f".{name}.lock", "wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir()

@@ -35,7 +35,7 @@ def claimed(folder: Path, recipe: Recipe) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / ".lock", "a+")  # noqa: SIM115 - held open until the training ends
+        lock = open(folder / ".lock", "ab+")  # noqa: SIM115 - held open until the training ends
     except OSError as error:
         raise WorkbookError(f"{folder} may not be written ({error.strerror}); choose another folder") from error
     with lock:
@@ -51,7 +51,7 @@ def _check_recipe(folder: Path, recipe: Recipe) -> None:
     note = folder / "recipe.json"
     if note.exists():
         try:
-            other = Recipe.from_json(json.loads(note.read_text()))
+            other = Recipe.from_json(json.loads(note.read_bytes()))
         except ValueError:
             raise WorkbookError(f"{note} is damaged; remove {folder} or choose another folder") from None
         if other.digest() != recipe.digest():

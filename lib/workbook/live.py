@@ -4,6 +4,7 @@ import base64
 import functools
 import json
 import os
+import sys
 
 import plotly.graph_objects as go
 import plotly.io as pio
@@ -11,6 +12,11 @@ from IPython.display import display
 
 from lib.progress import is_live as is_live
 from lib.workbook import pictures
+
+if "google.colab" in sys.modules:  # Colab draws widgets that are not its own only when asked to
+    from google.colab import output as colab
+
+    colab.enable_custom_widget_manager()
 
 
 def on_screen(output):

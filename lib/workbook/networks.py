@@ -71,7 +71,7 @@ def obtain(settings: Settings, network: str, dataset: str, defence: str, **chang
 def waiting_for(folder: Path) -> Iterator[None]:
     """Hold what is made in `folder`; whoever comes second waits and then finds it made."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with open(folder.with_name(f".{folder.name}.lock"), "w") as lock:
+    with open(folder.with_name(f".{folder.name}.lock"), "wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

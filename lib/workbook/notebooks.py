@@ -28,7 +28,7 @@ def paths(folder: Path = FOLDER) -> list[Path]:
 
 def title(path: Path) -> str:
     """The first heading: "11 RDI-SmallCNN: which defence survives?"."""
-    first = "".join(json.loads(path.read_text())["cells"][0]["source"])
+    first = "".join(json.loads(path.read_bytes())["cells"][0]["source"])
     return first.splitlines()[0].removeprefix("# ").strip()
 
 
@@ -77,7 +77,7 @@ def navigation(path: Path) -> str:
 
 def problems(path: Path) -> list[str]:
     """Everything that a committed notebook may not have, in words; [] when it is fit."""
-    nb = json.loads(path.read_text())
+    nb = json.loads(path.read_bytes())
     cells, found = nb["cells"], []
     code = [cell for cell in cells if cell["cell_type"] == "code"]
     tags = [cell["metadata"].get("tags", []) for cell in cells]
@@ -105,7 +105,7 @@ def _parameter_problems(path: Path, tagged: list[dict]) -> list[str]:
              if not re.fullmatch(r"\w+: [\w\[\]]+ = [^#=]+  # [^=]+", line)]
     if missing := [name for name in COMMON if not any(line.startswith(f"{name}:") for line in lines)]:
         found.append(f"parameters without {', '.join(missing)}")
-    if f'"{path.stem}"' not in path.read_text().replace('\\"', '"'):
+    if f'"{path.stem}"' not in path.read_text("utf-8").replace('\\"', '"'):
         found.append(f"settings are not resolved for \"{path.stem}\"")
     return found
 

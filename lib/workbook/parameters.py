@@ -13,7 +13,7 @@ from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 
-from lib import ROOT, RUNS, WorkbookError
+from lib import ROOT, RUNS, WorkbookError, place, writable
 
 PRESETS = ("quick", "laptop", "paper")  # the size: CPU seconds, CPU minutes, the published schedule on CUDA
 WEIGHTS = ("shipped", "train")  # where networks come from
@@ -53,7 +53,8 @@ def resolve(namespace: dict, notebook: str, **by_preset) -> Settings:
     for name, options in by_preset.items():
         if values[name] in ("auto", "", 0):
             values[name] = options[PRESETS.index(preset)]
-    values["run_dir"] = Path(values["run_dir"] or RUNS / "interactive" / notebook)
+    values["run_dir"] = writable(place(values["run_dir"], RUNS / "interactive" / notebook),
+                                 "name another folder with run_dir or WORKBOOK_RUNS")
     device = pick_device()
     refuse_paper_on_cpu(preset, values["weights"], device)
     return Settings(**values, device=device, notebook=notebook)

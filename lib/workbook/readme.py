@@ -93,4 +93,4 @@ def current(text: str) -> str:
 
 
 if __name__ == "__main__":
-    checkpoints.replace(README, current(README.read_text()).encode())
+    checkpoints.replace(README, current(README.read_text("utf-8")).encode())

@@ -26,7 +26,7 @@ details summary{cursor:pointer;color:#66748a}
 
 def title(notebook: Path) -> str:
     """The first heading of a notebook, without its number."""
-    for cell in json.loads(notebook.read_text())["cells"]:
+    for cell in json.loads(notebook.read_bytes())["cells"]:
         for line in "".join(cell["source"]).splitlines():
             if cell["cell_type"] == "markdown" and line.startswith("# "):
                 return line[2:].strip().lstrip("0123456789 ·.-—")
@@ -95,7 +95,7 @@ def _section(job) -> str:
 def headline(executed: Path) -> str:
     """The outputs of the cells tagged `headline`, as HTML with pictures inside."""
     parts = []
-    for cell in json.loads(executed.read_text())["cells"]:
+    for cell in json.loads(executed.read_bytes())["cells"]:
         if "headline" in cell["metadata"].get("tags", []):
             parts += [_output(output) for output in cell.get("outputs", [])]
     return "\n".join(parts)

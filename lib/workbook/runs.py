@@ -24,7 +24,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from lib import ROOT, RUNS, WorkbookError, __version__, checkpoints
+from lib import ROOT, RUNS, WorkbookError, __version__, checkpoints, writable
 from lib.workbook import parameters as checks
 from lib.workbook import report
 from lib.workbook.headless import KILLED
@@ -92,7 +92,8 @@ def main(args) -> int:
         for notebook in notebooks:
             print(f"{notebook.name:32} {notebook.title}")
         return 0
-    folder = RUNS / checked_name(args.name or f"{args.preset}-{args.weights}-{args.seed}")
+    folder = writable(RUNS / checked_name(args.name or f"{args.preset}-{args.weights}-{args.seed}"),
+                      "name another place with --runs or WORKBOOK_RUNS")
     given = dict(args.parameters) | ({"dataset": args.dataset} if args.dataset else {})
     jobs = plan(notebooks, folder, args.preset, args.weights, args.seed, given)
     if args.allow_cpu:

@@ -90,10 +90,9 @@ def main(args) -> int:
     if told["cuda"]:
         told["gpu"] = torch.cuda.get_device_name(device)
     print(f"import lib takes {1000 * told['import_seconds']:.0f} ms; {rounds} rounds on one thread of {told['device']}")
-    if args.json:
-        Path(args.json).write_text(json.dumps(told, indent=1))
+    commands.write_json(args.json, told)
     if args.record:
-        with open(HISTORY, "a") as file:
+        with open(HISTORY, "a", encoding="utf-8") as file:
             file.write(json.dumps({"date": date.today().isoformat(), **told}) + "\n")
         print(f"added to {HISTORY}")
     return 0

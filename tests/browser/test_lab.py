@@ -26,14 +26,15 @@ pytestmark = [pytest.mark.browser,
 def server(tmp_path_factory):
     """JupyterLab on a free port of this machine, serving a copy of the notebooks."""
     folder = tmp_path_factory.mktemp("lab")
-    shutil.copytree(ROOT / "notebooks", folder / "notebooks", ignore=shutil.ignore_patterns(".*"))
+    shutil.copytree(ROOT / "notebooks", folder / "notebooks", ignore=shutil.ignore_patterns(".*", "lib"))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "JUPYTER_CONFIG_DIR": str(folder / "config"),
                    "JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"), "WORKBOOK_PRESET": "quick",
                    "WORKBOOK_WEIGHTS": "shipped"}
-    environment.pop("WORKBOOK_LIVE")  # the kernel of a Jupyter server is live by itself
+    for said in ("WORKBOOK_LIVE", "CI"):  # without a word from them a kernel is live by itself
+        environment.pop(said, None)
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={port}", "--allow-root",
                "--IdentityProvider.token=", "--LabApp.expose_app_in_browser=True", f"--ServerApp.root_dir={folder}",
                "--LabApp.news_url=None"]
