@@ -234,7 +234,7 @@ def test_a_download_that_breaks_off_is_begun_again(monkeypatch, tmp_path):
         left = list(answers)
         monkeypatch.setattr(environment, "tell", lambda *arguments, left=left: left.pop(0))
         with pytest.raises(WorkbookError, match=raised) if raised else contextlib.nullcontext():
-            environment.run_pip(0, tmp_path)
+            environment.pip_install(["tinycore"], 0)
         assert left == [] and not (tmp_path / "tmp").exists()
 
 

@@ -2,6 +2,7 @@
 
 import base64
 import functools
+import importlib
 import json
 import os
 import sys
@@ -14,9 +15,7 @@ from lib.progress import is_live as is_live
 from lib.workbook import pictures
 
 if "google.colab" in sys.modules:  # Colab draws widgets that are not its own only when asked to
-    from google.colab import output as colab
-
-    colab.enable_custom_widget_manager()
+    importlib.import_module("google.colab.output").enable_custom_widget_manager()
 
 
 def on_screen(output):
