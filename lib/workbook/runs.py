@@ -43,7 +43,7 @@ class Notebook:
     @classmethod
     def read(cls, path: Path) -> "Notebook":
         """Raises WorkbookError when the notebook has no cell tagged `parameters` (papermill would go on without)."""
-        cells = [c for c in json.loads(path.read_text())["cells"] if "parameters" in c["metadata"].get("tags", [])]
+        cells = [c for c in json.loads(path.read_bytes())["cells"] if "parameters" in c["metadata"].get("tags", [])]
         if not cells:
             raise WorkbookError(f"{path.name} has no cell tagged parameters; tag the one that holds preset, weights, …")
         declared = [line for line in ast.parse("".join(cells[0]["source"])).body if isinstance(line, ast.AnnAssign)]
@@ -75,12 +75,12 @@ class Job:
     @property
     def status(self) -> dict:
         file = self.folder / "status.json"
-        return json.loads(file.read_text()) if file.exists() else {}
+        return json.loads(file.read_bytes()) if file.exists() else {}
 
     @property
     def digest(self) -> str:
         """Over what the notebook says (not its stored outputs), its parameters and this version."""
-        cells = json.loads(self.notebook.path.read_text())["cells"]
+        cells = json.loads(self.notebook.path.read_bytes())["cells"]
         told = json.dumps([[c["source"] for c in cells], self.parameters, __version__], sort_keys=True)
         return hashlib.sha256(told.encode()).hexdigest()[:16]
 
@@ -215,7 +215,7 @@ def forget(job: Job) -> None:
     path = job.folder.parent / "metrics.csv"
     if not path.exists():
         return
-    with open(path, "r+", newline="") as file:
+    with open(path, "r+", newline="", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         header, *lines = csv.reader(file)
         kept = [line for line in lines if line[0] != job.notebook.name]
@@ -233,7 +233,7 @@ def child(job: Job, threads: int | None = None) -> tuple[int, str]:
         environment |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
     command = [sys.executable, "-m", "lib.workbook.headless", str(job.notebook.path), str(job.output),
                json.dumps(job.parameters)]
-    with open(job.folder / "log.txt", "w+") as log:
+    with open(job.folder / "log.txt", "w+", encoding="utf-8", errors="replace") as log:
         code = subprocess.run(command, env=environment, stdout=log, stderr=log, cwd=ROOT).returncode
         log.seek(0)
         lines = [line.strip() for line in log if line.strip()]
