@@ -8,32 +8,22 @@ import os
 import platform
 import shutil
 import sys
-from pathlib import Path
 
-from lib import DATASETS, ROOT, environment, packages
+from lib import DATASETS, ROOT, RUNS, environment, packages
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 PROBE = """
 import json, torch
-print(json.dumps({"cuda": torch.version.cuda, "available": torch.cuda.is_available(),
-                  "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]}))
-"""
-PROBE_DATASETS = """
-import json
 from lib import data
-print(json.dumps({name: str(place) for name, place in data.found().items()}))
+print(json.dumps([{"cuda": torch.version.cuda, "available": torch.cuda.is_available(),
+                   "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]},
+                  {name: str(place) for name, place in data.found().items()}]))
 """
 
 
 def browser() -> str | None:
     """The path of an installed Chromium or Chrome, for pictures of figures and for the browser test."""
     return next(filter(None, map(shutil.which, BROWSERS)), None)
-
-
-def answer(python: Path | str | None, code: str) -> dict | None:
-    """What `code` prints as JSON, run by `python` in this checkout; None where it cannot run."""
-    said = environment.output_of([python, "-c", code]) if python else None
-    return json.loads(said) if said else None
 
 
 def device_sentence(torch: dict | None, driver: str | None) -> str:
@@ -72,8 +62,11 @@ def examine(needs: dict[str, str | None]) -> dict:
     else:
         version = environment.venv_version()
         python, path = (environment.PYTHON, [str(environment.site_packages(version))]) if version else (None, [])
-    torch, datasets = (answer(python, probe) for probe in (PROBE, PROBE_DATASETS))
+    said = environment.output_of([python, "-c", PROBE]) if python else None
+    torch, datasets = json.loads(said) if said else (None, None)
     found = {one.name: packages.distribution(one.name, path) for one in packages.requirements()}
+    notes = {"run": "" if torch and torch["available"] else "; preset paper needs a CUDA device, the others do not",
+             "test": "" if browser() else "; the browser test is skipped"}
     return {
         "python": f"{platform.python_version()} at {sys.executable}",
         "system": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
@@ -82,40 +75,28 @@ def examine(needs: dict[str, str | None]) -> dict:
         "versions": {name: package.version if package else None for name, package in found.items()},
         "free_gb": round(shutil.disk_usage(ROOT).free / 1e9, 1),
         "datasets": {"folder": str(DATASETS), "found": datasets},  # None: nothing here can look yet
+        "runs": str(RUNS),
         "browser": browser(),
-        "verbs": {verb: {"works": places[need][0], "how": places[need][1]} for verb, need in needs.items()},
+        "verbs": {verb: {"works": places[need][0], "how": places[need][1] + notes.get(verb, "")}
+                  for verb, need in needs.items()},
     }
 
 
 def main(args, needs: dict[str, str | None]) -> int:
     """Print the findings; the exit code is 1 if a verb cannot work here."""
-    findings = examine(needs)
-    if args.json:
-        print(json.dumps(findings, indent=2))
-    else:
-        show(findings)
-    return 0 if all(verb["works"] for verb in findings["verbs"].values()) else 1
-
-
-def show(findings: dict):
-    versions = [f"{name} {version or '-'}" for name, version in findings["versions"].items()]
-    has_gpu = bool(findings["torch"] and findings["torch"]["available"])
-    datasets = findings["datasets"]["found"]
+    found = examine(needs)
+    datasets = found["datasets"]["found"]
     told = "unknown before the packages are there" if datasets is None else ", ".join(["digits", *datasets])
     lines = {
-        "python": findings["python"],
-        "system": findings["system"],
-        "device": findings["device"],
-        "packages": ", ".join(versions),
-        "disk": f"{findings['free_gb']} GB free",
-        "datasets": f"{told}; downloads go to {findings['datasets']['folder']}",
-        "browser": findings["browser"] or "none; pictures of figures and the browser test need Chromium",
+        **{name: found[name] for name in ("python", "system", "device")},
+        "packages": ", ".join(f"{name} {version or '-'}" for name, version in found["versions"].items()),
+        "disk": f"{found['free_gb']} GB free",
+        "datasets": f"{told}; downloads go to {found['datasets']['folder']}",
+        "runs": f"are kept in {found['runs']}",
+        "browser": found["browser"] or "none; pictures of figures and the browser test need Chromium",
+        **{f"lib {verb}": one["how"] if one["works"] else f"cannot work: {one['how']}"
+           for verb, one in found["verbs"].items()},
     }
-    notes = {"run": "" if has_gpu else "; preset paper needs a CUDA device, quick and laptop do not",
-             "test": "" if findings["browser"] else "; the browser test is skipped"}
-    for verb, verdict in findings["verbs"].items():
-        how = verdict["how"] + notes.get(verb, "")
-        lines[f"lib {verb}"] = how if verdict["works"] else f"cannot work: {how}"
     width = max(map(len, lines))
-    for name, text in lines.items():
-        print(f"{name:<{width}}  {text}")
+    print(json.dumps(found, indent=2) if args.json else "\n".join(f"{k:<{width}}  {v}" for k, v in lines.items()))
+    return 0 if all(verb["works"] for verb in found["verbs"].values()) else 1

@@ -24,7 +24,12 @@ VENV = (ROOT / ".venv").resolve()  # it may be a link to a larger disk
 PYTHON = VENV / "bin" / "python"
 NEEDED_BYTES = 10e9
 DAMAGED = "DO NOT MATCH THE HASHES|IncompleteRead|not enough bytes|Read timed out"
-UNREACHABLE = "connection broken|ConnectionError|name resolution|ProxyError|SSLError|ConnectTimeout|timed out"
+REASONS = {  # why pip failed, by what it said
+    "No space left on device": f"the disk that holds {VENV} is full; free {NEEDED_BYTES / 1e9:.0f} GB",
+    DAMAGED: "a package arrived incomplete or changed; check the network or the index that pip uses",
+    "connection broken|ConnectionError|name resolution|ProxyError|SSLError|ConnectTimeout|timed out":
+        "no package index could be reached; check the network or name a mirror in PIP_INDEX_URL",
+}
 OLDEST_DRIVER = {12: 525, 13: 580}  # NVIDIA driver that wheels of a CUDA major version need at least (Linux)
 CUDA_12 = "https://download.pytorch.org/whl/cu126"  # torch's own index of wheels for drivers below 580
 
@@ -160,11 +165,13 @@ def run_pip(lock: int, site: Path):
     built = distribution("torch", [str(site)])
     if LOCK.is_file() and not (built and "+" in built.version):
         try:
-            return pip_install(["--require-hashes", "-r", LOCK], lock)
+            pip_install(["--require-hashes", "-r", LOCK], lock)
+            if not missing(path=[str(site)]):
+                return
         except WorkbookError as error:
-            if "No matching distribution" not in str(error):
+            if not re.search("No matching distribution|require-hashes", str(error)):
                 raise
-            print(f"{LOCK.name} does not fit here; installing what {REQUIREMENTS.name} allows", file=sys.stderr)
+        print(f"{LOCK.name} does not fit here; installing what {REQUIREMENTS.name} allows", file=sys.stderr)
     pip_install(["-r", REQUIREMENTS], lock)
 
 
@@ -179,9 +186,7 @@ def pip_install(wanted: list, lock: int):
     command = [PYTHON, "-m", "pip", "install", "--no-input", *wanted]
     for left in (2, 1, 0):  # a download that breaks off is begun again; what arrived before it is in pip's cache
         code, said = tell(command, variables, lock)
-        if not code:
-            break
-        if not (left and re.search(DAMAGED, said)):
+        if not (code and left and re.search(DAMAGED, said)):
             break
         print("a download broke off; trying again", file=sys.stderr)
     if code >= 0:
@@ -206,17 +211,11 @@ def tell(command: list, variables: dict[str, str], lock: int) -> tuple[int, str]
 
 def pip_sentence(code: int, said: str) -> str:
     """Why pip failed and what to do, from its exit code and what it wrote to stderr."""
-    again = "repeat the command: it continues where it stopped"
-    if "No space left on device" in said:
-        return f"the disk that holds {ROOT} is full; free {NEEDED_BYTES / 1e9:.0f} GB and {again}"
-    if re.search(DAMAGED, said):
-        return f"a package arrived incomplete or changed; check the network or the index that pip uses, and {again}"
-    if re.search(UNREACHABLE, said):
-        return f"no package index could be reached; check the network or name a mirror in PIP_INDEX_URL, and {again}"
-    if code < 0:
-        return f"installing the packages was stopped by signal {-code}; {again}"
     errors = re.findall(r"ERROR: (.+)", said) or [f"exit code {code} and no message"]
-    return f"pip could not install the packages ({errors[-1].strip()}); mend that and {again}"
+    other = f"pip could not install the packages ({errors[-1].strip()}); mend that"
+    why = next((why for words, why in REASONS.items() if re.search(words, said)), other)
+    why = f"{why} and" if code > 0 else f"installing the packages was stopped by signal {-code};"
+    return f"{why} repeat the command: it continues where it stopped"
 
 
 def rebase_scripts():
@@ -258,8 +257,7 @@ def ensure(need: str | None, argv: list[str]):
         install()
     refresh()
     os.environ.pop("PYTHONHOME", None)
-    os.environ["PYTHONPATH"] = str(ROOT)  # packages of another environment stay outside
-    os.environ["VIRTUAL_ENV"] = str(VENV)
+    os.environ |= {"PYTHONPATH": str(ROOT), "VIRTUAL_ENV": str(VENV)}  # packages from elsewhere stay outside
     if not inside:
         os.environ["PATH"] = os.pathsep.join((str(PYTHON.parent), os.environ.get("PATH", os.defpath)))
     if fresh or not inside:
@@ -281,22 +279,19 @@ def pytest(arguments: list[str], fast: bool):
 
 
 def lab(notebook: str | None, port: int | None, no_browser: bool):
-    """JupyterLab on `notebook`, a file or what `run --only` takes, by default the first; with settings of our own.
-
-    Raises WorkbookError where there is none.
-    """
+    """JupyterLab, with settings of our own, on a notebook: a file or what `run --only` takes, by default the first."""
     from lib.workbook import runs
 
-    found = [Path(notebook)] if notebook and Path(notebook).is_file() else [
+    chosen = [notebook] if notebook and Path(notebook).is_file() else [
         one.path for one in runs.choose((notebook,) if notebook else None)]
-    if not found:
+    if not chosen:
         raise WorkbookError(f"there is no notebook in {ROOT / 'notebooks'}; fetch the repository again")
-    file = found[0].resolve()
-    folders = (str(ROOT / "lib" / "workbook"), os.environ.get("JUPYTER_CONFIG_PATH"))  # its labconfig/: no autosave, …
-    os.environ["JUPYTER_CONFIG_PATH"] = os.pathsep.join(filter(None, folders))
+    file = Path(chosen[0]).resolve()
     folder = ROOT if file.is_relative_to(ROOT) else file.parent
-    address = "/lab/tree/" + quote(file.relative_to(folder).as_posix())
-    arguments = [f"--ServerApp.root_dir={folder}", f"--LabApp.default_url={address}",
-                 *([f"--port={port}"] if port else []), *(["--no-browser"] if no_browser else []),
-                 *(["--allow-root"] if os.geteuid() == 0 else [])]
-    become(sys.executable, "jupyterlab", arguments)
+    settings = (str(ROOT / "lib" / "workbook"), os.environ.get("JUPYTER_CONFIG_PATH"))  # labconfig/ there: no autosave
+    os.environ["JUPYTER_CONFIG_PATH"] = os.pathsep.join(filter(None, settings))
+    become(sys.executable, "jupyterlab", [
+        f"--ServerApp.root_dir={folder}",
+        f"--LabApp.default_url=/lab/tree/{quote(file.relative_to(folder).as_posix())}",
+        *([f"--port={port}"] if port else []), *(["--no-browser"] if no_browser else []),
+        *(["--allow-root"] if os.geteuid() == 0 else [])])

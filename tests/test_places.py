@@ -108,5 +108,5 @@ def test_text_files_name_their_encoding():
         for call in calls:
             given = [ast.unparse(one) for one in (*call.args, *(word.value for word in call.keywords))]
             text = getattr(call.func, "attr", "") in ("read_text", "write_text") or (
-                getattr(call.func, "id", "") == "open" and "b" not in given[1])
+                getattr(call.func, "id", "") == "open" and "b" not in (*given, "")[1])
             assert not text or "'utf-8'" in given, f"{file.relative_to(ROOT)}:{call.lineno}: {ast.unparse(call)}"

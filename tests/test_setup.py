@@ -450,6 +450,16 @@ def test_a_lock_that_does_not_fit_gives_way_to_the_ranges_and_says_so(copied):
     assert copied.call().stderr == ""
 
 
+def test_a_lock_for_other_systems_gives_way_to_the_ranges(copied):
+    """Its markers leave nothing to install: pip says nothing about that."""
+    (copied.root / "requirements.lock").write_text(
+        "tinyrest==2.0 ; sys_platform == 'amiga' --hash=sha256:" + "0" * 64 + "\n")
+    shutil.rmtree(next(copied.site.glob("tinyrest-*")))
+    answer = copied.call()
+    copied.is_sound(answer)
+    assert "requirements.lock does not fit here" in answer.stderr
+
+
 def test_the_lock_pins_every_requirement_within_its_range():
     """Its first lines hold the command that makes it; every pin has hashes, so that pip accepts no other file."""
     text = packages.LOCK.read_text()
@@ -487,6 +497,7 @@ def test_wheels_that_the_driver_can_use(driver, present, expected, monkeypatch, 
     monkeypatch.setattr(environment, "VENV", tmp_path)
     monkeypatch.setattr(environment, "tell", tell)
     monkeypatch.setattr(environment, "driver", lambda: driver)
+    monkeypatch.setattr(environment, "missing", lambda path: [])
     environment.run_pip(0, site)
     assert asked == expected
 
