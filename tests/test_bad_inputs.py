@@ -18,13 +18,14 @@ import lib
 import lib.__main__ as front_door
 from lib import WorkbookError, checkpoints, data
 from lib.attacks import forms
+from lib.attacks.decision import Decision
 from lib.attacks.steps import Threat
 from lib.evaluation import atlas, routing
 from lib.models import exits, zoo
 from lib.operating_point import OperatingPoint
 from lib.randomness import generator
 from lib.training import loop, recipes
-from lib.workbook import parameters
+from lib.workbook import networks, parameters, released_record
 
 TABLE = Path(__file__).with_name("bad_inputs.md")
 CASES: dict[str, object] = {}
@@ -226,6 +227,53 @@ def _(tmp):
 @case("preset paper on a CPU")
 def _(tmp):
     parameters.refuse_paper_on_cpu("paper", "train", "cpu")
+
+
+# Given but not used; attacks that could not.
+
+def shipped(tmp, **named) -> parameters.Settings:
+    usual = dict(preset="laptop", weights="shipped", seed=0, run_dir=Path(tmp), device="cpu", file="", images=500)
+    return parameters.Settings(**usual | named, named=frozenset(named))
+
+
+@case("notebook 17: a named file that is not there")
+def _(tmp):
+    released_record.obtain(shipped(tmp, file="mine.pth.tar"))
+
+
+@case("a seed that no shipped record has")
+def _(tmp):
+    released_record.obtain(shipped(tmp, seed=7))
+
+
+@case("more images than a shipped record has")
+def _(tmp):
+    released_record.obtain(shipped(tmp, images=5000))
+
+
+@case("shipped trainings of a seed that did not come along")
+def _(tmp):
+    networks.trainings(shipped(tmp, seed=7), [0, 1, 2])
+
+
+@case("a number of images below 0")
+def _(tmp):
+    parameters.coerce("images", -5, int)
+
+
+@case("AutoAttack on an exit, with thresholds")
+def _(tmp):
+    Decision(network(), OperatingPoint(thresholds=(0.1, 0.1)), 2)
+
+
+@case("AutoAttack on exits without thresholds")
+def _(tmp):
+    Decision(network(), OperatingPoint(exits=(2,)))
+
+
+@case("AutoAttack on the mean over draws of a network without noise")
+def _(tmp):
+    Decision(network(), draws=5)
 
 
 def sentence(function, tmp) -> str:

@@ -102,6 +102,14 @@ class Grid:
             found.setdefault(self.cells[i].evaluated_at.replace(draw=None), []).append(i)
         return found
 
+    def select(self, images: slice) -> "Grid":
+        """The same of some of the images."""
+        parts = {name: getattr(self, name)[:, images] for name in ARRAYS}
+        first, stop, _ = images.indices(len(self.labels))
+        start = self.meta["images"][0]
+        return replace(self, labels=self.labels[images], **parts,
+                       meta={**self.meta, "images": [start + first, start + stop]})
+
     def share(self, cell: int) -> np.ndarray:
         """(N,) for each image the share of draws in which it is right."""
         return self.right[cell] / self.cells[cell].draws

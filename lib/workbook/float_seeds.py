@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from lib import ATLASES, CHECKPOINTS, RUNS, WorkbookError, checkpoints, data
+from lib import ATLASES, CHECKPOINTS, RUNS, checkpoints, data
 from lib.attacks.steps import Threat
 from lib.evaluation import grid as grids
 from lib.evaluation import points
@@ -119,20 +119,19 @@ def obtain(settings: Settings, which: str = "suite") -> dict[str, Repeated]:
 
     Raises WorkbookError where a shipped file is missing, or a record is of other weights.
     """
-    return {method: Repeated.of(shipped(method, which) if settings.weights == "shipped"
+    return {method: Repeated.of(shipped(settings, method, which) if settings.weights == "shipped"
                                 else trained(settings, method, which)) for method in METHODS}
 
 
-def shipped(method: str, which: str) -> list[Member]:
-    """Of each seed whose pair came along. Raises WorkbookError where none did."""
+def shipped(settings: Settings, method: str, which: str) -> list[Member]:
+    """Of each seed asked for whose pair came along. Raises WorkbookError where none did."""
     whole = networks.whole(SEEDS, lambda seed: [record(name(m, seed), w) for m in METHODS for w in IMAGES])
-    if not whole:
-        raise WorkbookError("no pair came with the repository; set weights = \"train\" to train some")
     members = []
-    for called in (name(method, seed) for seed in whole):
+    for called in (name(method, seed) for seed in networks.trainings(settings, whole)):
         loaded = checkpoints.load(weights(called))
-        found = Trained(called, loaded.network, loaded.digest)
-        members.append(Member(method, found, networks.matching(Grid.load(record(called, which)), found)))
+        found = Trained(called, loaded.network, loaded.digest, "shipped")
+        read = networks.matching(Grid.load(record(called, which)), found)
+        members.append(Member(method, found, networks.cut(settings, read)))
     return members
 
 

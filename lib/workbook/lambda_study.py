@@ -101,7 +101,7 @@ def mixed(trained: dict[str, Trained], weights: Sequence[float] = (0.25, 0.5, 0.
         return {}
     ends = trained["pgd_at0"], trained["pgd_at1"]
     return {f"mixed{w:g}": Trained(ends[0].name.replace("pgd_at0", f"mixed{w:g}"), mixture(*(
-        end.network for end in ends), w), "+".join(end.digest[:16] for end in ends)) for w in weights}
+        end.network for end in ends), w), "+".join(end.digest[:16] for end in ends), ends[0].weights) for w in weights}
 
 
 def members(settings: Settings, images: data.Dataset | None, trained: dict[str, Trained],
@@ -117,10 +117,12 @@ def grid(settings: Settings, trained: Trained, images: data.Dataset | None, **op
     """
     path = lib.ATLASES / f"{trained.name}-grid.safetensors"
     if settings.weights == "shipped" and path.is_file() and not options:
-        return networks.matching(Grid.load(path), trained)
+        found = networks.matching(Grid.load(path), trained)
+        if networks.holds(settings, found):
+            return networks.cut(settings, found)
     if images is None:
-        raise WorkbookError(f"{trained.name} came without this record and its dataset is not on this machine; see "
-                            "data/README.md for how to get it")
+        raise WorkbookError(f"{trained.name} came without a record of these images and seed, and its dataset is not on "
+                            "this machine; see data/README.md for how to get it")
     size = SIZES[settings.preset] | options
     todo, draws = planned(trained.network, size.pop("threat", None) or networks.threat_of(settings, images), **size)
     told = hashlib.sha256(repr(todo).encode()).hexdigest()[:8]
@@ -128,9 +130,10 @@ def grid(settings: Settings, trained: Trained, images: data.Dataset | None, **op
     path = settings.run_dir.parent / "grids" / f"{label}.safetensors"
     with networks.waiting_for(path):
         if not path.is_file():
-            grids.record(trained.network, images.test[:settings.images], todo, draws=draws, seed=settings.seed,
-                         folder=path.with_suffix(""), dataset=images.name, data_variant=images.variant, split="test",
-                         checkpoint=trained.digest, defence=trained.defence, progress=False).save(path)
+            grids.record(trained.network, networks.first(settings, images, settings.images), todo, draws=draws,
+                         seed=settings.seed, folder=path.with_suffix(""), dataset=images.name, split="test",
+                         data_variant=images.variant, checkpoint=trained.digest, defence=trained.defence,
+                         progress=False).save(path)
     return Grid.load(path)
 
 
@@ -160,7 +163,7 @@ def write(settings: Settings, found: dict[str, Member]) -> Path:
     path = settings.run_dir.parent / "metrics.csv"
     for member in found.values():
         rows.append(path, points.rows(member.grid, experiment=settings.notebook, preset=settings.preset,
-                                      weights=settings.weights))
+                                      weights=member.trained.weights))
     return path
 
 

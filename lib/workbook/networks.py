@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import fcntl
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,11 +22,15 @@ SIZES = ("laptop", "paper", "quick")  # shipped networks: which size is taken wh
 
 @dataclass(frozen=True)
 class Trained:
-    """A network, the recipe it came from ("rdi_smallcnn-digits-main-laptop"), and the digest of its file."""
+    """A network, the recipe it came from ("rdi_smallcnn-digits-main-laptop"), and the digest of its file.
+
+    weights: where they were read from: "shipped", "train" (trained in this run), or "file" (one that was named).
+    """
 
     name: str
     network: Network
     digest: str
+    weights: str = "train"
 
     @property
     def defence(self) -> str:
@@ -64,7 +68,7 @@ def obtain(settings: Settings, network: str, dataset: str, defence: str, **chang
             loop.obtain(recipe, folder, device=settings.device)
         path = folder / "last.safetensors"
     loaded = checkpoints.load(path, settings.device)
-    return Trained(name, loaded.network, loaded.digest)
+    return Trained(name, loaded.network, loaded.digest, settings.weights)
 
 
 @contextlib.contextmanager
@@ -88,23 +92,70 @@ def threat_of(settings: Settings, dataset: data.Dataset, **changes) -> Threat:
     return dataclasses.replace(usual, **{"step_size": usual.step_size * usual.steps / steps, "steps": steps} | changes)
 
 
+def holds(settings: Settings, found: Atlas) -> bool:
+    """Whether a shipped record is of the seed asked for, and has as many images as were named."""
+    enough = "images" not in settings.named or settings.images <= len(found.labels)
+    return found.meta["seed"] == settings.seed and enough
+
+
+def of_seed(settings: Settings, found: Atlas) -> Atlas:
+    """The shipped record. Raises WorkbookError where another seed than its was asked for."""
+    if found.meta["seed"] != settings.seed:
+        raise WorkbookError(f"the shipped record is of seed {found.meta['seed']}, not {settings.seed}; take that "
+                            "one, or have the network attacked here (weights = \"train\", with its files at hand)")
+    return found
+
+
+def cut(settings: Settings, found: Atlas) -> Atlas:
+    """The first images of a shipped record, as many as were named. Raises WorkbookError where it has fewer."""
+    if "images" not in settings.named:
+        return found
+    if settings.images > len(found.labels):
+        raise WorkbookError(f"images {settings.images} are more than the {len(found.labels):,} of the shipped record; "
+                            "give fewer, or set weights = \"train\"")
+    return found.select(images=slice(0, settings.images))
+
+
+def trainings(settings: Settings, came: Sequence[int]) -> list[int]:
+    """The shipped trainings asked for, by seed: from `seed` on, `seeds` of them where named.
+
+    Raises WorkbookError where they are not among those that came along.
+    """
+    later = [seed for seed in came if seed >= settings.seed]
+    wanted = list(range(settings.seed, settings.seed + settings.seeds)) if "seeds" in settings.named else later
+    if not wanted or not set(wanted) <= set(came):
+        raise WorkbookError(f"of seed {settings.seed} and those that follow not enough came with the repository, which "
+                            f"has {', '.join(map(str, came)) or 'none'}; set weights = \"train\" to train them")
+    return wanted
+
+
+def first(settings: Settings, dataset: data.Dataset, images: int) -> data.Split:
+    """The first test images. Raises WorkbookError where so many were named and there are fewer."""
+    if "images" in settings.named and images > len(dataset.test):
+        raise WorkbookError(f"images {images} are more than the {len(dataset.test):,} test images of {dataset.name}")
+    return dataset.test[:images]
+
+
 def record(settings: Settings, trained: Trained, dataset: data.Dataset | None, images: int,
            **options) -> Atlas:
     """Attack the first `images` test images, or take the record that was shipped with the network's weights.
 
-    A record made here is kept in the run folder and taken up again after a kill; `options` as for `atlas.record`.
+    The shipped one is read where it is of the seed and the number of images asked for. A record made here is kept in
+    the run folder and taken up again after a kill; `options` as for `atlas.record`.
     """
     path = lib.ATLASES / f"{trained.name}.safetensors"
     if settings.weights == "shipped" and path.is_file() and not options:
-        return matching(Atlas.load(path), trained)
+        found = matching(Atlas.load(path), trained)
+        if holds(settings, found):
+            return cut(settings, found)
     if dataset is None:
-        raise WorkbookError(f"{trained.name} came without a record and its dataset is not on this machine; see "
-                            "data/README.md for how to get it")
+        raise WorkbookError(f"{trained.name} came without a record of {images} images and seed {settings.seed}, and "
+                            "its dataset is not on this machine; see data/README.md for how to get it")
     options = dict(threat=threat_of(settings, dataset), seed=settings.seed) | options
     label = "-".join([trained.name, trained.digest[:8], str(images), *(str(v) for v in _said(options))])
     path = settings.run_dir / "atlases" / f"{label}.safetensors"
     if not path.is_file():
-        made = recording.record(trained.network, dataset.test[:images], validation=dataset.validation,
+        made = recording.record(trained.network, first(settings, dataset, images), validation=dataset.validation,
                                 folder=path.with_suffix(""), dataset=dataset.name, data_variant=dataset.variant,
                                 checkpoint=trained.digest, defence=trained.defence, progress=False, **options)
         made.save(path)

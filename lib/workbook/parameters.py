@@ -18,10 +18,16 @@ from lib import ROOT, RUNS, WorkbookError, place, writable
 PRESETS = ("quick", "laptop", "paper")  # the size: CPU seconds, CPU minutes, the published schedule on CUDA
 WEIGHTS = ("shipped", "train")  # where networks come from
 COMMON = ("preset", "weights", "seed", "run_dir")
+EMPTY = ("auto", "", 0)  # what a cell holds of a parameter that is left open
 
 
 class Settings(SimpleNamespace):
-    """The checked parameters as attributes: preset, weights, seed, run_dir (Path), device, notebook, and its own."""
+    """The checked parameters as attributes: preset, weights, seed, run_dir (Path), device, notebook, and its own.
+
+    named: those of its own that somebody gave a value; the others were filled in.
+    """
+
+    named: frozenset[str] = frozenset()
 
     @property
     def networks(self) -> Path:
@@ -31,7 +37,7 @@ class Settings(SimpleNamespace):
     def __str__(self):
         folder = self.run_dir.relative_to(ROOT) if self.run_dir.is_relative_to(ROOT) else self.run_dir
         own = "".join(f" · {name} {value}" for name, value in vars(self).items()
-                      if name not in (*COMMON, "device", "notebook") and value != "")
+                      if name not in (*COMMON, "device", "notebook", "named") and value != "")
         return f"preset {self.preset} · weights {self.weights} · seed {self.seed} · {self.device}{own} · {folder}"
 
 
@@ -40,7 +46,8 @@ def resolve(namespace: dict, notebook: str, **by_preset) -> Settings:
 
     by_preset: for a parameter of the notebook its values (quick, laptop, paper), taken where the cell holds the empty
     value of its type: "auto" or "" for text, 0 for a number.
-    Raises WorkbookError for a wrong type, an unknown name, an unknown preset, or `paper` without a CUDA device.
+    Raises WorkbookError for a wrong type, an unknown name, a number below 0, an unknown preset, or `paper` without a
+    CUDA device.
     """
     types = annotations(namespace)
     if missing := [name for name in COMMON if name not in types]:
@@ -48,16 +55,17 @@ def resolve(namespace: dict, notebook: str, **by_preset) -> Settings:
                             "e.g. preset: str = \"auto\"")
     refuse_unknown(injected(namespace), types, notebook)
     values = {name: coerce(name, namespace[name], kind) for name, kind in types.items()}
+    named = frozenset(name for name, value in values.items() if name not in COMMON and value not in EMPTY)
     preset = values["preset"] = choose(values["preset"], "preset", PRESETS, "laptop")
     values["weights"] = choose(values["weights"], "weights", WEIGHTS, "shipped")
     for name, options in by_preset.items():
-        if values[name] in ("auto", "", 0):
+        if values[name] in EMPTY:
             values[name] = options[PRESETS.index(preset)]
     values["run_dir"] = writable(place(values["run_dir"], RUNS / "interactive" / notebook),
                                  "name another folder with run_dir or WORKBOOK_RUNS")
     device = pick_device()
     refuse_paper_on_cpu(preset, values["weights"], device)
-    return Settings(**values, device=device, notebook=notebook)
+    return Settings(**values, device=device, notebook=notebook, named=named)
 
 
 def annotations(namespace: dict) -> dict[str, type]:
@@ -119,6 +127,8 @@ def coerce(name: str, value, kind: type):
         raise mistyped(name, value, wanted)
     if wanted is float and math.isnan(value):
         raise mistyped(name, value, wanted)
+    if wanted in (int, float) and value < 0:
+        raise WorkbookError(f"parameter {name} is {value}; it has to be 0 or more")
     if wanted is list and typing.get_args(kind):
         return [coerce(f"{name}[{i}]", item, typing.get_args(kind)[0]) for i, item in enumerate(value)]
     return value

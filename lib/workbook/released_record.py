@@ -1,5 +1,6 @@
 """The weights that the authors of RDI-Nets released: their shipped record, or the file itself attacked here."""
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from lib import WorkbookError, data
 from lib.attacks import forms
 from lib.evaluation import accuracy
 from lib.evaluation import atlas as recording
-from lib.evaluation.views import Atlas
+from lib.evaluation.views import ARRAYS, Atlas
 from lib.models import released
 from lib.models.network import Network
 from lib.workbook import networks, studies, tables
@@ -21,6 +22,7 @@ from lib.workbook.networks import Trained
 from lib.workbook.parameters import Settings
 from lib.workbook.studies import Reading
 
+FILE = "rdi_resnet38_released.pth.tar"  # as it was published
 # What the authors' own code says of the first 500 test images, clean, at the paper's thresholds.
 REFERENCE = {"right": 426, "leave at each exit": [37, 53, 71, 113, 87, 71, 68],
              "right at each exit": [367, 378, 399, 410, 414, 433, 431]}
@@ -47,28 +49,44 @@ class Released:
 
 
 def obtain(settings: Settings) -> Released:
-    """The shipped record; or, where settings.weights is "train" and file and images are here, attacks of the file.
+    """Attacks of the file that is named, or of the released one where weights is "train" and all is at hand; else the
+    shipped record, as many of its images and restarts as were named.
 
-    Raises WorkbookError where neither is at hand.
+    Raises WorkbookError where what was named is not at hand, or neither is.
     """
-    path, images = find(settings.file), networks.at_hand("cifar10_png") or networks.at_hand("cifar10")
-    shipped = lib.ATLASES / f"{released.NAME}.safetensors"
-    if shipped.is_file() and (settings.weights == "shipped" or path is None or images is None):
-        record, again = Atlas.load(shipped), lib.ATLASES / "repeats" / shipped.name
-        restarts, digest = Atlas.load(again) if again.is_file() else None, record.meta["checkpoint"]
-    elif path is None or images is None:
-        raise WorkbookError(f"the record of the released weights did not come along; put {settings.file} and the "
-                            "CIFAR-10 test images below data/datasets (see data/README.md) to make it here")
+    name, shipped = settings.file or FILE, lib.ATLASES / f"{released.NAME}.safetensors"
+    path, images = find(name), networks.at_hand("cifar10_png") or networks.at_hand("cifar10")
+    here = path is not None and images is not None
+    if not here and (settings.file or not shipped.is_file()):
+        lacking = "is neither a file nor below data/datasets" if path is None else "needs the CIFAR-10 test images"
+        raise WorkbookError(f"{name} {lacking} (see data/README.md); leave `file` empty to read the shipped record")
+    if settings.file or (here and settings.weights == "train"):
+        source, (record, restarts, digest) = "file", attack(settings, path, images)
     else:
-        record, restarts, digest = attack(settings, path, images)
+        source, record = "shipped", networks.cut(settings, networks.of_seed(settings, Atlas.load(shipped)))
+        digest, restarts = record.meta["checkpoint"], again(settings, lib.ATLASES / "repeats" / shipped.name)
     network = None if path is None else lambda: released.load(path, settings.device).network
-    trained = Trained(released.NAME, network and network(), digest)
+    trained = Trained(released.NAME, network and network(), digest, source)
     return Released(studies.read(settings, trained, record, "paper"), restarts, images, network)
 
 
 def find(name: str) -> Path | None:
-    """The released file at that path, or below data/datasets."""
+    """The file at that path, or below data/datasets."""
     return next((path for path in (Path(name), lib.DATASETS / name) if path.is_file()), None)
+
+
+def again(settings: Settings, path: Path) -> Atlas | None:
+    """The shipped restarts on the images that were named, as many of them as were named; None where none came along."""
+    if not path.is_file():
+        return None
+    found = Atlas.load(path)
+    if "restarts" in settings.named:
+        if settings.restarts > len(found.views):
+            raise WorkbookError(f"restarts {settings.restarts} are more than the {len(found.views)} that were recorded")
+        found = dataclasses.replace(found, views=found.views[:settings.restarts], **{
+            name: getattr(found, name)[:settings.restarts] for name in ARRAYS})
+    images = settings.images if "images" in settings.named else len(found.labels)
+    return found.select(images=slice(0, min(images, len(found.labels))))
 
 
 def attack(settings: Settings, path: Path, images: data.Dataset) -> tuple[Atlas, Atlas, str]:
@@ -80,7 +98,7 @@ def attack(settings: Settings, path: Path, images: data.Dataset) -> tuple[Atlas,
     told = dict(threat=threat, batch_size=50, checkpoint=found.digest, dataset="cifar10", defence="max_average",
                 data_variant=f"lossless, first {settings.images:,}", progress=False)
     folder = settings.run_dir / f"released-{settings.images}-{threat.steps}"
-    record = recording.record(found.network, images.test[:settings.images], seed=settings.seed,
+    record = recording.record(found.network, networks.first(settings, images, settings.images), seed=settings.seed,
                               forms=("clean", *forms.names(found.network.num_exits)),
                               folder=folder / f"seed{settings.seed}", **told)
     seeds = range(settings.seed + 1, settings.seed + 1 + settings.restarts)

@@ -41,7 +41,7 @@ def clock(settings: Settings, readings: Mapping[str, Reading], images: data.Spli
         found[label] = latency.measure(
             reading.trained.network, floats, reading.thresholds, batch_sizes=settings.batch_sizes,
             seconds=settings.seconds, seed=settings.seed, experiment=settings.notebook, preset=settings.preset,
-            weights=settings.weights, dataset=reading.atlas.meta["dataset"], checkpoint=reading.trained.digest,
+            weights=reading.trained.weights, dataset=reading.atlas.meta["dataset"], checkpoint=reading.trained.digest,
             threshold_source=reading.source, defence=label)
         rows.append(settings.run_dir.parent / "metrics.csv", found[label])
     return found

@@ -73,17 +73,17 @@ def resolve(namespace: dict, notebook: str, **by_preset) -> Settings:
 
 def obtain(settings: Settings) -> dict[str, list[Reading]]:
     """{defence: its readings, one per training} at the settings' thresholds: shipped, or trained in this run."""
-    found = shipped() if settings.weights == "shipped" else trained(settings)
+    found = shipped(settings) if settings.weights == "shipped" else trained(settings)
     records: dict[str, list[Reading]] = {defence: [] for defence in RDI}
     for defence, network, record in found:
         records[defence].append(studies.read(settings, network, record))
     return records
 
 
-def shipped() -> Iterator[tuple[str, Trained, Atlas]]:
-    for seed, defence in itertools.product(whole(), RDI):
-        record = Atlas.load(place(defence, seed))
-        yield defence, Trained(name(defence, seed), None, ""), record
+def shipped(settings: Settings) -> Iterator[tuple[str, Trained, Atlas]]:
+    for seed, defence in itertools.product(networks.trainings(settings, whole()), RDI):
+        record = networks.cut(settings, Atlas.load(place(defence, seed)))
+        yield defence, Trained(name(defence, seed), None, record.meta.get("checkpoint", ""), "shipped"), record
 
 
 def trained(settings: Settings) -> Iterator[tuple[str, Trained, Atlas]]:

@@ -170,9 +170,10 @@ def read(settings: Settings, trained: Trained, record: Atlas, source: str | None
 def write(settings: Settings, readings: Mapping[str, Reading]) -> Path:
     """All numbers of the readings as tidy rows in the run's table; returns its path."""
     path = settings.run_dir.parent / "metrics.csv"
-    told = dict(experiment=settings.notebook, preset=settings.preset, weights=settings.weights)
+    told = dict(experiment=settings.notebook, preset=settings.preset)
     for reading in readings.values():
-        rows.append(path, accuracy.rows(reading.atlas, reading.thresholds, reading.source, **told))
+        rows.append(path, accuracy.rows(reading.atlas, reading.thresholds, reading.source, **told,
+                                        weights=reading.trained.weights))
     return path
 
 

@@ -1,0 +1,116 @@
+"""Whoever names a file, a seed or a number of images gets it or a refusal, and a row says what was read."""
+
+import dataclasses
+
+import pytest
+
+import lib
+from lib import WorkbookError, data
+from lib.evaluation import rows
+from lib.evaluation.grid import Grid
+from lib.evaluation.views import Atlas
+from lib.workbook import exit_speed, lambda_study, networks, parameters, released_record, seeds, studies
+
+CELL = 'preset: str = "laptop"\nweights: str = "shipped"\nseed: int = 0\nrun_dir: str = ""\n'
+OWN = {"images": (int, 0, 500), "dataset": (str, "auto", "digits"), "defence": (str, "auto", "standard"),
+       "restarts": (int, 0, 9), "seeds": (int, 0, 3), "thresholds": (str, "auto", "paper")}
+
+
+@pytest.fixture
+def asked(tmp_path):
+    """The settings of a notebook in which these parameters were given a value."""
+    def settings(**given):
+        namespace = {"file": "", "In": []}
+        exec(CELL + 'file: str = ""\n', namespace)
+        for name, (kind, empty, _) in OWN.items():
+            exec(f"{name}: {kind.__name__} = {empty!r}", namespace)
+        namespace |= {"run_dir": str(tmp_path / "run" / "x"), **given}
+        return parameters.resolve(namespace, "x", **{name: (value,) * 3 for name, (_, _, value) in OWN.items()})
+
+    return settings
+
+
+def test_settings_remember_what_was_named(asked):
+    assert asked().named == frozenset() and asked().images == 500
+    assert asked(images=7, file="x").named == {"images", "file"}
+
+
+@pytest.mark.parametrize("name, value", [("images", -5), ("seed", -1), ("seeds", "-2")])
+def test_numbers_below_zero_are_refused(asked, name, value):
+    with pytest.raises(WorkbookError, match=f"{name} is -"):
+        asked(**{name: value})
+
+
+def smallcnn(settings):
+    return networks.obtain(settings, "rdi_smallcnn", "digits", "max_average")
+
+
+def test_shipped_records_give_the_images_named_and_no_others(asked):
+    trained, dataset = smallcnn(asked()), data.load("digits", shape=(1, 28, 28))
+    whole = networks.record(asked(), trained, dataset, 500)
+    five = networks.record(asked(images=5), trained, dataset, 5)
+    assert len(whole.labels) == 500 and len(five.labels) == 5 and five.meta["images"] == [0, 5]
+    assert (five.prediction == whole.prediction[:, :, :5]).all()
+    member = lambda_study.grid(asked(images=6), networks.obtain(asked(), "resnet20", "digits", "float"), None)
+    assert member.right.shape[1] == len(member.labels) == 6
+    with pytest.raises(WorkbookError, match="more than the 500 test images"):
+        networks.record(asked(images=1000), trained, dataset, 1000)
+
+
+def test_another_seed_is_attacked_anew_and_the_rows_say_what_was_read(asked):
+    settings = asked(seed=7, images=3)
+    trained = smallcnn(settings)
+    dataset = data.load("digits", shape=(1, 28, 28))
+    dataset = dataclasses.replace(dataset, threat={**dataset.threat, "steps": 1})
+    found = studies.study(settings, dataset, {"max_average": trained})
+    table = rows.read(studies.write(settings, found))
+    assert set(table.images) == {3} and set(table.weights) == {"shipped"}
+    assert set(table.seed.dropna()) == {7} and set(table.checkpoint) == {trained.digest}
+    with pytest.raises(WorkbookError, match="3 images and seed 7"):
+        networks.record(settings, trained, None, 3)
+
+
+def test_a_named_file_is_attacked_or_refused(asked, tmp_path, monkeypatch):
+    monkeypatch.setattr(networks, "at_hand", lambda name: None)
+    with pytest.raises(WorkbookError, match="mine.pth.tar is neither a file nor below"):
+        released_record.obtain(asked(file="mine.pth.tar"))
+    (tmp_path / "mine.pth.tar").write_bytes(b"x")
+    with pytest.raises(WorkbookError, match="needs the CIFAR-10 test images"):
+        released_record.obtain(asked(file=str(tmp_path / "mine.pth.tar"), weights="train"))
+
+
+def test_the_shipped_record_of_the_released_weights_says_that_it_is_one(asked, monkeypatch):
+    monkeypatch.setattr(networks, "at_hand", lambda name: None)
+    found = released_record.obtain(asked(weights="train"))  # nothing was named, nothing is at hand: it is read
+    assert found.reading.trained.weights == "shipped" and len(found.reading.atlas.labels) == 1017
+    found = released_record.obtain(asked(images=100, restarts=2))
+    assert len(found.reading.atlas.labels) == len(found.restarts.labels) == 100 and len(found.restarts.views) == 2
+    for wrong in (dict(images=5000), dict(seed=7), dict(restarts=99)):
+        with pytest.raises(WorkbookError, match="shipped record|were recorded"):
+            released_record.obtain(asked(**wrong))
+
+
+def test_exit_speed_reads_the_released_record_only_where_nothing_else_is_named(asked):
+    assert len(exit_speed.record(asked(images=100)).labels) == 100
+    with pytest.raises(WorkbookError, match="of seed 0, not 7"):
+        exit_speed.record(asked(seed=7))
+    assert exit_speed.record(asked(defence="main", images=50)).meta["checkpoint"] == networks.obtain(
+        asked(), "rdi_resnet38", "digits", "main").digest
+
+
+def test_trainings_are_those_named(asked):
+    assert networks.trainings(asked(), [0, 1, 2]) == [0, 1, 2]
+    assert networks.trainings(asked(seed=1), [0, 1, 2]) == [1, 2]
+    assert networks.trainings(asked(seeds=2), [0, 1, 2]) == [0, 1]
+    for wrong in (dict(seed=7), dict(seeds=5)):
+        with pytest.raises(WorkbookError, match="not enough came"):
+            networks.trainings(asked(**wrong), [0, 1, 2])
+    found = seeds.obtain(asked(seeds=2, images=20))
+    assert {len(readings) for readings in found.values()} == {2}
+    assert all(len(r.atlas.labels) == 20 and r.trained.weights == "shipped" for rs in found.values() for r in rs)
+
+
+def test_what_was_shipped_is_of_one_seed():
+    for path in lib.ATLASES.glob("*.safetensors"):
+        kind = Grid if path.stem.endswith("-grid") else Atlas
+        assert kind.load(path).meta["seed"] == 0
