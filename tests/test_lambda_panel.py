@@ -1,5 +1,6 @@
 """The λ explorer and its panel, without a browser, on hand-made grids whose numbers are known."""
 
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -110,7 +111,30 @@ def test_the_panel_moves_the_figure_in_place(explorer):
     assert explorer.point.batch_norm == 0.25 and "≈" in panel.tiles.value
     panel.method.value = "oat"
     assert panel.noise.disabled and panel.mix.disabled and panel.width.layout.display == "none"
-    assert not panel.errors.outputs
+    assert not panel.errors.value
+
+
+def test_a_computation_can_be_cancelled_and_an_error_is_a_sentence_without_markup(explorer):
+    panel = LambdaPanel(explorer)
+    panel.mix.value = 0.25
+
+    def computed():
+        panel.compute.click()
+        for thread in threading.enumerate():
+            if thread is not threading.main_thread() and thread.name.startswith("compute"):
+                thread.join(60)
+        assert not panel.compute.disabled and panel.working.layout.visibility == "hidden"
+
+    panel.progress.observe(lambda change: panel.cancel.click(), "max")
+    explorer.most = 30  # two pieces: the first one's bar is where the hand cancels
+    computed()
+    assert "cancelled" in panel.errors.value and not explorer.spot().exact
+    panel.progress.unobserve_all()
+    computed()
+    assert panel.errors.value == "" and explorer.spot().exact and "≈" not in panel.tiles.value
+    explorer.choose = lambda family: (_ for _ in ()).throw(WorkbookError("<img src=x>"))
+    panel.method.value = "oat"
+    assert "&lt;img src=x&gt;" in panel.errors.value and "<img" not in panel.errors.value
 
 
 def test_answers_of_both_points_are_shown_and_wrong_ones_coloured(members):

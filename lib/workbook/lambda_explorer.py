@@ -22,7 +22,7 @@ from lib.workbook.lambda_study import Member
 
 ATTACKERS = {"union": "worst of three, per image", "white-box": "PGD", "EOT": "EOT-PGD",
              "noise-free transfer": "transfer from no noise", "worst": "right in every draw"}
-CHUNK, PICTURES = 50, 12
+CHUNK, PICTURES = 25, 12
 
 
 @dataclass(frozen=True)
@@ -139,10 +139,11 @@ class LambdaExplorer:
         """Attack at exactly this point, on the first images of the grid. Raises WorkbookError without the images."""
         if self.images is None:
             raise WorkbookError("the exact point needs the dataset, which is not on this machine")
-        grid, at, parts = self.member.grid, self.point, []
+        member, at, parts = self.member, self.point, []  # where a slider leads meanwhile does not count
+        grid = member.grid
         threat = next(c.threat for c in grid.cells if c.attacked and c.threat.draws == 1)
         averaging = max(c.threat.draws for c in grid.cells if c.attacked)
-        noisy = self.member.network.conditions(at).noisy
+        noisy = member.network.conditions(at).noisy
         todo = [Attack((at,)), Attack((at,), threat, at)]
         if noisy:
             todo += [Attack((at,), threat, points.quiet(at)),
@@ -154,12 +155,12 @@ class LambdaExplorer:
         for start in range(0, total, CHUNK):
             progress(start, total)
             part = self.images.test[first + start:first + min(start + CHUNK, total)]
-            parts.append(grids.record(self.member.network, part, todo, draws=draws, seed=grid.meta["seed"],
+            parts.append(grids.record(member.network, part, todo, draws=draws, seed=grid.meta["seed"],
                                       batch_size=CHUNK, first=first + start, macs=grid.meta["macs"],
                                       progress=False))
         progress(total, total)
-        self.exact[self.member.method, at] = grids.join(parts)
-        return self.spot()
+        self.exact[member.method, at] = grids.join(parts)
+        return self.spot(member, at)
 
     # The two faces.
 

@@ -1,7 +1,11 @@
 """The sliders around a LambdaExplorer: one FigureWidget, updated in place, and errors shown where they happen."""
 
+import threading
+import time
+
 import ipywidgets as widgets
 
+from lib import WorkbookError
 from lib.workbook import lambda_explorer, lambda_figures, lambda_view, live
 from lib.workbook.live_figure import LiveFigure
 
@@ -9,11 +13,11 @@ _NAME = {"description_width": "initial"}
 
 
 class LambdaPanel:
-    """Controls by name (`method`, `lambda_n`, `lambda_th`, `noise`, `mix`, `width`, `attack`, `pin`, `compute`) in
-    `box`; all act on `explorer`."""
+    """Controls by name (`method`, `lambda_n`, `lambda_th`, `noise`, `mix`, `width`, `attack`, `pin`, `compute`,
+    `cancel`) in `box`; all act on `explorer`."""
 
     def __init__(self, explorer: "lambda_explorer.LambdaExplorer"):
-        self.explorer, self.errors, self.quiet = explorer, widgets.Output(), False
+        self.explorer, self.errors, self.quiet = explorer, widgets.HTML(), False
         self.stale = self.settled = False
         slider = dict(min=0.0, max=1.0, step=0.05, style=_NAME, layout={"width": "330px"})
         self.method = widgets.Dropdown(options=[(lambda_figures.label(f), f) for f in explorer.families],
@@ -27,13 +31,17 @@ class LambdaPanel:
         self.width = widgets.ToggleButtons(description="width", style={"button_width": "70px"})
         self.pin = widgets.Button(description="pin this point", icon="thumbtack")
         self.compute = widgets.Button(description="compute exactly", icon="bolt")
-        self.progress = widgets.IntProgress(layout={"width": "220px", "visibility": "hidden"})
+        self.cancel, self.cancelled = widgets.Button(description="cancel", icon="times"), threading.Event()
+        self.progress = widgets.IntProgress(layout={"width": "220px"})
+        self.working = widgets.HBox([self.progress, self.cancel], layout={"visibility": "hidden"})
         self.tiles, self.canvas = widgets.HTML(), widgets.VBox()
         self.box = widgets.VBox([
             widgets.HBox([self.method, self.attack, self.width]), widgets.HBox([self.lambda_n, self.lambda_th]),
-            widgets.HBox([self.noise, self.mix]), widgets.HBox([self.pin, self.compute, self.progress]), self.tiles,
-            self.canvas, self.errors])
-        self.arrived = live.on_screen(self.errors)(self._arrived)
+            widgets.HBox([self.noise, self.mix]), widgets.HBox([self.pin, self.compute, self.working]), self.errors,
+            self.tiles, self.canvas])
+        on = live.on_screen(self.errors)
+        self.arrived, self.redrawn = on(self._arrived), on(self.redraw)
+        self.begun = live.on_screen(self.errors, alone=False)(self._compute)
         self._connect()
         self.show_point()
         self.hang()
@@ -53,6 +61,7 @@ class LambdaPanel:
         on = live.on_screen(self.errors)
         self.pin.on_click(on(lambda _: self.act(explorer.pin)))
         self.compute.on_click(on(lambda _: self.run()))
+        self.cancel.on_click(lambda _: self.cancelled.set())
 
     def act(self, change):
         """Do what a control asks for, then show it everywhere."""
@@ -61,16 +70,26 @@ class LambdaPanel:
         self.redraw()
 
     def run(self):
-        """The exact point, with a progress bar; the button rests meanwhile."""
-        self.compute.disabled, self.progress.layout.visibility = True, "visible"
+        """The exact point, in a thread of its own, so that every control answers meanwhile."""
+        if not self.compute.disabled:
+            self.compute.disabled, self.working.layout.visibility = True, "visible"
+            self.cancelled.clear()
+            self.begin = time.monotonic()
+            threading.Thread(name="compute", target=self.begun, daemon=True).start()
+
+    def _compute(self):
         try:
             self.explorer.compute(self._progressed)
         finally:
-            self.compute.disabled, self.progress.layout.visibility = False, "hidden"
-        self.redraw()
+            self.compute.disabled, self.working.layout.visibility = False, "hidden"
+        self.redrawn()
 
     def _progressed(self, done: int, total: int):
+        if self.cancelled.is_set():
+            raise WorkbookError("the computation was cancelled")
         self.progress.max, self.progress.value = total, done
+        left = (time.monotonic() - self.begin) * (total - done) / done if done else None
+        self.progress.description = f"{left:.0f} s left" if done else ""
 
     def show_point(self):
         """Put the controls where the point is, and rest those that this method does not have."""
@@ -83,7 +102,7 @@ class LambdaPanel:
         self.width.options = explorer.member.network.widths
         self.width.value = explorer.width
         self.width.layout.display = "" if "width" in knobs else "none"
-        self.compute.disabled = explorer.images is None
+        self.compute.disabled = explorer.images is None or self.working.layout.visibility == "visible"
         self.quiet = False
 
     def hang(self):

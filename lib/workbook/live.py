@@ -1,35 +1,48 @@
 """Live or headless: the same notebook cell drags sliders for a reader and leaves still pictures for a run."""
 
 import base64
+import contextlib
 import functools
+import html
 import importlib
 import json
 import os
 import sys
+import threading
+import traceback
 
 import plotly.graph_objects as go
 import plotly.io as pio
 from IPython.display import display
 
+from lib import WorkbookError
 from lib.progress import is_live as is_live
-from lib.workbook import pictures
+from lib.workbook import pictures, style
 
 if "google.colab" in sys.modules:  # Colab draws widgets that are not its own only when asked to
     importlib.import_module("google.colab.output").enable_custom_widget_manager()
 
+_ONE_AT_A_TIME = threading.RLock()
 
-def on_screen(output):
-    """Decorator for widget callbacks: what one raises appears in `output`, an Output widget, not in a hidden log."""
-    import ipywidgets
 
-    assert isinstance(output, ipywidgets.Output)
+def on_screen(errors, alone: bool = True):
+    """Decorator for widget callbacks: what one raises is said in `errors`, an HTML widget, not in a hidden log.
+
+    alone: no other such callback runs meanwhile. JupyterLab calls them beside the main thread. It also stops listening
+    to a slider whose messages an Output widget catches, so none is held around them.
+    """
 
     def decorate(callback):
         @functools.wraps(callback)
         def guarded(*args, **kwargs):
-            output.clear_output()
-            with output:
-                return callback(*args, **kwargs)
+            with _ONE_AT_A_TIME if alone else contextlib.nullcontext():
+                errors.value = ""
+                try:
+                    return callback(*args, **kwargs)
+                except WorkbookError as error:
+                    errors.value = f'<b style="color:{style.ATTACKED}">{html.escape(str(error))}</b>'
+                except Exception:
+                    errors.value = f"<pre>{html.escape(traceback.format_exc())}</pre>"
 
         return guarded
 

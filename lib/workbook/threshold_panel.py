@@ -15,7 +15,7 @@ class ThresholdPanel:
     """Controls by name (`attack`, `setting`, `budget`, `gates`, `opens`, `number`) in `box`; all act on `explorer`."""
 
     def __init__(self, explorer: "explorers.ThresholdExplorer"):
-        self.explorer, self.errors, self.quiet = explorer, widgets.Output(), False
+        self.explorer, self.errors, self.quiet = explorer, widgets.HTML(), False
         self.stale = self.settled = False  # has the point moved since the figure was made; has a browser drawn it
         self.tiles, self.picture = widgets.HTML(), widgets.HTML()
         self.subject = widgets.Dropdown(options=list(explorer.subjects), description="network", style=_NAME)
@@ -33,8 +33,8 @@ class ThresholdPanel:
         self.canvas = widgets.VBox()
         self.box = widgets.VBox([
             widgets.HBox([self.subject, self.attack, self.save, self.saved]), widgets.HBox([self.setting, self.budget]),
-            self.gate_box, self.tiles, self.canvas, widgets.HBox([self.number, self.examine]), self.picture,
-            self.errors])
+            self.gate_box, self.errors, self.tiles, self.canvas, widgets.HBox([self.number, self.examine]),
+            self.picture])
         self._connect()
         self.rebuild()
 

@@ -1,6 +1,7 @@
-"""A real browser opens a notebook in JupyterLab, runs it, moves a slider, and sees the figure change."""
+"""A real browser opens notebooks in JupyterLab, runs them, moves their controls, and sees numbers and figure change."""
 
 import os
+import secrets
 import shutil
 import socket
 import subprocess
@@ -15,8 +16,11 @@ from lib import ROOT
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PATIENCE = 240  # seconds for one step on a busy machine
-FIGURE = "document.querySelector('.js-plotly-plot')"
+TOKEN = secrets.token_hex(16)  # without one any user of this machine could start kernels while the test runs
+FIGURE = "document.querySelector('.jupyter-widgets .js-plotly-plot')"
 TRACE = f"{FIGURE}.data.find(trace => trace.name === '%s')"
+NUMBERS = "[...document.querySelectorAll('.widget-html-content')].map(html => html.textContent).join()"
+HERE = f"(({{x, y}}) => [...x, ...y].join())({TRACE % 'here'})"  # where the λ explorer's point is drawn
 
 pytestmark = [pytest.mark.browser,
               pytest.mark.skipif(CHROMIUM is None, reason="no Chromium or Chrome is installed")]  # fmt: skip
@@ -32,11 +36,11 @@ def server(tmp_path_factory):
         port = free.getsockname()[1]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "JUPYTER_CONFIG_DIR": str(folder / "config"),
                    "JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"), "WORKBOOK_PRESET": "quick",
-                   "WORKBOOK_WEIGHTS": "shipped"}
+                   "WORKBOOK_WEIGHTS": "shipped", "JUPYTER_TOKEN": TOKEN}
     for said in ("WORKBOOK_LIVE", "CI"):  # without a word from them a kernel is live by itself
         environment.pop(said, None)
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={port}", "--allow-root",
-               "--IdentityProvider.token=", "--LabApp.expose_app_in_browser=True", f"--ServerApp.root_dir={folder}",
+               "--LabApp.expose_app_in_browser=True", f"--ServerApp.root_dir={folder}",
                "--LabApp.news_url=None"]
     with open(folder / "log", "w") as log, subprocess.Popen(command, env=environment, stdout=log, stderr=log) as lab:
         address = f"http://127.0.0.1:{port}"
@@ -50,7 +54,7 @@ def server(tmp_path_factory):
 def wait_for(address: str, lab: subprocess.Popen):
     for _ in range(2 * PATIENCE):
         try:
-            urllib.request.urlopen(f"{address}/api/status", timeout=5)
+            urllib.request.urlopen(f"{address}/api/status?token={TOKEN}", timeout=5)
             return
         except (urllib.error.URLError, TimeoutError):
             assert lab.poll() is None, "JupyterLab ended by itself"
@@ -59,38 +63,66 @@ def wait_for(address: str, lab: subprocess.Popen):
 
 
 @pytest.fixture(scope="module")
-def page(server):
-    """The first notebook, open in the browser, all its cells run and its figure drawn."""
+def browser():
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     with playwright.sync_playwright() as tool:
         browser = tool.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"])
-        page = browser.new_page(viewport={"width": 1400, "height": 1200})
-        page.set_default_timeout(1000 * PATIENCE)
-        page.goto(f"{server}/lab/tree/notebooks/00_start_here.ipynb?reset")
-        page.wait_for_function("window.jupyterapp?.shell?.currentWidget?.context?.sessionContext")
-        page.evaluate("""async () => {
-            const app = window.jupyterapp; await app.restored;
-            const context = app.shell.currentWidget.context;
-            await context.ready; await context.sessionContext.ready; }""")
-        page.evaluate("async () => { await window.jupyterapp.commands.execute('notebook:run-all-cells'); }")
-        page.wait_for_selector(".widget-slider .noUi-handle", state="attached")
-        page.wait_for_function(f"{FIGURE}?.data?.length > 0")
-        page.locator(".js-plotly-plot").first.scroll_into_view_if_needed()
-        yield page
+        yield browser
         browser.close()
+
+
+def opened(browser, server, notebook):
+    """The notebook, all its cells run and its live figure drawn."""
+    page = browser.new_page(viewport={"width": 1400, "height": 1200})
+    page.set_default_timeout(1000 * PATIENCE)
+    page.goto(f"{server}/lab/tree/notebooks/{notebook}.ipynb?reset&token={TOKEN}")
+    page.wait_for_function("window.jupyterapp?.shell?.currentWidget?.context?.sessionContext")
+    page.evaluate("""async () => {
+        const app = window.jupyterapp; await app.restored;
+        const context = app.shell.currentWidget.context;
+        await context.ready; await context.sessionContext.ready; }""")
+    page.evaluate("async () => { await window.jupyterapp.commands.execute('notebook:run-all-cells'); }")
+    page.wait_for_selector(".widget-slider .noUi-handle", state="attached")
+    page.wait_for_function(f"{FIGURE}?.data?.length > 0")
+    page.locator(".jupyter-widgets .js-plotly-plot").first.scroll_into_view_if_needed()
+    return page
+
+
+@pytest.fixture(scope="module")
+def page(browser, server):
+    """The first notebook, with the sliders of a network's exits."""
+    return opened(browser, server, "00_start_here")
+
+
+@pytest.fixture(scope="module")
+def knobs(browser, server):
+    """The slim networks: λ_n, λ_th, noise, batch norm and width on one page."""
+    return opened(browser, server, "22_slim")
+
+
+def press(page, slider, key, times=1):
+    """Keys on the slider of this name."""
+    page.locator(".widget-slider", has_text=slider).locator(".noUi-handle").first.focus()
+    for _ in range(times):
+        page.keyboard.press(key)
+
+
+def moves(page, act):
+    """Do it, and wait until both the numbers and the λ figure's point are others; returns both."""
+    before = [page.evaluate(what) for what in (NUMBERS, HERE)]
+    act()
+    page.wait_for_function(f"old => {NUMBERS} !== old[0] && {HERE} !== old[1]", arg=before)
+    return [page.evaluate(what) for what in (NUMBERS, HERE)]
 
 
 def test_a_slider_moves_the_figure(page):
     """Several steps of the first exit's threshold: the image shares, the drawn bars and the numbers above follow."""
     shares = f"{TRACE % 'clean'}.text.join()"
     bars = f"[...{FIGURE}.querySelectorAll('.bars .point path')].map(path => path.getAttribute('d')).join()"
-    numbers = "[...document.querySelectorAll('.widget-html-content')].map(html => html.textContent).join()"
-    before = [page.evaluate(what) for what in (shares, bars, numbers)]
+    before = [page.evaluate(what) for what in (shares, bars, NUMBERS)]
     nodes = page.evaluate(f"(window.drawn = {FIGURE}.querySelector('.main-svg')) !== null")
-    page.locator(".widget-slider .noUi-handle").nth(1).focus()  # the first slider is the budget
-    for _ in range(40):
-        page.keyboard.press("ArrowRight")
-    page.wait_for_function(f"old => {shares} !== old[0] && {bars} !== old[1] && {numbers} !== old[2]", arg=before)
+    press(page, "exit 1 leaves below", "ArrowRight", 40)
+    page.wait_for_function(f"old => {shares} !== old[0] && {bars} !== old[1] && {NUMBERS} !== old[2]", arg=before)
     assert nodes and page.evaluate(f"{FIGURE}.querySelector('.main-svg') === window.drawn"), "the figure flickered"
 
 
@@ -101,6 +133,65 @@ def test_a_click_on_a_picture_puts_it_under_the_microscope(page):
         plot.on('plotly_click', click => {{ window.clicked = click.points[0].customdata; }});
         return [layout.xaxis4._offset + layout.xaxis4.d2p(x[0]),
                 layout.yaxis4._offset + layout.yaxis4.d2p(y[0])]; }}""")
-    page.locator(".js-plotly-plot").first.click(position={"x": where[0], "y": where[1]})
+    page.locator(".jupyter-widgets .js-plotly-plot").first.click(position={"x": where[0], "y": where[1]})
     page.wait_for_function("""() => [...document.querySelectorAll('.widget-html-content svg')]
         .some(svg => svg.textContent.includes(`Image ${window.clicked}:`))""")
+
+
+def test_strangers_are_kept_out_of_the_server(server):
+    with pytest.raises(urllib.error.HTTPError, match="403"):
+        urllib.request.urlopen(f"{server}/api/kernels", timeout=30)
+
+
+def test_the_lambda_sliders_move_the_point_and_its_numbers(knobs):
+    """λ_n and λ_th each move what is drawn and said, the knobs that they turn follow, and nothing flickers."""
+    nodes = knobs.evaluate(f"(window.drawn = {FIGURE}.querySelector('.main-svg')) !== null")
+    scale = knobs.locator(".widget-slider", has_text="noise scale s").locator(".widget-readout")
+    before = scale.inner_text()
+    moves(knobs, lambda: press(knobs, "λ_n", "ArrowLeft", 8))
+    assert scale.inner_text() != before
+    along = f"{TRACE % 'attacked along'}.y.join()"
+    before = knobs.evaluate(along)
+    moves(knobs, lambda: press(knobs, "λ_th", "ArrowRight", 10))
+    knobs.wait_for_function(f"old => {along} !== old", arg=before)
+    assert nodes and knobs.evaluate(f"{FIGURE}.querySelector('.main-svg') === window.drawn"), "the figure flickered"
+
+
+def test_the_width_switch_moves_the_point_and_its_cost(knobs):
+    cost = "document.body.textContent.match(/true cost([\\d.]+) M MACs/)[1]"
+    full = float(knobs.evaluate(cost))
+    moves(knobs, lambda: knobs.locator(".widget-toggle-button", has_text="0.5").click())
+    assert float(knobs.evaluate(cost)) < 0.5 * full
+    moves(knobs, lambda: knobs.locator(".widget-toggle-button", has_text="1.0").click())
+    assert float(knobs.evaluate(cost)) == full
+
+
+def test_another_attack_and_another_method_move_the_numbers(knobs):
+    moves(knobs, lambda: knobs.get_by_label("attack").select_option("PGD"))
+    moves(knobs, lambda: knobs.get_by_label("method").select_option(index=1))
+    moves(knobs, lambda: knobs.get_by_label("method").select_option(index=0))
+
+
+def test_sliders_answer_during_a_computation_and_after_it(knobs):
+    """What a slider says while the kernel computes is heard at once, the computation can be cancelled, and the next
+    hand on the slider is heard too."""
+    moves(knobs, lambda: press(knobs, "λ_n", "End"))
+    moves(knobs, lambda: press(knobs, "λ_n", "ArrowLeft", 3))
+    knobs.get_by_role("button", name="compute exactly").click()
+    for _ in range(10):
+        press(knobs, "λ_n", "ArrowLeft")
+        knobs.wait_for_timeout(100)
+    knobs.wait_for_function("document.body.textContent.includes('s 0.35')")
+    knobs.get_by_role("button", name="cancel").click()
+    knobs.wait_for_function("document.body.textContent.includes('the computation was cancelled')")
+    moves(knobs, lambda: press(knobs, "λ_n", "ArrowRight", 3))
+    moves(knobs, lambda: press(knobs, "λ_th", "ArrowRight", 3))
+
+
+def test_a_slider_moved_while_an_image_is_attacked_goes_on_working(page):
+    shares = f"{TRACE % 'clean'}.text.join()"
+    for _ in range(3):
+        before = page.evaluate(shares)
+        page.get_by_role("button", name="look at it").click()
+        press(page, "exit 1 leaves below", "ArrowLeft", 15)
+        page.wait_for_function(f"old => {shares} !== old", arg=before)
