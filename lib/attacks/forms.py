@@ -73,19 +73,22 @@ def craft(form: str, network: Network, images: Tensor, labels: Tensor, threat: T
 
 def suite(network: Network, images: Tensor, labels: Tensor, threat: Threat, forms: Iterable[str], *, seed: int,
           batch_index: int = 0, point: OperatingPoint | None = None, mode: str = "eval",
-          thresholds: Sequence[float] | None = None, schedule: str | None = None) -> dict[str, Tensor]:
+          thresholds: Sequence[float] | None = None, schedule: str | None = None,
+          restart: int = 0) -> dict[str, Tensor]:
     """Several forms on one batch, {form: adversarial images}; single attacks are crafted once, also for max_average.
 
     Each form draws from its own stream, generator(seed, "attack", form, batch_index), and max_average always picks
     among the single attacks of those streams: a form's images do not depend on which other forms run (on CUDA up to
-    rounding, where batches of other sizes meet other kernels). Arguments as in `craft`.
+    rounding, where batches of other sizes meet other kernels). restart: above 0 the streams are others, so that starts
+    are. Arguments as in `craft`.
     """
     wanted = {form: find(form, network.num_exits) for form in forms}
     target = Target.of(network, images, labels, threat, point, mode, schedule)
     singles = _singles(network.num_exits)
 
     def stream(form: str) -> torch.Generator:
-        return randomness.generator(seed, "attack", form, batch_index, device=images.device)
+        name = f"{form}, restart {restart}" if restart else form
+        return randomness.generator(seed, "attack", name, batch_index, device=images.device)
 
     with attack_mode(network, mode):
         needed = [k for k, form in enumerate(singles) if form in wanted.values() or "max_average" in wanted.values()]

@@ -10,6 +10,7 @@ from lib import WorkbookError
 from lib.attacks.steps import Threat
 from lib.evaluation.accuracy import paired_difference, wilson
 from lib.evaluation.grid import Attack, Cell, Grid
+from lib.evaluation.record import View
 from lib.models.network import Network
 from lib.operating_point import OperatingPoint
 
@@ -73,6 +74,31 @@ def attacks(network: Network, threat: Threat, *, noises=(0.0, 0.2, 0.4, 0.7, 1.0
     found += [Attack((p,), threat, p, restart) for p in every if p not in noisy for restart in (1, 2)]
     known = [p.replace(draw=0) for p in noisy if p in paper]
     return tuple(found + [Attack((p,), threat, p) for p in known])
+
+
+def views(network: Network, threat: Threat, *, forms: Sequence[str] = ("main",), noises=(0.0, 0.2, 0.4, 0.7, 1.0),
+          mixes=(0.0, 0.5, 1.0), draws=10, lambdas=LAMBDAS, switches=SWITCHES, widths=(None,)) -> tuple[View, ...]:
+    """What is recorded of a once-for-all network; `draws`: gradients per step of the averaging (EOT) attacker.
+
+    Clean images at every node and published point. The plain attack, crafted at each of them and judged there; crafted
+    at a published point also at all others of its width; crafted without noise also at all noises of its batch norm.
+    On noisy points the averaging attack, and at the published ones an attacker who knows the draw; points without
+    noise get two restarts instead, so that the suites of both hold three attacks. forms: of each attack.
+    """
+    paper = published(network, lambdas, switches, widths)
+    every = tuple(dict.fromkeys((*paper, *nodes(network, noises, mixes, widths))))
+    noisy = [p for p in every if network.conditions(p).noisy]
+    plain = [(p, at) for at in every for p in every if p == at or (p.width == at.width and (
+        (at in paper and p in paper) or (quiet(p) == at and quiet(at) == at)))]
+    found = [dict(evaluated_at=p, threat=threat, crafted_at=at) for p, at in plain]
+    found += [dict(evaluated_at=p, threat=replace(threat, draws=draws)) for p in noisy]
+    found += [dict(evaluated_at=p, threat=threat, restart=again) for p in every if p not in noisy for again in (1, 2)]
+    found += [dict(evaluated_at=p.replace(draw=0), threat=threat) for p in noisy if p in paper]
+    return (*clean(every), *(View(form, **attack) for attack in found for form in forms))
+
+
+def clean(points: Sequence[OperatingPoint]) -> tuple[View, ...]:
+    return tuple(View("clean", point) for point in points)
 
 
 def under(threats: Sequence[Threat], at: Sequence[OperatingPoint]) -> tuple[Attack, ...]:

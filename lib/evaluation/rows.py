@@ -3,12 +3,18 @@
 import csv
 import fcntl
 import io
+import json
 import os
 from pathlib import Path
 
 import pandas
 
 from lib import WorkbookError
+from lib.attacks.forms import paper_forms
+from lib.evaluation.reading import Reading
+from lib.evaluation.record import Record, View
+from lib.evaluation.stats import interval, wilson
+from lib.operating_point import OperatingPoint
 
 COLUMNS = (
     "experiment", "model", "defence", "dataset", "data_variant", "split", "images", "metric", "value", "low", "high",
@@ -30,6 +36,61 @@ def frame(rows) -> pandas.DataFrame:
         if not row.get("metric"):
             raise WorkbookError("a result row has no metric; name what was measured")
     return pandas.DataFrame(rows, columns=list(COLUMNS), dtype=object)
+
+
+def of(found: Reading, **context) -> list[dict]:
+    """Everything about one reading as tidy rows; `context` fills experiment, preset, weights, …
+
+    Per view: clean_accuracy or robust_accuracy, routed (exit = "routed"; "main" where there is one exit) and at each
+    exit alone; exit_share per exit.  Costs and savings of the routed decision on that view's images (cost_inputs), with
+    one exit on clean images only.  Over the suite: paper_worst_case, union_accuracy, worst_draw_accuracy.
+    """
+    record, several = found.record, found.record.num_exits > 1
+    base = {**_described(record), "evaluated_at": _text(found.point), "threshold_source": found.source, **context}
+    last, result = "routed" if several else "main", []
+    for called in found.views:
+        view, right = found.view(called), found.right(called)
+        common = {**base, **_columns(view), "attack": called}
+        accuracy = "robust_accuracy" if view.attacked else "clean_accuracy"
+        result.append({**common, "metric": accuracy, **interval(right)._asdict(), "exit": last})
+        for k, alone in enumerate(found.alone(called) if several else (), start=1):
+            share = float(found.share(called)[k - 1])
+            low, high = wilson(share * len(right), len(right))
+            result.append({**common, "metric": accuracy, **interval(alone)._asdict(), "exit": str(k)})
+            result.append({**common, "metric": "exit_share", "value": share, "low": low, "high": high, "exit": str(k),
+                           "cost_inputs": called})
+        for metric, plain in (("paper_mflops", "paper_mflops"), ("cumulative_macs", "trunk")):
+            if several or not view.attacked:
+                spent, spared = found.cost(metric, called), "paper_saving" if metric == plain else "saving"
+                result += [{**common, "metric": m, "value": v, "exit": last, "cost_inputs": called}
+                           for m, v in ((metric, spent), (spared, 1 - spent / found.plain(plain)))]
+    over, threat = {**base, "exit": last}, next((found.view(a).threat for a in found.attacks), None)
+    over |= {} if threat is None else {n: getattr(threat, n) for n in ("epsilon", "steps", "step_size")}
+    if found.paper_worst and several:
+        result.append({**over, "metric": "paper_worst_case", **found.measured("paper_worst")._asdict(),
+                       "attack": found.paper_worst, "suite": " ".join(paper_forms(record.num_exits))})
+    for metric, what in (("union_accuracy", "union"), *((("worst_draw_accuracy", "worst"),) * (found.draws > 1))):
+        result.append({**over, "metric": metric, **found.measured(what)._asdict(), "suite": " + ".join(found.suite)})
+    return result
+
+
+def _described(record: Record) -> dict:
+    """What the record knows of the columns that are the same in every row."""
+    told = ("defence", "dataset", "data_variant", "split", "checkpoint", "device", "threads", "seconds", "version",
+            "seed")
+    return {"model": record.model, "images": record.images, **{key: record.meta.get(key) for key in told}}
+
+
+def _columns(view: View) -> dict:
+    """What a view says of its row."""
+    if not view.attacked:
+        return {"seed": view.seed}
+    return {"seed": view.seed, "attack_mode": view.mode, "crafted_at": _text(view.crafted_at),
+            **{key: getattr(view.threat, key) for key in ("epsilon", "steps", "step_size")}}
+
+
+def _text(point: OperatingPoint) -> str:
+    return json.dumps(point.to_json())
 
 
 def append(path: Path | str, rows) -> None:

@@ -1,0 +1,42 @@
+"""Records made by hand, whose every number is known."""
+
+import numpy as np
+
+from lib.attacks.steps import Threat
+from lib.evaluation.record import Record, View
+from lib.operating_point import OperatingPoint
+
+THREAT = Threat(0.1, 0.02, 5)
+RESNET38 = {  # convolutions alone, MACs / 2^20, counted by hand from the layers' shapes
+    "paper": [16.796875, 30.296875, 36.546875, 50.046875, 61.421875, 74.921875, 79.421875],
+    "trunk": [9.421875, 22.921875, 35.421875, 48.921875, 61.421875, 74.921875, 79.421875],
+    "cumulative": [16.796875, 37.671875, 51.296875, 65.921875, 78.421875, 91.921875, 96.421875],
+}
+
+
+def view(form: str, **more) -> View:
+    return View(form, **{"evaluated_at": OperatingPoint()} | ({} if form == "clean" else {"threat": THREAT}) | more)
+
+
+def made(views, prediction, entropy, labels, costs=None, validation=None, **meta) -> Record:
+    """prediction and entropy: (views, exits, images). costs: trunk, cumulative and paper, one entry per exit.
+
+    validation: (entropy, correct), (exits, images) each, of clean held-out images.
+    """
+    prediction, labels = np.asarray(prediction, np.uint8), np.asarray(labels, np.int64)
+    exits, images = prediction.shape[1:]
+    costs = costs or {"trunk": [100 * (k + 1) for k in range(exits)], "paper": [float(k + 1) for k in range(exits)],
+                      "cumulative": [100 * (k + 1) + 10 * min(k + 1, exits - 1) for k in range(exits)]}
+    heads = np.diff(np.subtract(costs["cumulative"], costs["trunk"]), prepend=0).tolist()
+    about = {
+        "model": {"name": "smallcnn", "exits": "rdi", "conditioning": "none", "width_multiplier": 1.0},
+        "paper_thresholds": [0.5] * (exits - 1), "device": "cpu", "threads": 1, "version": "0", "seconds": 1.0,
+        "costs": {"1": {"paper_mflops": costs["paper"], "trunk": costs["trunk"], "heads": heads}}, "seed": 0,
+        "images": [0, images], "split": "test",
+    }
+    held_out = None
+    if validation is not None:
+        seen, correct = np.asarray(validation[0], np.float32)[None], np.asarray(validation[1], np.uint8)[None]
+        held_out = Record((view("clean"),), correct, None, about | {"images": [0, seen.shape[2]]}, entropy=seen)
+    return Record(tuple(view(v) if isinstance(v, str) else v for v in views), (prediction == labels).astype(np.uint8),
+                  labels, about | meta, prediction, np.asarray(entropy, np.float32), held_out=held_out)
