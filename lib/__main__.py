@@ -164,7 +164,7 @@ def add_evaluate(add):
     verb.add_argument("--mode", choices=("eval", "batch", "authors"), default="eval",
                       help="state of batch norm and dropout while attacking (default eval)")
     verb.add_argument("--seed", type=int, default=0)
-    verb.add_argument("--save-atlas", type=path, metavar="FILE", help="keep the record of every image")
+    verb.add_argument("--save-record", type=path, metavar="FILE", help="keep the record of every image")
     add_common(verb)
 
 

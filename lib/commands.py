@@ -6,7 +6,6 @@ import runpy
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pandas
 import torch
 
@@ -15,8 +14,9 @@ from lib.attacks import forms as attack_forms
 from lib.attacks.audit import audit
 from lib.attacks.steps import Threat
 from lib.data import Dataset, Split
-from lib.evaluation import accuracy, atlas, routing
-from lib.evaluation.atlas import Atlas
+from lib.evaluation import recording, routing
+from lib.evaluation.reading import Reading, read
+from lib.evaluation.record import Record
 from lib.models import zoo
 from lib.models.cost import MEBI
 from lib.models.cost import cost as count_cost
@@ -55,43 +55,49 @@ def evaluate(args) -> None:
     """Routed accuracy of a checkpoint, clean and attacked, over all its exits.
 
     args: checkpoint, dataset, attack, epsilon, step_size, steps, images, batch_size, thresholds, seed, device, mode,
-    save_atlas, json.
+    save_record, json.
     """
-    check_output(args.json, args.save_atlas, inputs=[args.checkpoint, args.dataset, DATASETS])
+    check_output(args.json, args.save_record, inputs=[args.checkpoint, args.dataset, DATASETS])
     device = find_device(args.device)
     loaded = load_network(args.checkpoint, device)
     network = loaded.network
     dataset = load_dataset(args.dataset, network, device)
     asked = args.attack or ("clean", *attack_forms.names(network.num_exits))
-    forms = {name: atlas.check_forms([name], network.num_exits)[0] for name in asked}
+    forms = {name: recording.check_forms([name], network.num_exits)[0] for name in asked}
     threat = find_threat(args, dataset) if set(forms.values()) != {"clean"} else None
     first, images = find_images(args.images, dataset)
     held_out = None
-    if args.thresholds == "calibrated" or args.save_atlas:
-        held_out = atlas.hold_out(network, dataset.validation, seed=args.seed, batch_size=args.batch_size)
+    if args.thresholds == "calibrated" or args.save_record:
+        held_out = recording.hold_out(network, dataset.validation, seed=args.seed, batch_size=args.batch_size)
     thresholds, source = find_thresholds(args.thresholds, network, held_out)
-    record = atlas.record(
-        network, images, forms=tuple(dict.fromkeys(forms.values())), threat=threat, seed=args.seed, mode=args.mode,
-        batch_size=args.batch_size, thresholds=thresholds, validation=held_out, first=first,
+    views = recording.suite(network, threat, tuple(dict.fromkeys(forms.values())), mode=args.mode,
+                            thresholds=thresholds if network.num_exits > 1 else None)
+    record = recording.record(
+        network, images, views, seed=args.seed, batch_size=args.batch_size, held_out=held_out, first=first,
         dataset=dataset.name, data_variant=dataset.variant, checkpoint=loaded.digest,
         defence=(loaded.metadata.get("recipe") or {}).get("defence"),
     )  # fmt: skip
+    found = read(record, thresholds=thresholds, source=source)
     point = OperatingPoint(thresholds=thresholds) if network.num_exits > 1 else None
-    right = np.logical_and.reduce(list(accuracy.correct(record, thresholds).values()))
     audited = audit(network, *images[:AUDITED].floats(), threat, point, seed=args.seed,
-                    right=torch.from_numpy(right[:AUDITED]).to(device))  # fmt: skip
-    record = dataclasses.replace(record, meta={**record.meta, "audit": audited})
-    if args.save_atlas:
-        record.save(args.save_atlas)
-    found = accuracy.summary(record, thresholds)
-    print(report(record, found, source))
+                    right=torch.from_numpy(found.right("union")[:AUDITED]).to(device))  # fmt: skip
+    if args.save_record:
+        dataclasses.replace(record, meta={**record.meta, "audit": {"{}": audited}}).save(args.save_record)
+    print(report(found, audited))
     write_json(args.json, {
-        "images": found["images"], "thresholds": [plain(t) for t in found["thresholds"]],
-        "forms": {name: {key: found["forms"][form][key] for key in
-                         ("correct", "exits", "per_exit", "paper_mflops", "cumulative_macs")}
-                  for name, form in forms.items()},
-        "worst_form": found["worst_form"], "union_correct": found["union_correct"], "audit": audited,
+        "images": record.images, "thresholds": [plain(t) for t in found.thresholds],
+        "forms": {name: {
+            "correct": int(found.right(form).sum()), "exits": leaving(found, form),
+            "per_exit": found.alone(form).sum(1).astype(int).tolist(),
+            "paper_mflops": found.cost("paper_mflops", form), "cumulative_macs": found.cost("cumulative_macs", form),
+        } for name, form in forms.items()},
+        "worst_form": found.worst_form, "union_correct": int(found.right("union").sum()), "audit": audited,
     })  # fmt: skip
+
+
+def leaving(found: Reading, view: str) -> list[int]:
+    """How many images leave at each exit."""
+    return (found.share(view) * found.record.images).round().astype(int).tolist()
 
 
 def cost(args) -> None:
@@ -186,14 +192,14 @@ def find_threat(args, dataset: Dataset) -> Threat:
     return Threat(**{name: usual[name] if value is None else value for name, value in given.items()})
 
 
-def find_thresholds(asked, network: Network, held_out: atlas.Validation | None) -> tuple[tuple[float, ...], str]:
+def find_thresholds(asked, network: Network, held_out: Record | None) -> tuple[tuple[float, ...], str]:
     """(thresholds, where they come from). Raises WorkbookError when they are missing or too many."""
     if network.num_exits == 1:
         if asked not in (None, "paper", "calibrated"):
             raise WorkbookError("this network has one exit and takes no thresholds; leave --thresholds out")
         return (), "none"
     if asked == "calibrated":
-        return routing.calibrate(held_out.entropy), "calibrated"
+        return routing.calibrate(held_out.entropy[0]), "calibrated"
     if asked in (None, "paper"):
         if network.paper_thresholds is None:
             raise WorkbookError("the paper states no thresholds for this network; use --thresholds calibrated")
@@ -202,40 +208,43 @@ def find_thresholds(asked, network: Network, held_out: atlas.Validation | None) 
     return tuple(asked), "given"
 
 
-def report(record: Atlas, found: dict, source: str) -> str:
+def report(found: Reading, audited: dict) -> str:
     """What `evaluate` prints."""
-    meta, names = record.meta, exit_names(record.num_exits)
-    threat = next((view.threat for view in record.views if view.threat), None)
-    budget = "no attack" if threat is None else (
-        f"{threat.algorithm}-{threat.steps}, epsilon {threat.epsilon:.4g}, step {threat.step_size:.4g}, "
-        f"{next(view.mode for view in record.views if view.threat)} mode")  # fmt: skip
-    gates = ", ".join(f"{t:.4g}" for t in found["thresholds"]) or "none"
-    audited = meta["audit"]
+    record, meta, names = found.record, found.record.meta, exit_names(found.record.num_exits)
+    attacked = next((view for view in record.views if view.attacked), None)
+    budget = "no attack" if attacked is None else (
+        f"{attacked.threat.algorithm}-{attacked.threat.steps}, epsilon {attacked.threat.epsilon:.4g}, "
+        f"step {attacked.threat.step_size:.4g}, {attacked.mode} mode")  # fmt: skip
+    gates = ", ".join(f"{t:.4g}" for t in found.thresholds) or "none"
     mark = " !" if audited["flags"] else ""
-    rows = [{"attack": name, "accuracy %": f"{100 * f['accuracy']:.2f}{mark if f['attacked'] else ''}",
-             "95 %": f"{100 * f['low']:.1f} - {100 * f['high']:.1f}", "last exit alone %":
-             f"{100 * f['per_exit'][-1] / found['images']:.2f}", "paper MFlops": f"{f['paper_mflops']:.2f}",
-             "saved %": f"{100 * f['paper_saving']:.1f}", "true Mi MACs": f"{f['cumulative_macs'] / MEBI:.2f}",
-             "truly saved %": f"{100 * f['saving']:.1f}",
-             **{f"exit {n}": count for n, count in zip(names, f["exits"], strict=True)}}
-            for name, f in found["forms"].items()]  # fmt: skip
+    rows = []
+    for name in found.names:
+        right = found.measured(name)
+        paper, true = (found.cost(convention, name) for convention in ("paper_mflops", "cumulative_macs"))
+        rows.append({
+            "attack": name, "accuracy %": f"{100 * right.value:.2f}{mark if found.view(name).attacked else ''}",
+            "95 %": f"{100 * right.low:.1f} - {100 * right.high:.1f}",
+            "last exit alone %": f"{100 * found.alone(name)[-1].mean():.2f}", "paper MFlops": f"{paper:.2f}",
+            "saved %": f"{100 * (1 - paper / found.plain('paper_mflops')):.1f}", "true Mi MACs": f"{true / MEBI:.2f}",
+            "truly saved %": f"{100 * (1 - true / found.plain('trunk')):.1f}",
+            **{f"exit {n}": count for n, count in zip(names, leaving(found, name), strict=True)}})
     lines = [
         f"{record.model} on {meta['dataset']} ({meta['data_variant']}), test images {meta['images'][0]}:"
-        f"{meta['images'][1]}, seed {meta['seed']}; {budget}; thresholds {gates} ({source})",
+        f"{meta['images'][1]}, seed {meta['seed']}; {budget}; thresholds {gates} ({found.source})",
         pandas.DataFrame(rows).to_string(index=False),
-    ]  # fmt: skip
-    lines.append(f"audit on {audited['images']} images: " + (
-        f"do not trust numbers with ! ({', '.join(audited['flags'])})" if mark else "nothing against these numbers"))
-    if threat is not None:
-        worst = found["forms"][found["worst_form"]]
-        lines.append(f"worst form: {found['worst_form']} with {100 * worst['accuracy']:.2f} %")
-    if found["paper_worst"]:
+        f"audit on {audited['images']} images: " + (
+            f"do not trust numbers with ! ({', '.join(audited['flags'])})" if mark
+            else "nothing against these numbers"),
+    ]
+    if attacked is not None:
+        lines.append(f"worst form: {found.worst_form} with {100 * found.measured(found.worst_form).value:.2f} %")
+    if found.paper_worst:
         lines.append(f"the paper's worst case (lowest of its {len(attack_forms.paper_forms(record.num_exits))} forms): "
-                     f"{100 * found['forms'][found['paper_worst']]['accuracy']:.2f} % ({found['paper_worst']})")
-    if len(found["suite"]) > 1:
-        lines.append(f"right under every one of {', '.join(found['suite'])}: {found['union_correct']} of "
-                     f"{found['images']} = {100 * found['union_accuracy']:.2f} % ({100 * found['union_low']:.1f} - "
-                     f"{100 * found['union_high']:.1f})")  # fmt: skip
+                     f"{100 * found.measured('paper_worst').value:.2f} % ({found.paper_worst})")
+    if len(found.suite) > 1:
+        union = found.measured("union")
+        lines.append(f"right under every one of {', '.join(found.suite)}: {int(found.right('union').sum())} of "
+                     f"{record.images} = {100 * union.value:.2f} % ({100 * union.low:.1f} - {100 * union.high:.1f})")
     return "\n".join(lines)
 
 

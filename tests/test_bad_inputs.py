@@ -20,7 +20,7 @@ from lib import WorkbookError, checkpoints, data
 from lib.attacks import forms
 from lib.attacks.decision import Decision
 from lib.attacks.steps import Threat
-from lib.evaluation import atlas, routing
+from lib.evaluation import recording, routing
 from lib.models import exits, zoo
 from lib.operating_point import OperatingPoint
 from lib.randomness import generator
@@ -137,7 +137,7 @@ def _(tmp):
     checkpoints.load(Path(tmp) / "old.pth")
 
 
-@case("an atlas where a network is expected")
+@case("a record where a network is expected")
 def _(tmp):
     checkpoints.save_state(Path(tmp) / "state.safetensors", {"w": torch.zeros(2)}, {})
     checkpoints.load(Path(tmp) / "state.safetensors")
@@ -214,7 +214,7 @@ def _(tmp):
 
 @case("an attack without budget")
 def _(tmp):
-    atlas.record(network(), data.load("digits", shape=(1, 28, 28)).test[:2])
+    recording.suite(network())
 
 
 @case("a training folder that holds another recipe")

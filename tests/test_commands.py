@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from lib import WorkbookError, __main__, checkpoints, commands, data, randomness
-from lib.evaluation import accuracy, routing
-from lib.evaluation.atlas import Atlas
+from lib.evaluation import routing
+from lib.evaluation.reading import read
+from lib.evaluation.record import Record
 from lib.models import cost, exits, zoo
 from lib.operating_point import OperatingPoint
 from lib.training import recipes
@@ -118,24 +119,24 @@ def test_a_closed_exit_is_never_taken_and_stays_valid_json(checkpoint, tmp_path)
     assert told["thresholds"] == ["-inf", 9.0] and told["forms"]["clean"]["exits"] == [0, 6, 0]
 
 
-def test_the_saved_atlas_gives_the_same_numbers_again(checkpoint, tmp_path):
+def test_the_saved_record_gives_the_same_numbers_again(checkpoint, tmp_path):
     run(f"evaluate {checkpoint} {DIGITS} {BUDGET} --images 30:38 --attack clean,average --thresholds 2.2,2.1 "
-        f"--batch-size 4 --save-atlas {tmp_path / 'a.safetensors'} --json {tmp_path / 'x.json'}")  # fmt: skip
-    atlas, told = Atlas.load(tmp_path / "a.safetensors"), written(tmp_path / "x.json")
-    found = accuracy.summary(atlas, told["thresholds"])
-    assert found["union_correct"] == told["union_correct"]
-    assert found["forms"]["average"]["cumulative_macs"] == told["forms"]["average"]["cumulative_macs"]
-    assert atlas.meta["checkpoint"] == checkpoints.load(checkpoint).digest
-    assert atlas.meta["images"] == [30, 38] and atlas.meta["defence"] == "average" and atlas.validation is not None
+        f"--batch-size 4 --save-record {tmp_path / 'a.safetensors'} --json {tmp_path / 'x.json'}")  # fmt: skip
+    record, told = Record.load(tmp_path / "a.safetensors"), written(tmp_path / "x.json")
+    found = read(record, thresholds=told["thresholds"])
+    assert found.right("union").sum() == told["union_correct"]
+    assert found.cost("cumulative_macs", "average") == told["forms"]["average"]["cumulative_macs"]
+    assert record.meta["checkpoint"] == checkpoints.load(checkpoint).digest and record.meta["audit"]["{}"]["checks"]
+    assert record.meta["images"] == [30, 38] and record.meta["defence"] == "average" and record.held_out is not None
 
 
 def test_the_same_seed_gives_the_same_numbers_and_another_seed_other_images(checkpoint, tmp_path):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         run(f"evaluate {checkpoint} {DIGITS} {BUDGET} --images 8 --attack main --seed {seed} "
-            f"--save-atlas {tmp_path / name} --json {tmp_path / name}.json")  # fmt: skip
+            f"--save-record {tmp_path / name} --json {tmp_path / name}.json")  # fmt: skip
     assert (tmp_path / "a.json").read_text() == (tmp_path / "b.json").read_text()
-    margins = [Atlas.load(tmp_path / name).margin for name in "abc"]
-    assert np.array_equal(margins[0], margins[1]) and not np.array_equal(margins[0], margins[2])
+    said = [Record.load(tmp_path / name).entropy for name in "abc"]
+    assert np.array_equal(said[0], said[1]) and not np.array_equal(said[0], said[2])
 
 
 def test_a_plain_network_is_evaluated_without_thresholds(plain, tmp_path, capsys):
@@ -168,7 +169,7 @@ def test_the_released_weights_of_the_authors_go_to_their_own_reader(checkpoint, 
     ("--device gpu", "'gpu' is not a device; write cpu, cuda"),
     ("--dataset digitz", "[Tt]here is no dataset 'digitz'"),
     ("--json {folder}", "is a folder; give the name of a file"),
-    ("--save-atlas {folder}/tiny.safetensors/x", "may not be written"),
+    ("--save-record {folder}/tiny.safetensors/x", "may not be written"),
     ("--attack main --step-size 0", "step_size 0.0 is not above 0"),
 ])  # fmt: skip
 def test_what_does_not_fit_is_answered_in_one_sentence(checkpoint, flags, sentence):

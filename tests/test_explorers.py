@@ -8,21 +8,21 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 import torch
-from made_atlas import made
 
 from lib import WorkbookError, data
-from lib.evaluation import accuracy
+from lib.evaluation.reading import read
 from lib.models import zoo
 from lib.operating_point import OperatingPoint
-from lib.workbook import explorers, microscope
+from lib.workbook import explorers, microscope, tables
 from lib.workbook.explorers import Subject, ThresholdExplorer, thresholds_for
 from lib.workbook.strip import Strip, as_pixels
 from lib.workbook.threshold_panel import ThresholdPanel
+from tests.evaluation.made_record import made
 
 FORMS = ("clean", "single1", "single2", "main", "average", "max_average")
 
 
-def atlas(images=60, exits=3, forms=FORMS, seed=0, **more):
+def recorded(images=60, exits=3, forms=FORMS, seed=0, **more):
     """Random answers: right about as often as the view allows, entropies between 0 and 2.2."""
     draw = np.random.default_rng(seed)
     labels = np.arange(images) % 10
@@ -36,7 +36,7 @@ def atlas(images=60, exits=3, forms=FORMS, seed=0, **more):
 
 @pytest.fixture
 def explorer(tmp_path):
-    return ThresholdExplorer({"a": Subject(atlas()), "b": Subject(atlas(seed=1))}, tmp_path)
+    return ThresholdExplorer({"a": Subject(recorded()), "b": Subject(recorded(seed=1))}, tmp_path)
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_the_sliders_start_at_the_papers_thresholds_and_tell_them_apart(panel):
 def test_moving_a_slider_moves_every_number_at_once(panel, explorer):
     before = panel.tiles.value, list(shown(panel, "now").x), list(shown(panel, "clean").y)
     panel.gates[0].value = 1.0
-    found = accuracy.summary(explorer.atlas, (1.0, 0.014))
+    found = tables.summary(read(explorer.record, thresholds=(1.0, 0.014)))
     assert explorer.point == OperatingPoint(thresholds=(1.0, 0.014)) and panel.setting.value == "by hand"
     assert shown(panel, "now").x[0] == pytest.approx(100 * found["forms"]["clean"]["accuracy"])
     assert shown(panel, "now").x[-1] == pytest.approx(100 * found["union_accuracy"])
@@ -94,7 +94,7 @@ def test_choosing_an_attack_changes_what_is_looked_at(panel, explorer):
 def test_quick_settings_put_the_sliders_there(panel, explorer, setting):
     panel.gates[1].value = 1.5
     panel.setting.value = setting
-    assert explorer.thresholds == pytest.approx(thresholds_for(explorer.atlas, setting))
+    assert explorer.thresholds == pytest.approx(thresholds_for(explorer.record, setting))
     for gate, opened, threshold in zip(panel.gates, panel.opens, explorer.thresholds, strict=True):
         assert opened.value == (threshold > -math.inf)
         assert threshold == -math.inf or gate.value == pytest.approx(threshold)
@@ -103,15 +103,15 @@ def test_quick_settings_put_the_sliders_there(panel, explorer, setting):
 def test_moving_the_budget_chooses_it_and_keeps_to_it_on_held_out_images(panel, explorer):
     panel.budget.value = 50
     assert panel.setting.value == "budget"
-    assert explorer.thresholds == pytest.approx(explorer.atlas.thresholds(0.5 * explorer.atlas.meta["plain_macs"]))
+    assert explorer.thresholds == pytest.approx(explorer.record.thresholds_of(0.5 * explorer.reading.plain("trunk")))
     panel.budget.value = 90
-    assert explorer.thresholds == pytest.approx(explorer.atlas.thresholds(0.9 * explorer.atlas.meta["plain_macs"]))
+    assert explorer.thresholds == pytest.approx(explorer.record.thresholds_of(0.9 * explorer.reading.plain("trunk")))
 
 
 def test_equal_shares_leave_equally_on_the_held_out_images():
-    record = atlas()
+    record = recorded()
     gates = thresholds_for(record, "equal share")
-    first = (record.validation.entropy[0] < np.float32(gates[0])).sum()
+    first = (record.held().entropy[0] < np.float32(gates[0])).sum()
     assert first == 20
 
 
@@ -119,14 +119,14 @@ def test_choosing_another_network_redraws_the_same_figure(panel, explorer):
     figure = panel.figure
     panel.subject.value = "b"
     assert panel.figure is figure and explorer.chosen == "b" and explorer.thresholds == (0.023, 0.014)
-    expected = accuracy.summary(explorer.subjects["b"].atlas, (0.023, 0.014))
+    expected = tables.summary(read(explorer.subjects["b"].record, thresholds=(0.023, 0.014)))
     assert shown(panel, "now").x[0] == pytest.approx(100 * expected["forms"]["clean"]["accuracy"])
 
 
 def test_a_network_with_other_exits_gets_other_sliders(tmp_path):
-    deep = atlas(exits=4, forms=("clean", "single1", "single2", "single3", "main", "average", "max_average"),
+    deep = recorded(exits=4, forms=("clean", "single1", "single2", "single3", "main", "average", "max_average"),
                  paper_thresholds=[0.3, 0.4, 0.5])
-    panel = ThresholdPanel(ThresholdExplorer({"a": Subject(atlas()), "deep": Subject(deep)}, tmp_path))
+    panel = ThresholdPanel(ThresholdExplorer({"a": Subject(recorded()), "deep": Subject(deep)}, tmp_path))
     panel.subject.value = "deep"
     assert [gate.value for gate in panel.gates] == [0.3, 0.4, 0.5] and len(shown(panel, "clean").y) == 4
 
@@ -140,7 +140,7 @@ def test_an_error_in_a_callback_is_a_sentence_above_the_numbers(panel):
 
 
 def test_the_explorer_answers_in_time_on_ten_thousand_images(tmp_path):
-    panel = ThresholdPanel(ThresholdExplorer(Subject(atlas(images=10_000)), tmp_path))
+    panel = ThresholdPanel(ThresholdExplorer(Subject(recorded(images=10_000)), tmp_path))
     times = []
     for value in np.linspace(0.01, 2, 15):
         begun = time.perf_counter()
@@ -161,8 +161,8 @@ def test_the_exported_point_reads_back(panel, explorer, tmp_path):
 
 
 def test_elsewhere_than_on_the_papers_dataset_it_starts_at_equal_shares(tmp_path):
-    explorer = ThresholdExplorer(Subject(atlas(dataset="digits")), tmp_path)
-    assert explorer.setting == "equal share" and explorer.thresholds == explorer.atlas.thresholds("calibrated")
+    explorer = ThresholdExplorer(Subject(recorded(dataset="digits")), tmp_path)
+    assert explorer.setting == "equal share" and explorer.thresholds == explorer.record.thresholds_of("calibrated")
 
 
 def test_a_record_without_held_out_images_or_published_thresholds_says_so(tmp_path):
@@ -170,19 +170,19 @@ def test_a_record_without_held_out_images_or_published_thresholds_says_so(tmp_pa
     with pytest.raises(WorkbookError, match="held-out"):
         ThresholdExplorer(Subject(bare), tmp_path)
     with pytest.raises(WorkbookError, match="unknown setting"):
-        thresholds_for(atlas(), "cheapest")
+        thresholds_for(recorded(), "cheapest")
     with pytest.raises(WorkbookError, match="nothing to explore"):
         ThresholdExplorer({}, tmp_path)
 
 
 def test_the_strip_puts_each_sampled_image_in_the_row_of_its_exit():
-    record, sample = atlas(images=40), np.arange(0, 40, 2)
-    strip = Strip.of(record, "clean", (0.4, 0.3), sample, columns=30)
-    seen = record.view("clean")
+    record, sample = recorded(images=40), np.arange(0, 40, 2)
+    strip = Strip.of(read(record, thresholds=(0.4, 0.3)), "clean", sample, columns=30)
+    entropy, prediction = record.entropy[0], record.prediction[0]
     for index in sample:
-        wanted = 0 if seen.entropy[0, index] < np.float32(0.4) else 1 if seen.entropy[1, index] < np.float32(0.3) else 2
+        wanted = 0 if entropy[0, index] < np.float32(0.4) else 1 if entropy[1, index] < np.float32(0.3) else 2
         assert index in strip.rows[wanted]
-        assert strip.right[index] == (seen.prediction[wanted, index] == record.labels[index])
+        assert strip.right[index] == (prediction[wanted, index] == record.labels[index])
     assert sum(map(len, strip.rows)) == len(sample)
     assert strip.picture(np.zeros((40, 28, 28, 3), np.uint8)).startswith("data:image/png;base64,")
 
@@ -218,7 +218,7 @@ def test_the_microscope_shows_a_clean_image_without_an_attack(small):
 
 def test_clicking_a_picture_looks_at_its_image(small, tmp_path):
     digits = data.load("digits")
-    subject = Subject(atlas(images=60), digits.test, digits.classes, lambda: small)
+    subject = Subject(recorded(images=60), digits.test, digits.classes, lambda: small)
     panel = ThresholdPanel(ThresholdExplorer(subject, tmp_path))
     pictures = shown(panel, "pictures")
     panel.clicked(pictures, type("Points", (), {"point_inds": [3]}), None)
@@ -227,7 +227,7 @@ def test_clicking_a_picture_looks_at_its_image(small, tmp_path):
 
 def test_headless_the_same_object_leaves_a_figure_a_table_and_a_look(small, tmp_path, monkeypatch):
     digits, seen = data.load("digits"), []
-    subject = Subject(atlas(images=60), digits.test, digits.classes, lambda: small)
+    subject = Subject(recorded(images=60), digits.test, digits.classes, lambda: small)
     monkeypatch.setattr(explorers, "display", seen.append)
     monkeypatch.setattr(explorers.live, "show", seen.append)
     monkeypatch.setenv("WORKBOOK_LIVE", "0")

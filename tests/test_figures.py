@@ -6,12 +6,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from made_atlas import made
 
-from lib.evaluation import accuracy
+from lib.evaluation.reading import read
+from lib.evaluation.stats import wilson
+from lib.operating_point import OperatingPoint
 from lib.workbook import exit_panels, figures, live, published, studies, style, tables
 from lib.workbook.networks import Trained
 from lib.workbook.studies import Reading
+from tests.evaluation.made_record import made
 
 FORMS = ("clean", "single1", "single2", "main", "average", "max_average")
 
@@ -28,8 +30,12 @@ def record(right: dict | None = None):
 
 
 def reading(label="main", **right) -> Reading:
-    atlas = record(right)
-    return Reading(Trained(f"rdi_smallcnn-digits-{label}-quick", None, "d"), atlas, (0.5, 0.5), "paper")
+    trained = Trained(f"rdi_smallcnn-digits-{label}-quick", None, "d")
+    return Reading(record(right), OperatingPoint(), (0.5, 0.5), "paper", trained=trained)
+
+
+def summary(found=None, thresholds=(0.5, 0.5)) -> dict:
+    return tables.summary(read(found or record(), thresholds=thresholds))
 
 
 def test_the_trade_off_runs_from_nobody_to_everybody_leaving_at_exit_1():
@@ -42,8 +48,8 @@ def test_the_trade_off_runs_from_nobody_to_everybody_leaving_at_exit_1():
 
 
 def test_accuracies_list_every_view_and_both_worst_cases():
-    found = accuracy.summary(record({"main": 3, "average": 5}), (0.5, 0.5))
-    values = dict(zip(exit_panels.rows_of(record()), (v for v, _, _ in exit_panels.accuracies(found)), strict=True))
+    found = summary(record({"main": 3, "average": 5}))
+    values = dict(zip(exit_panels.rows_of(reading()), (v for v, _, _ in exit_panels.accuracies(found)), strict=True))
     assert values["clean images"] == 100 and values["on main exit"] == 30
     assert values[exit_panels.WORST] == 30 and values[exit_panels.UNION] == 30
     assert exit_panels.trio(found) == (100, 30, 30)
@@ -51,16 +57,16 @@ def test_accuracies_list_every_view_and_both_worst_cases():
 
 def test_a_record_without_the_papers_forms_has_no_worst_case_of_the_paper():
     few = record().select(["clean", "main"])
-    found = accuracy.summary(few, (0.5, 0.5))
-    assert math.isnan(dict(zip(exit_panels.rows_of(few), exit_panels.accuracies(found), strict=True))[
-        exit_panels.WORST][0])
+    found = summary(few)
+    rows = exit_panels.rows_of(read(few, thresholds=(0.5, 0.5)))
+    assert math.isnan(dict(zip(rows, exit_panels.accuracies(found), strict=True))[exit_panels.WORST][0])
 
 
 def test_the_trade_off_figure_marks_where_each_network_stands():
     pair = {"main": reading("main"), "max_average": reading("max_average", main=8)}
     figure = figures.trade_offs(pair, "ten images")
     marks = [trace for trace in figure.data if trace.mode == "markers"]
-    cost = accuracy.summary(record(), (0.5, 0.5))["forms"]["clean"]["cumulative_macs"] / 1e6
+    cost = summary()["forms"]["clean"]["cumulative_macs"] / 1e6
     assert [list(trace.y) for trace in marks] == [[100, 60], [100, 60]]
     assert all(x == pytest.approx(cost) for trace in marks for x in trace.x)
     assert "ten images" in figure.layout.title.text and figure.layout.yaxis.range == (-2, 102)
@@ -74,11 +80,11 @@ def test_names_are_spoken():
 
 
 def test_the_table_beside_the_paper_has_dashes_where_nothing_is_known():
-    found = {"main": accuracy.summary(record(), (0.5, 0.5)), "standard": accuracy.summary(record(), (0.5, 0.5))}
+    found = {"main": summary(), "standard": summary()}
     shown = tables.beside(published.TABLES[3], found, ("clean", "paper_worst", "paper_mflops", "gate_aware"))
     clean = shown.loc[("on main exit", "TA")]
     assert (clean["published"], clean["measured"], clean["difference"]) == ("83.74", "100.00", "+16.3")
-    low, high = accuracy.wilson(10, 10)
+    low, high = wilson(10, 10)
     assert clean["95 % interval"] == f"{100 * low:.1f} to {100 * high:.1f}"
     assert shown.loc[("standard", "TA")]["published"] == tables.DASH
     assert shown.loc[("standard", "TA")]["difference"] == tables.DASH
@@ -92,7 +98,7 @@ def test_table_2_is_known_as_a_picture_only():
 
 
 def test_settings_and_bills_say_what_each_costs():
-    found = accuracy.summary(record(), (0.5, -math.inf))
+    found = summary(thresholds=(0.5, -math.inf))
     line = tables.settings({"mine": found}).loc["mine"]
     assert line["leaves below"] == "0.5 closed" and line["leave at each exit, %"] == "40 0 60"
     assert line["true cost, M MACs"] == f"{found['forms']['clean']['cumulative_macs'] / 1e6:.2f}"

@@ -1,6 +1,7 @@
-"""The λ explorer and its panel, without a browser, on hand-made grids whose numbers are known."""
+"""The λ explorer and its panel, without a browser, on hand-made records whose numbers are known."""
 
 import threading
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,13 +13,13 @@ from lib import WorkbookError
 from lib.attacks.steps import Threat
 from lib.data import Split
 from lib.evaluation import points
-from lib.evaluation.grid import Cell, Grid
 from lib.operating_point import OperatingPoint
 from lib.workbook import lambda_explorer, lambda_figures, lambda_study, style
 from lib.workbook.lambda_explorer import LambdaExplorer
 from lib.workbook.lambda_panel import LambdaPanel
 from lib.workbook.lambda_study import Member
 from lib.workbook.networks import Trained
+from tests.evaluation.made_record import hit
 from tests.networks import small
 
 THREAT, IMAGES, DRAWS = Threat(0.1, 0.05, 2), 40, 2
@@ -31,18 +32,13 @@ def accuracy(point: OperatingPoint, attacked: bool) -> float:
 
 
 def member(method: str, conditioning: str = "none", **options) -> Member:
-    """A network with a grid in which the first images of each cell are right, as many as `accuracy` says."""
+    """A network with a record in which the first images of each view are right, as many as `accuracy` says."""
     network = small("resnet20", conditioning=conditioning, input_shape=(3, 8, 8), **options)
-    cells = [Cell(p, a.threat, a.crafted_at, DRAWS if network.conditions(p).noisy and p.draw is None else 1, a.restart)
-             for a in points.attacks(network, THREAT, draws=3) for p in a.evaluated_at]
-    share = np.array([accuracy(c.evaluated_at, c.attacked) for c in cells])
-    hit = np.arange(IMAGES) < np.round(share * IMAGES)[:, None]
-    labels = np.arange(IMAGES) % 10
-    right = hit * np.array([[c.draws] for c in cells])
-    meta = dict(model=network.config, macs={"1": 2_000_000}, seed=0, images=[0, IMAGES], dataset="made",
-                data_variant="by hand", checkpoint="0" * 8, defence=method)
-    grid = Grid(tuple(cells), right.astype(np.uint8), np.where(hit, labels, (labels + 1) % 10), labels, meta)
-    return Member(method, Trained(f"resnet20-made-{method}-quick", network, "0" * 8), grid)
+    views = [replace(v, draws=DRAWS if network.conditions(v.point).noisy and v.evaluated_at.draw is None else 1)
+             for v in points.views(network, THREAT, draws=3)]
+    share = [accuracy(v.evaluated_at, v.attacked) for v in views]
+    return Member(method, Trained(f"resnet20-made-{method}-quick", network, "0" * 8),
+                  hit(network, views, share, IMAGES, defence=method))
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +59,7 @@ def test_between_nodes_the_numbers_are_interpolated(explorer):
     assert not found.exact and found.clean["low"] < found.clean["value"] < found.clean["high"]
     assert found.clean["value"] == pytest.approx(accuracy(explorer.point, False), abs=0.5 / IMAGES)
     assert found.robust["value"] == pytest.approx(accuracy(explorer.point, True), abs=0.5 / IMAGES)
-    weights = [w for w, _ in lambda_explorer.corners(explorer.member.grid, explorer.point)]
+    weights = [w for w, _ in lambda_explorer.corners(explorer.member.record, explorer.point)]
     assert sum(weights) == pytest.approx(1) and len(weights) == 4
 
 
@@ -81,8 +77,8 @@ def test_the_knob_moves_every_method_as_it_can(explorer):
     assert explorer.member.method == "pgd_at1" and explorer.point == OperatingPoint()
 
 
-def test_a_point_outside_the_grid_asks_to_be_computed(members):
-    clean = members["float"].grid
+def test_a_point_outside_the_record_asks_to_be_computed(members):
+    clean = members["float"].record
     with pytest.raises(WorkbookError, match="compute this point"):
         lambda_explorer.corners(clean, OperatingPoint(noise=0.2, batch_norm=0.5, width=0.5))
 
@@ -152,7 +148,7 @@ def test_still_face_has_a_line_per_stop(explorer):
     assert table.loc[(1.0, 0.0), "clean, %"] == "60.0"
 
 
-def test_tables_and_verdicts_read_the_grids(members):
+def test_tables_and_verdicts_read_the_records(members):
     table = lambda_study.accuracies(members)
     assert table.shape == (7 + 2 + 4 + 1 + 1, len(lambda_study.COLUMNS))
     assert table.loc[("control (dual BN, no noise)", "BN_A"), "PGD"] == "40.0"
@@ -169,7 +165,7 @@ def test_tables_and_verdicts_read_the_grids(members):
 
 def test_a_network_at_chance_decides_nothing(members):
     reading = members["float"].read(1.0)
-    lost = points.Reading(reading.point, {"clean": np.zeros(IMAGES)}, np.zeros(IMAGES), np.zeros(IMAGES), 1)
+    lost = replace(reading, record=replace(reading.record, right=0 * reading.record.right))
     assert lambda_study.compared("x", reading, lost)["verdict"].startswith("too small to tell")
     assert lambda_study.compared("x", reading, members["float"].read(0.0))["verdict"] == "held"
 

@@ -7,8 +7,7 @@ import pytest
 import lib
 from lib import WorkbookError, data
 from lib.evaluation import rows
-from lib.evaluation.grid import Grid
-from lib.evaluation.views import Atlas
+from lib.evaluation.record import Record
 from lib.workbook import exit_speed, lambda_study, networks, parameters, released_record, seeds, studies
 
 CELL = 'preset: str = "laptop"\nweights: str = "shipped"\nseed: int = 0\nrun_dir: str = ""\n'
@@ -51,8 +50,8 @@ def test_shipped_records_give_the_images_named_and_no_others(asked):
     five = networks.record(asked(images=5), trained, dataset, 5)
     assert len(whole.labels) == 500 and len(five.labels) == 5 and five.meta["images"] == [0, 5]
     assert (five.prediction == whole.prediction[:, :, :5]).all()
-    member = lambda_study.grid(asked(images=6), networks.obtain(asked(), "resnet20", "digits", "float"), None)
-    assert member.right.shape[1] == len(member.labels) == 6
+    member = lambda_study.record(asked(images=6), networks.obtain(asked(), "resnet20", "digits", "float"), None)
+    assert member.right.shape[2] == len(member.labels) == 6
     with pytest.raises(WorkbookError, match="more than the 500 test images"):
         networks.record(asked(images=1000), trained, dataset, 1000)
 
@@ -82,9 +81,9 @@ def test_a_named_file_is_attacked_or_refused(asked, tmp_path, monkeypatch):
 def test_the_shipped_record_of_the_released_weights_says_that_it_is_one(asked, monkeypatch):
     monkeypatch.setattr(networks, "at_hand", lambda name: None)
     found = released_record.obtain(asked(weights="train"))  # nothing was named, nothing is at hand: it is read
-    assert found.reading.trained.weights == "shipped" and len(found.reading.atlas.labels) == 1017
+    assert found.reading.trained.weights == "shipped" and found.reading.record.images == 1017
     found = released_record.obtain(asked(images=100, restarts=2))
-    assert len(found.reading.atlas.labels) == len(found.restarts.labels) == 100 and len(found.restarts.views) == 2
+    assert found.reading.record.images == len(found.restarts.labels) == 100 and len(found.restarts.views) == 2
     for wrong in (dict(images=5000), dict(seed=7), dict(restarts=99)):
         with pytest.raises(WorkbookError, match="shipped record|were recorded"):
             released_record.obtain(asked(**wrong))
@@ -107,10 +106,9 @@ def test_trainings_are_those_named(asked):
             networks.trainings(asked(**wrong), [0, 1, 2])
     found = seeds.obtain(asked(seeds=2, images=20))
     assert {len(readings) for readings in found.values()} == {2}
-    assert all(len(r.atlas.labels) == 20 and r.trained.weights == "shipped" for rs in found.values() for r in rs)
+    assert all(len(r.record.labels) == 20 and r.trained.weights == "shipped" for rs in found.values() for r in rs)
 
 
 def test_what_was_shipped_is_of_one_seed():
     for path in lib.ATLASES.glob("*.safetensors"):
-        kind = Grid if path.stem.endswith("-grid") else Atlas
-        assert kind.load(path).meta["seed"] == 0
+        assert Record.load(path).meta["seed"] == 0

@@ -4,17 +4,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from made_atlas import made
 
 from lib.attacks.steps import Threat
 from lib.evaluation import points
-from lib.evaluation.grid import Cell, Grid
+from lib.evaluation.stats import interval
 from lib.operating_point import OperatingPoint
 from lib.workbook import float_seeds, seeds
 from lib.workbook.float_seeds import Repeated
 from lib.workbook.lambda_study import Member
 from lib.workbook.networks import Trained
 from lib.workbook.studies import Reading
+from tests.evaluation.made_record import hit, made
 from tests.networks import small
 
 THREAT, IMAGES, DRAWS = Threat(0.1, 0.05, 2), 60, 2
@@ -24,15 +24,10 @@ FULL, QUIET = OperatingPoint(noise=1.0, batch_norm=1.0), OperatingPoint(noise=0.
 def training(method: str, lift: float) -> Member:
     """Right on 0.6 + lift of the clean images; attacked on 0.2 + lift in BN_A, on none in BN_C."""
     network = small("resnet20", conditioning=method, input_shape=(3, 8, 8))
-    cells = tuple(Cell(p, a.threat, a.crafted_at, DRAWS if network.conditions(p).noisy else 1, a.restart)
-                  for a in float_seeds.plan("suite", THREAT, 3)(network) for p in a.evaluated_at)
-    share = np.array([0.6 + lift if not c.attacked else (0.2 + lift) * (c.evaluated_at.batch_norm or 0) for c in cells])
-    hit = np.arange(IMAGES) < np.round(share * IMAGES)[:, None]
-    meta = dict(model=network.config, macs={"1": 1}, seed=0, images=[0, IMAGES], dataset="made", defence=method,
-                data_variant="by hand", checkpoint="0" * 8)
-    grid = Grid(cells, (hit * np.array([[c.draws] for c in cells])).astype(np.uint8), hit.astype(np.int16),
-                np.ones(IMAGES, np.int64), meta)
-    return Member(method, Trained(method, network, "0" * 8), grid)
+    views = [replace(v, draws=DRAWS if network.conditions(v.point).noisy else 1)
+             for v in float_seeds.plan("suite", THREAT, 3)(network)]
+    share = [0.6 + lift if not v.attacked else (0.2 + lift) * (v.point.batch_norm or 0) for v in views]
+    return Member(method, Trained(method, network, "0" * 8), hit(network, views, share, IMAGES, defence=method))
 
 
 def repeated(method: str, *lifts: float) -> Repeated:
@@ -47,10 +42,10 @@ def found():
 def test_every_point_meets_three_attacks_and_transfer_only_where_there_is_noise():
     network = small("resnet20", conditioning="float", input_shape=(3, 8, 8))
     asked = float_seeds.plan("suite", THREAT, 7)(network)
-    clean = asked[0].evaluated_at
-    assert asked[0].threat is None and QUIET in clean and float_seeds.halfway(network) in clean
+    clean = [view.point for view in asked if not view.attacked]
+    assert QUIET in clean and float_seeds.halfway(network) in clean
     for point in clean:
-        met = [a for a in asked[1:] if point in a.evaluated_at]
+        met = [view for view in asked if view.attacked and view.point == point]
         assert len(met) == 3
         if network.conditions(point).noisy:
             assert sorted(a.threat.draws for a in met) == [1, 1, 7]
@@ -58,23 +53,23 @@ def test_every_point_meets_three_attacks_and_transfer_only_where_there_is_noise(
         else:
             assert [a.restart for a in met] == [0, 1, 2] and all(a.crafted_at == point for a in met)
     fewer = float_seeds.plan("pgd", THREAT)(network)
-    assert set(fewer) < set(asked) and all(sum(point in a.evaluated_at for a in fewer[1:]) == 2 for point in clean)
+    assert set(fewer) < set(asked) and all(sum(v.attacked and v.point == p for v in fewer) == 2 for p in clean)
 
 
 def test_what_is_read_has_a_row_per_training(found):
     reading = found["float"].read(FULL)
-    assert reading.share("clean").shape == (3, IMAGES) == reading.union.shape
-    assert reading.share("clean").mean(1) == pytest.approx([0.9, 0.8, 0.7], abs=0.01)
-    assert reading.share("EOT").mean() == pytest.approx(0.4, abs=0.01)
+    assert reading.right("clean").shape == (3, IMAGES) == reading.right("union").shape
+    assert reading.right("clean").mean(1) == pytest.approx([0.9, 0.8, 0.7], abs=0.01)
+    assert reading.right("EOT").mean() == pytest.approx(0.4, abs=0.01)
     assert found["float"].read(1.0).point == FULL  # by λ_n, as a single training is read
 
 
 def test_intervals_draw_the_trainings_too(found):
-    over = points.interval(found["float"].read(FULL).share("clean"))
-    one = points.interval(found["float"].runs[1].read(FULL).share("clean"))
-    assert over["value"] == pytest.approx(0.8, abs=0.01) and over["low"] < one["value"] < over["high"]
-    alike = points.interval(np.stack([found["float"].runs[1].read(FULL).share("clean")] * 3))
-    assert over["high"] - over["low"] > alike["high"] - alike["low"]
+    over = found["float"].read(FULL).measured("clean")
+    one = found["float"].runs[1].read(FULL).measured("clean")
+    assert over.value == pytest.approx(0.8, abs=0.01) and over.low < one.value < over.high
+    alike = interval(np.stack([found["float"].runs[1].read(FULL).right("clean")] * 3))
+    assert over.high - over.low > alike.high - alike.low
 
 
 def test_verdicts_and_what_each_training_says(found):
@@ -101,9 +96,9 @@ def defence(*worst: int) -> list[Reading]:
     for right in worst:
         prediction = np.zeros((5, 2, 100), int)
         prediction[1:, :, right:] = 1
-        atlas = made(("clean", "single1", "main", "average", "max_average"), prediction,
+        record = made(("clean", "single1", "main", "average", "max_average"), prediction,
                      np.full(prediction.shape, 0.1), [0] * 100)
-        readings.append(Reading(Trained("made", None, ""), atlas, (0.5,), "paper"))
+        readings.append(Reading(record, OperatingPoint(), (0.5,), "paper", trained=Trained("made", None, "")))
     return readings
 
 

@@ -8,14 +8,15 @@ import torch
 
 import lib
 from lib import checkpoints, data
-from lib.evaluation.grid import Grid
-from lib.evaluation.views import Atlas
+from lib.evaluation import recording
+from lib.evaluation.record import Record
 from lib.workbook import networks, seeds, shipping
 from tests.networks import small
 
 
 @pytest.fixture
 def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.setattr(recording, "audit", lambda *args, **how: {})  # which takes minutes
     for name in ("CHECKPOINTS", "ATLASES"):
         monkeypatch.setattr(shipping, name, tmp_path / name.lower())
     return tmp_path
@@ -25,31 +26,35 @@ def test_a_network_is_stored_in_half_precision_and_recorded_from_that_file(elsew
     name = "rdi_smallcnn-digits-main-laptop"
     (elsewhere / "run").mkdir()
     shutil.copy(lib.CHECKPOINTS / f"{name}.safetensors", elsewhere / "run" / "last.safetensors")
-    found = Atlas.load(shipping.ship(name, 8, ("clean", "main"), elsewhere / "run"))
+    found = Record.load(shipping.ship(name, 8, ("clean", "main"), elsewhere / "run"))
     stored = checkpoints.load(elsewhere / "checkpoints" / f"{name}.safetensors")
     assert found.meta["checkpoint"] == stored.digest and found.prediction.shape == (2, 3, 8)
-    assert found.validation.correct.shape == (3, 200)
+    assert found.held().correct.shape == (3, 200) and found.meta["audit"] == {"{}": {}}
     assert found.views[1].threat == networks.customary(data.load("digits"))
     raw, _, _ = checkpoints.read(elsewhere / "checkpoints" / f"{name}.safetensors", "network")
     assert all(t.dtype == torch.float16 for t in raw.values() if t.is_floating_point())
     with torch.no_grad():
         again = stored.network.eval()(data.load("digits", shape=(1, 28, 28)).test.floats(slice(0, 8))[0])
-    assert np.array_equal(again.argmax(-1).numpy(), found.view("clean").prediction)
+    assert np.array_equal(again.argmax(-1).numpy(), found.prediction[0])
 
 
-def test_a_once_for_all_network_gets_its_grid(elsewhere):
+def test_a_once_for_all_network_is_recorded_at_its_points(elsewhere):
     name = "resnet20-digits-pgd_at1-laptop"
     (elsewhere / "run").mkdir()
     shutil.copy(lib.CHECKPOINTS / f"{name}.safetensors", elsewhere / "run" / "last.safetensors")
     path = shipping.ship(name, 4, folder=elsewhere / "run")
-    assert path.name == f"{name}-grid.safetensors" and Grid.load(path).meta["data_variant"] == "embedded"
+    assert path.name == f"{name}.safetensors" and Record.load(path).meta["data_variant"] == "embedded"
 
 
-@pytest.mark.parametrize("path", sorted(lib.ATLASES.rglob("rdi_*.safetensors")), ids=lambda path: path.stem)
-def test_shipped_margins_are_light_and_still_tell_right_from_wrong(path):
-    found = Atlas.load(path)
-    assert found.margin.dtype == np.float16 and found.entropy.dtype == np.float32
-    assert ((found.margin > 0) == (found.prediction == found.labels)).all()
+@pytest.mark.parametrize("path", sorted(lib.ATLASES.rglob("*.safetensors")), ids=lambda path: path.stem)
+def test_shipped_records_say_how_they_were_attacked_and_what_they_lack(path):
+    found = Record.load(path)
+    assert found.meta["attacked_on"].startswith(("the network itself", "its folded copy"))
+    assert (found.logits is None) == ("logits" in found.meta.get("missing", ""))
+    assert all(view.draws >= 1 for view in found.views) and found.right.max() <= max(v.draws for v in found.views)
+    first = (found.prediction == found.labels).astype(np.uint8)
+    alone = np.array([view.draws == 1 for view in found.views])
+    assert np.array_equal(found.right[alone], first[alone])
 
 
 def test_the_other_test_images_are_held_out_of_the_released_record(elsewhere, monkeypatch):
@@ -57,13 +62,13 @@ def test_the_other_test_images_are_held_out_of_the_released_record(elsewhere, mo
     images = data.load("digits", shape=(3, 16, 16))
     monkeypatch.setattr(shipping.data, "load", lambda path: images)
     network = small("resnet38", exits="rdi", input_shape=(3, 16, 16))
-    atlas = Atlas.load(lib.ATLASES / "rdi_smallcnn-digits-main-laptop.safetensors").select(images=slice(0, 450))
-    found = shipping.with_held_out(atlas, network)
-    assert found.validation.correct.shape == (7, 50)
+    record = Record.load(lib.ATLASES / "rdi_smallcnn-digits-main-laptop.safetensors").select(images=slice(0, 450))
+    found = shipping.with_held_out(record, network)
+    assert found.held().correct.shape == (7, 50)
     assert found.meta["held_out_variant"] == "JPEG copy, test images 451 to 500"
     with torch.no_grad():
         said = network(images.test.floats(slice(450, 500))[0]).argmax(-1)
-    assert np.array_equal(found.validation.correct, (said == images.test.labels[450:]).numpy())
+    assert np.array_equal(found.held().correct, (said == images.test.labels[450:]).numpy())
 
 
 def test_only_seeds_with_every_file_count(tmp_path):

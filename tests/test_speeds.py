@@ -10,12 +10,12 @@ import torch
 import lib
 from lib import WorkbookError
 from lib.evaluation import speeds
+from lib.evaluation.record import Record
 from lib.evaluation.routing import ExitCosts
-from lib.evaluation.views import Atlas
 from lib.models.view import AttackView
 from lib.workbook import engine_speed, exit_speed
 from lib.workbook.parameters import Settings
-from tests.made_atlas import made
+from tests.evaluation.made_record import made
 from tests.networks import images, small
 
 INF = math.inf
@@ -83,30 +83,31 @@ def test_exits_are_told_beside_the_plain_network():
 
 
 def test_parts_are_rated_by_their_multiplications():
-    atlas = made(["clean"], np.zeros((1, 3, 4)), np.zeros((1, 3, 4)), [0] * 4, {
+    record = made(["clean"], np.zeros((1, 3, 4)), np.zeros((1, 3, 4)), [0] * 4, {
         "trunk": [4_000_000, 10_000_000, 10_001_000], "cumulative": [6_000_000, 12_001_000, 12_003_000],
         "paper": [1, 2, 3]}, dataset="digits", data_variant="embedded")  # fmt: skip
     clocked = exit_speed.Clock(None, None, None, {1: ExitCosts(np.array([2.0, 3.0, 3.5]), np.array([1.0, 0.5, 0.1]))})
-    table = exit_speed.stages(atlas, clocked)
+    table = exit_speed.stages(record, clocked)
     assert table["µs per M MAC, batch 1"].tolist() == ["500", "167", "–", "500", "–", "–"]
-    assert exit_speed.stage_figure(atlas, clocked, "made").data[0].y.tolist() == pytest.approx([500, 1000 / 6])
+    assert exit_speed.stage_figure(record, clocked, "made").data[0].y.tolist() == pytest.approx([500, 1000 / 6])
 
 
 def test_an_attack_on_the_tuned_gates_joins_the_others():
     """Image by image: right under the nine forms and under the one that follows the gates; refused for other gates."""
-    atlas = exit_speed.record(Settings(weights="shipped", seed=0))
-    found = Atlas.load(lib.ATLASES / "repeats" / "rdi_resnet38_released-gates.safetensors")
-    assert np.array_equal(found.labels, atlas.labels[1::2])
+    record = exit_speed.record(Settings(weights="shipped", seed=0))
+    found = Record.load(lib.ATLASES / "repeats" / "rdi_resnet38_released-gates.safetensors")
+    assert np.array_equal(found.labels, record.labels[1::2])
     thresholds, survivors, before = found.views[0].thresholds_used, 0, 0
     for n in range(len(found.labels)):
-        views = [(atlas.entropy[v, :, 2 * n + 1], atlas.prediction[v, :, 2 * n + 1]) for v in range(len(atlas.views))]
+        views = [(record.entropy[v, :, 2 * n + 1], record.prediction[v, :, 2 * n + 1])
+                 for v in range(len(record.views))]
         views.append((found.entropy[0, :, n], found.prediction[0, :, n]))
         left = [p[next((k for k, t in enumerate(thresholds) if e[k] < np.float32(t)), 6)] for e, p in views]
         survivors += all(p == found.labels[n] for p in left)
         before += all(p[-1] == found.labels[n] for _, p in views[:-1])
-    (line,) = exit_speed.gated(Settings(weights="shipped", seed=0), atlas)
+    (line,) = exit_speed.gated(Settings(weights="shipped", seed=0), record)
     assert line["difference"] == f"{100 * (survivors - before) / 508:+.1f} points" and line["images"] == 508
-    assert exit_speed.gated(Settings(weights="train"), atlas) == []
-    atlas.meta["checkpoint"] = "another"
+    assert exit_speed.gated(Settings(weights="train"), record) == []
+    record.meta["checkpoint"] = "another"
     with pytest.raises(WorkbookError, match="other weights"):
-        exit_speed.gated(Settings(weights="shipped", seed=0), atlas)
+        exit_speed.gated(Settings(weights="shipped", seed=0), record)

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from lib.data import Split
-from lib.evaluation import grid, points
+from lib.evaluation import points, recording
+from lib.operating_point import OperatingPoint
 from lib.workbook import slim_study, strong_attacks
 from lib.workbook.lambda_study import Member
 from lib.workbook.networks import Trained
@@ -39,7 +40,7 @@ def members():
         labels = network(pictures.floats()[0], member.point(1.0))[-1].argmax(-1).clone()
     pictures = Split(pictures.images, labels)
     threats = dict(list(strong_attacks.threats(COLOUR, "quick").items())[:3])
-    made = grid.record(network, pictures, strong_attacks.plan(threats)(network), progress=False, dataset="made",
+    made = recording.record(network, pictures, strong_attacks.plan(threats)(network), progress=False, dataset="made",
                        data_variant="by hand")
     return {"dual_bn": Member("dual_bn", member.trained, made)}, threats, pictures
 
@@ -85,11 +86,11 @@ def test_slim_networks_are_read_at_every_width():
     network = small("resnet20", conditioning="dual_bn", widths=(1.0, 0.5), input_shape=(3, 8, 8))
     pictures = Split((images(network, 4) * 255).byte(), torch.arange(4))
     threat = strong_attacks.threats(COLOUR, "quick")["FGSM"]
-    made = grid.record(network, pictures, points.attacks(network, threat, widths=(1.0, 0.5)), progress=False)
+    made = recording.record(network, pictures, points.views(network, threat, widths=(1.0, 0.5)), progress=False)
     member = Member("dual_bn_slim", Trained("resnet20-made-dual_bn_slim-quick", network, ""), made)
     table = slim_study.accuracies({"dual_bn_slim": member})
     assert table.index.get_level_values("width").tolist() == ["width 1"] * 2 + ["width 0.5"] * 2
-    assert 3 < made.meta["macs"]["1"] / made.meta["macs"]["0.5"] < 4.2
+    assert 3 < made.macs() / made.macs(OperatingPoint(width=0.5)) < 4.2
     assert list(slim_study.costs({"dual_bn_slim": member})) == ["parameters", "width 1, M MACs", "width 0.5, M MACs"]
-    crossed = [c for c in made.cells if c.attacked and c.crafted_at.width != c.evaluated_at.width]
+    crossed = [c for c in made.views if c.attacked and c.crafted_at.width != c.evaluated_at.width]
     assert not crossed

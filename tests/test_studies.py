@@ -5,15 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_atlas import THREAT, made, view
 
 from lib import WorkbookError
 from lib.attacks.steps import Threat
+from lib.operating_point import OperatingPoint
 from lib.training import admm, sparsity
 from lib.workbook import released_record, savings, sparse_rivals, studies, study_figures
 from lib.workbook.networks import Trained
 from lib.workbook.parameters import Settings
 from lib.workbook.studies import Reading
+from tests.evaluation.made_record import THREAT, made, view
 
 VIEWS = ("clean", "single1", "main", "average", "max_average")
 
@@ -27,8 +28,8 @@ def reading(name="rdi_smallcnn-mnist-main-paper", views=VIEWS, **meta) -> Readin
     prediction[3, 1, 0] = 1  # average changes image 0 at the exit it does not reach: no harm
     entropy = np.full(prediction.shape, 0.9)
     entropy[:, 0, :2] = 0.1
-    atlas = made(views, prediction, entropy, [0] * 4, **{"dataset": "mnist"} | meta)
-    return Reading(Trained(name, None, "0" * 64), atlas, (0.5,), "paper")
+    record = made(views, prediction, entropy, [0] * 4, **{"dataset": "mnist"} | meta)
+    return Reading(record, OperatingPoint(), (0.5,), "paper", trained=Trained(name, None, "0" * 64))
 
 
 def test_a_reading_says_which_images_are_right():
@@ -37,12 +38,12 @@ def test_a_reading_says_which_images_are_right():
     assert found.right("average").tolist() == [True] * 4
     assert found.right("paper_worst").tolist() == [True, True, False, False]  # main, the worst of the forms
     assert found.right("paper_union").tolist() == [False, True, False, False]
-    assert found.measured("paper_worst")[0] == 50
+    assert found.measured("paper_worst").value == 0.5
 
 
 def test_the_papers_union_leaves_other_attacks_out():
     found = reading(views=(*VIEWS, "random"))
-    found.atlas.prediction[5] = 1
+    found.record.right[5] = 0
     assert found.right("paper_union").tolist() == [False, True, False, False]
     assert not found.right("union").any()
 
@@ -83,7 +84,7 @@ def test_a_number_of_another_size_has_no_difference():
 def test_a_published_number_holds_when_it_lies_in_our_interval():
     found = reading("rdi_resnet38_released", dataset="cifar10")
     assert released_record.agrees("clean", found, "max_average", "clean")["verdict"] == "held"  # 51 to 100
-    found.atlas.prediction[0] = 1  # nothing is right
+    found.record.right[0] = 0
     assert released_record.agrees("clean", replace(found), "max_average", "clean")["verdict"] == "did not hold"
 
 

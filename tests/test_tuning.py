@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 import lib
 from lib.evaluation import routing, speeds, tuning
+from lib.evaluation.record import Record, Validation
 from lib.evaluation.routing import ExitCosts
-from lib.evaluation.views import Atlas, Validation
 from lib.models import exits
 from lib.operating_point import OperatingPoint
 from tests.networks import images, small
@@ -114,25 +114,25 @@ def test_no_rival_set_with_one_threshold_is_quicker(seed, num_exits, count):
 
 def test_choosing_and_judging_images_are_apart():
     """Whatever the judges answer, the choice stays; whatever the choosers answer, the judgement does."""
-    atlas = Atlas.load(lib.ATLASES / "rdi_resnet38_released.safetensors")
-    chosen = tuning.tuned_on(atlas, atlas.exit_costs)
-    leaving, clean, worst = tuning.judged(atlas, chosen)
-    atlas.prediction[:, :, 1::2] = -1
-    atlas.prediction[atlas.names.index("clean")] = -1
-    assert tuning.tuned_on(atlas, atlas.exit_costs) == chosen
-    again = Atlas.load(lib.ATLASES / "rdi_resnet38_released.safetensors")
-    again.prediction[1:, :, ::2] = -1
+    record = Record.load(lib.ATLASES / "rdi_resnet38_released.safetensors")
+    chosen = tuning.tuned_on(record, record.exit_costs())
+    leaving, clean, worst = tuning.judged(record, chosen)
+    record.right[:, :, 1::2] = 0
+    record.right[0] = 0  # the clean view
+    assert tuning.tuned_on(record, record.exit_costs()) == chosen
+    again = Record.load(lib.ATLASES / "rdi_resnet38_released.safetensors")
+    again.right[1:, :, ::2] = 0
     assert np.array_equal(tuning.judged(again, chosen)[2], worst) and worst.shape == (2, 508)
     assert clean.shape == (2, 1017) and leaving.shape == (1017,)
 
 
 def test_the_released_network_loses_nothing_by_leaving_when_told_by_multiplications():
     """On images that did not choose: as many clean ones right, more under all attacks, a fifth of the MACs saved."""
-    atlas = Atlas.load(lib.ATLASES / "rdi_resnet38_released.safetensors")
-    chosen = tuning.tuned_on(atlas, atlas.exit_costs)
-    leaving, clean, worst = tuning.judged(atlas, chosen)
+    record = Record.load(lib.ATLASES / "rdi_resnet38_released.safetensors")
+    chosen = tuning.tuned_on(record, record.exit_costs())
+    leaving, clean, worst = tuning.judged(record, chosen)
     assert clean[0].sum() >= clean[1].sum() and worst[0].sum() >= worst[1].sum()
-    assert atlas.exit_costs.cumulative(chosen)[leaving].mean() < 0.8 * atlas.meta["plain_macs"]
+    assert record.exit_costs().cumulative(chosen)[leaving].mean() < 0.8 * record.costs()["trunk"][-1]
 
 
 def test_routed_inference_at_tuned_thresholds_leaves_where_the_record_says():

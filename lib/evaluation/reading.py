@@ -70,7 +70,7 @@ def read(records: Record | Sequence[Record], point: OperatingPoint | None = None
     return Reading(records, at, tuple(float(t) for t in thresholds), source or origin, threat)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Reading:
     """One training. views: {name: indices of its draws in the record}; thresholds: of all exits but the last."""
 

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -81,7 +82,14 @@ class View:
                       "thresholds_used": None if used is None else tuple(map(float, used))})
 
 
-@dataclass(frozen=True)
+class Validation(NamedTuple):
+    """What thresholds may be chosen on: (exits, M) each, or several views of them."""
+
+    entropy: np.ndarray
+    correct: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
 class Record:
     """views: V of them.  labels (N,) int64.  meta: what it was made from (see `recording.record`).
 
@@ -117,16 +125,20 @@ class Record:
     def model(self) -> str:
         """The network in a few words: "rdi_smallcnn", "resnet34 float x0.25"; the checkpoint's hash says the rest."""
         config = self.meta["model"]
-        name, exits = config["name"], config.get("exits", "none")
-        words = [name if exits == "none" else f"{exits}_{name}"]
-        words += [config["conditioning"]] * (config.get("conditioning", "none") != "none")
-        words += [f"x{config['width_multiplier']:g}"] * (config.get("width_multiplier", 1) != 1)
-        return " ".join(words)
+        exits, conditioning, times = (config.get(*a) for a in (
+            ("exits", "none"), ("conditioning", "none"), ("width_multiplier", 1)))
+        words = [config["name"] if exits == "none" else f"{exits}_{config['name']}"]
+        return " ".join(words + [conditioning] * (conditioning != "none") + [f"x{times:g}"] * (times != 1))
 
     def costs(self, point: OperatingPoint | None = None) -> dict[str, np.ndarray]:
         """At the point's width, (exits,) each: "paper_mflops", and the true MACs "trunk" (to the tap) and "heads"."""
         width = 1.0 if point is None or point.width is None else point.width
         return {name: np.asarray(values, float) for name, values in self.meta["costs"][f"{width:g}"].items()}
+
+    def macs(self, point: OperatingPoint | None = None) -> float:
+        """True multiply-accumulates of one image through the last exit alone."""
+        found = self.costs(point)
+        return found["trunk"][-1] + found["heads"][-1]
 
     def exit_costs(self, point: OperatingPoint | None = None) -> routing.ExitCosts:
         """MACs of trunk and heads apart, so that the head of a closed exit can be left out of the bill."""
@@ -159,12 +171,13 @@ class Record:
             return routing.calibrate(entropies)
         return routing.spend_at_most(source, entropies, right, self.exit_costs(point))
 
-    def held(self, point: OperatingPoint | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """(entropies, who is right), (exits, M) each, of the held-out images at a point, draw after draw."""
+    def held(self, point: OperatingPoint | None = None) -> Validation:
+        """The held-out images at a point, draw after draw. Raises WorkbookError where there are none."""
         if self.held_out is None:
             raise WorkbookError("this record holds no held-out images to choose thresholds on; record them with it")
         places = [v for v, view in enumerate(self.held_out.views) if view.point == self.held_out.at(point)]
-        return tuple(np.concatenate(list(a[places]), axis=-1) for a in (self.held_out.entropy, self.held_out.right > 0))
+        return Validation(*(np.concatenate(list(array[places]), axis=-1)
+                            for array in (self.held_out.entropy, self.held_out.right > 0)))
 
     def probabilities(self, temperature: float = 1.0) -> np.ndarray:
         """(V, exits, N, classes) float32, of the first draw. Raises WorkbookError where the logits were not kept."""
@@ -191,8 +204,12 @@ class Record:
             held = ", ".join(dict.fromkeys(view.form for view in self.views))
             raise WorkbookError(f"nothing is left of a record of {held}")
         offset = self.meta["images"][0]
-        return replace(self._each(lambda array: array[keep][:, :, images]), views=tuple(self.views[v] for v in keep),
-                       labels=self.labels[images], meta={**self.meta, "images": [offset + first, offset + stop]})
+        cut = self.take(keep)._each(lambda array: array[:, :, images])
+        return replace(cut, labels=self.labels[images], meta={**self.meta, "images": [offset + first, offset + stop]})
+
+    def take(self, places: Sequence[int]) -> "Record":
+        """The views of these indices."""
+        return replace(self._each(lambda array: array[places]), views=tuple(self.views[v] for v in places))
 
     def _each(self, change) -> "Record":
         """The record with every array of views, where there is one, changed alike."""

@@ -136,15 +136,15 @@ def _audits(network: Network, images: Split, found: Record) -> dict[str, dict]:
     return made
 
 
-def hold_out(network: Network, split: Split, points: Iterable[OperatingPoint] = (OperatingPoint(),),
+def hold_out(network: Network, images: Split, points: Iterable[OperatingPoint] = (OperatingPoint(),),
              **options) -> Record:
     """The record of clean held-out images at these points, on which thresholds may be chosen; options as for `record`.
 
     Raises WorkbookError when there are none.
     """
-    if not len(split):
+    if not len(images):
         raise WorkbookError("there are no held-out images to choose thresholds on; use the paper's or give some")
-    return record(network, split, [View("clean", point) for point in points],
+    return record(network, images, [View("clean", point) for point in points],
                   **{"split": "validation", "progress": False} | options)
 
 

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from lib.attacks import forms
-from lib.evaluation import accuracy, routing
+from lib.evaluation import routing
+from lib.evaluation.reading import read
+from lib.evaluation.record import Record, Validation
 from lib.evaluation.routing import ExitCosts
-from lib.evaluation.views import Atlas, Validation
 
 
 def tuned(held_out: Validation, attacked: Validation, costs: ExitCosts, slack: float = 0.005,
@@ -44,26 +45,27 @@ def tuned(held_out: Validation, attacked: Validation, costs: ExitCosts, slack: f
     return best[1]
 
 
-def of_paper_forms(atlas: Atlas) -> Atlas:
+def of_paper_forms(record: Record) -> Record:
     """The record's clean view and the paper's attacks, which know of no thresholds and hold at any."""
-    return atlas.select(forms=("clean", *forms.paper_forms(atlas.num_exits)))
+    return record.select(forms=("clean", *forms.paper_forms(record.num_exits)))
 
 
-def tuned_on(atlas: Atlas, costs: ExitCosts) -> tuple[float, ...]:
+def tuned_on(record: Record, costs: ExitCosts) -> tuple[float, ...]:
     """`tuned` on a record: on its held-out clean images, and on the attacks of every second of its images."""
-    right, attacks = atlas.prediction == atlas.labels, [view.attacked for view in atlas.views]
-    return tuned(atlas.validation, Validation(atlas.entropy[attacks, :, ::2], right[attacks, :, ::2]), costs)
+    attacks = [view.attacked for view in record.views]
+    attacked = Validation(record.entropy[attacks, :, ::2], record.right[attacks, :, ::2] > 0)
+    return tuned(record.held(), attacked, costs)
 
 
-def judged(atlas: Atlas, thresholds: Sequence[float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def judged(record: Record, thresholds: Sequence[float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """How a setting does on what `tuned_on` did not choose by: all clean images, and the other half in all views.
 
     Returns leaving (N,), 0-based exits of the clean images; then who is right, bool, by the setting and by the last
     exit alone: (2, N) of the clean images, (2, M) of the other half in all views at once.
     """
-    closed, clean = (-np.inf,) * (atlas.num_exits - 1), atlas.names.index("clean")
-    both = np.stack([list(accuracy.correct(atlas, at).values()) for at in (thresholds, closed)])
-    return routing.decide(atlas.entropy[clean], thresholds), both[:, clean], both[..., 1::2].all(1)
+    ours, last = (read(record, thresholds=at) for at in (thresholds, (-np.inf,) * (record.num_exits - 1)))
+    clean, worst = (np.stack([found.right(what) for found in (ours, last)]) for what in ("clean", "union"))
+    return ours.leaving["clean"][0], clean, worst[:, 1::2]
 
 
 def imitated(entropy: np.ndarray, thresholds: Sequence[float], leaving: np.ndarray) -> tuple[float, ...]:

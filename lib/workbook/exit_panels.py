@@ -4,9 +4,10 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from lib.evaluation import accuracy, routing
-from lib.evaluation.views import Atlas
-from lib.workbook import style
+from lib.evaluation import routing
+from lib.evaluation.reading import Reading, read
+from lib.evaluation.record import Record
+from lib.workbook import style, tables
 from lib.workbook.strip import Strip
 
 WORST, UNION = "paper's worst case", "per-image worst case"
@@ -14,9 +15,9 @@ PASSING = np.linspace(0, 1, 13) ** 2  # shares of the images at an exit that lea
 TOP, GAP, ROW, PANEL = 96, 76, 46, 276  # heights in pixels: head, between the rows, one strip row, the upper panels
 
 
-def rows_of(atlas: Atlas) -> list[str]:
+def rows_of(reading: Reading) -> list[str]:
     """What the accuracy panel lists, top to bottom: every view, then the two worst cases."""
-    return [*(style.spoken(name) for name in atlas.names), WORST, UNION]
+    return [*(style.spoken(name) for name in reading.names), WORST, UNION]
 
 
 def accuracies(found: dict) -> list[tuple[float, float, float]]:
@@ -28,20 +29,21 @@ def accuracies(found: dict) -> list[tuple[float, float, float]]:
     return [tuple(100 * v for v in entry) for entry in entries]
 
 
-def trade_off(atlas: Atlas) -> list[dict]:
+def trade_off(record: Record) -> list[dict]:
     """Summaries from "nobody leaves early" to "all leave at exit 1": the same share of those who arrive leaves at every
-    exit, by thresholds chosen on the held-out images. [] where the atlas has none."""
-    if atlas.validation is None or atlas.num_exits == 1:
+    exit, by thresholds chosen on the held-out images. [] where the record has none."""
+    if record.held_out is None or record.num_exits == 1:
         return []
-    early = np.arange(atlas.num_exits - 1)
-    return [accuracy.summary(atlas, routing.calibrate(atlas.validation.entropy, list(q * (1 - q) ** early)))
-            for q in PASSING]
+    early, entropy = np.arange(record.num_exits - 1), record.held().entropy
+    passing = (routing.calibrate(entropy, list(q * (1 - q) ** early)) for q in PASSING)
+    return [tables.summary(read(record, thresholds=thresholds)) for thresholds in passing]
 
 
-def build(atlas: Atlas, ghost: dict, curve: list[dict], title: str, subtitle: str, columns: int) -> go.Figure:
-    """The figure with everything that does not move: axes, the reference (`ghost`), the trade-off `curve`."""
-    names, exits = rows_of(atlas), style.exit_names(atlas.num_exits)
-    strip = ROW * atlas.num_exits
+def build(reading: Reading, curve: list[dict], title: str, subtitle: str, columns: int) -> go.Figure:
+    """The figure with everything that does not move: axes, the reference (`reading`), the trade-off `curve`."""
+    record = reading.record
+    names, exits = rows_of(reading), style.exit_names(record.num_exits)
+    strip = ROW * record.num_exits
     inner = PANEL + GAP + strip
     blue, red, dark = style.CLEAN, style.ATTACKED, style.UNION
     heads = ["accuracy, %", f"who leaves where, % — {style.tinted('clean', blue)}, {style.tinted('attacked', red)}",
@@ -55,9 +57,9 @@ def build(atlas: Atlas, ghost: dict, curve: list[dict], title: str, subtitle: st
                       title_y=style.title_y(inner + TOP + 12))
     for note, x in zip(fig.layout.annotations, (0.0, 0.346, 0.65, 0.0), strict=True):
         note.update(font=dict(size=12, color=style.INK), x=x, xanchor="left")
-    _accuracy_panel(fig, names, ghost)
+    _accuracy_panel(fig, names, tables.summary(reading))
     _exits_panel(fig, exits)
-    _trade_off_panel(fig, atlas, curve)
+    _trade_off_panel(fig, reading, curve)
     _strip_panel(fig, exits, columns)
     return fig
 
@@ -82,8 +84,8 @@ def _exits_panel(fig: go.Figure, exits: list[str]):
     fig.update_xaxes(range=[-0.6, len(exits) - 0.4], ticks="", showgrid=False, row=1, col=2)
 
 
-def _trade_off_panel(fig: go.Figure, atlas: Atlas, curve: list[dict]):
-    cost = [f["forms"][atlas.names[0]]["cumulative_macs"] / 1e6 for f in curve]
+def _trade_off_panel(fig: go.Figure, reading: Reading, curve: list[dict]):
+    cost = [f["forms"][reading.names[0]]["cumulative_macs"] / 1e6 for f in curve]
     points = np.array([trio(f) for f in curve]).reshape(-1, 3).T
     colours = [style.CLEAN, style.ATTACKED, style.UNION]
     for label, colour, y in zip(("TA", "worst", "per image"), colours, points, strict=True):
@@ -92,7 +94,8 @@ def _trade_off_panel(fig: go.Figure, atlas: Atlas, curve: list[dict]):
     fig.add_scatter(mode="markers", name="point", row=1, col=3,
                     marker=dict(size=12, opacity=1, color=colours, line=dict(color="white", width=2)),
                     hovertemplate="%{y:.1f} % at %{x:.2f} M MACs<extra></extra>")
-    plain, top = atlas.meta["plain_macs"] / 1e6, sum(atlas.exit_costs[1]) / 1e6 + atlas.exit_costs[0][-1] / 1e6
+    costs = reading.record.exit_costs()
+    plain, top = reading.plain("trunk") / 1e6, costs.cumulative((0,) * (len(costs.heads) - 1))[-1] / 1e6
     fig.add_scatter(x=[plain, plain], y=[-2, 102], mode="lines", name="plain network", row=1, col=3, hoverinfo="skip",
                     line=dict(color=style.GHOST, width=1, dash="dot"))
     fig.update_xaxes(range=[0, 1.06 * max(plain, top)], row=1, col=3,
@@ -116,37 +119,39 @@ def trio(found: dict) -> tuple[float, float, float]:
     return 100 * next(iter(forms.values()))["accuracy"], 100 * worst, 100 * found["union_accuracy"]
 
 
-def update(fig: go.Figure, atlas: Atlas, found: dict, form: str, strip: Strip, pixels: np.ndarray | None, classes):
-    """Move the numbers of `fig` to what `found` (a summary) says; `form` is the attack that is looked at."""
+def update(fig: go.Figure, reading: Reading, found: dict, form: str, strip: Strip, pixels: np.ndarray | None,
+           classes) -> None:
+    """Move the numbers of `fig` to what `reading` says, whose summary is `found`; `form`: the attack looked at."""
     trace = {t.name: t for t in fig.data}
-    clean = atlas.names[0]
+    clean = reading.names[0]
     now = accuracies(found)
-    now_trace, names = trace["now"], rows_of(atlas)
+    now_trace, names = trace["now"], rows_of(reading)
     now_trace.x = [v for v, _, _ in now]
     now_trace.error_x.array, now_trace.error_x.arrayminus = [h - v for v, _, h in now], [v - low for v, low, _ in now]
     special = {clean: style.CLEAN, WORST: style.ATTACKED, UNION: style.UNION}
-    now_trace.marker.color = [special.get(key, style.ATTACKED) for key in (*atlas.names, WORST, UNION)]
+    now_trace.marker.color = [special.get(key, style.ATTACKED) for key in (*reading.names, WORST, UNION)]
     now_trace.marker.size = [13 if name in (style.spoken(form), WORST, UNION) else 8 for name in names]
     for label, view in (("clean", clean), ("attacked", form)):
         share = 100 * np.asarray(found["forms"][view]["exits"]) / found["images"]
         trace[label].y, trace[label].text = share, [f"{s:.0f}" for s in share]
     fig.layout.yaxis4.ticktext = [f"{name} · {s:.0f} %" for name, s in
-                                  zip(style.exit_names(atlas.num_exits), share, strict=True)]
+                                  zip(style.exit_names(reading.record.num_exits), share, strict=True)]
     trace["point"].x, trace["point"].y = [found["forms"][clean]["cumulative_macs"] / 1e6] * 3, trio(found)
     x, y, which = strip.places()
     pictures = trace["pictures"]
     pictures.x, pictures.y, pictures.customdata = x, y, which
-    pictures.hovertext = [_about(atlas, form, i, strip) for i in which]
+    pictures.hovertext = [_about(reading, form, i, strip) for i in which]
     head = "surest first" if form == clean else f"under {style.spoken(form)}, surest first"
     fig.layout.annotations[-1].text = (f"{len(which)} of {found['images']:,} images, {head}; "
                                        f"{style.tinted('framed', style.ATTACKED)} where the answer is wrong")
-    pictures.text = [""] * len(which) if pixels is not None else [classes[atlas.labels[i]] for i in which]
+    pictures.text = [""] * len(which) if pixels is not None else [classes[reading.record.labels[i]] for i in which]
     if pixels is not None:
         fig.layout.images = [dict(source=strip.picture(pixels), xref="x4", yref="y4", x=0, y=0, sizex=strip.columns,
                                   sizey=len(strip.rows), sizing="stretch", layer="below")]
 
 
-def _about(atlas: Atlas, form: str, index: int, strip: Strip) -> str:
-    said = ", ".join(str(p) for p in atlas.view(form).prediction[:, index])
+def _about(reading: Reading, form: str, index: int, strip: Strip) -> str:
+    record = reading.record
+    said = ", ".join(str(p) for p in record.prediction[reading.first(form)][:, index])
     verdict = "right" if strip.right[index] else "wrong"
-    return f"image {index + atlas.meta['images'][0]}, true class {atlas.labels[index]}<br>exits say {said}: {verdict}"
+    return f"image {index + record.meta['images'][0]}, true class {record.labels[index]}<br>exits say {said}: {verdict}"

@@ -15,10 +15,11 @@ from torch import Tensor
 
 import lib
 from lib import WorkbookError, randomness
-from lib.evaluation import accuracy, latency, rows, speeds, tuning
-from lib.evaluation.accuracy import paired_difference
+from lib.evaluation import latency, rows, speeds, tuning
+from lib.evaluation.reading import read
+from lib.evaluation.record import Record
 from lib.evaluation.routing import ExitCosts
-from lib.evaluation.views import Atlas
+from lib.evaluation.stats import paired_difference
 from lib.models import exits, released, zoo
 from lib.models.view import AttackView
 from lib.workbook import networks, studies, style, tables
@@ -65,35 +66,35 @@ class Routed:
         return tuple(100 * found[name] for name in ("difference", "low", "high"))
 
 
-def record(settings: Settings) -> Atlas:
+def record(settings: Settings) -> Record:
     """Entropies and answers, clean and attacked: of the authors' released weights, or of the network that is named."""
     path = lib.ATLASES / f"{released.NAME}.safetensors"
     if settings.weights == "shipped" and path.is_file() and not {"dataset", "defence"} & settings.named:
-        found = networks.cut(settings, networks.of_seed(settings, Atlas.load(path)))
+        found = networks.cut(settings, networks.of_seed(settings, Record.load(path)))
     else:
         asked = {"trained": ("rdi_resnet38", settings.defence)}
         views = dict(forms=("clean", "main", "average")) if settings.preset == "quick" else {}
-        found = studies.study(settings, studies.dataset(settings), asked, **views)["trained"].atlas
+        found = studies.study(settings, studies.dataset(settings), asked, **views)["trained"].record
     return tuning.of_paper_forms(found)
 
 
-def caption(settings: Settings, atlas: Atlas) -> str:
+def caption(settings: Settings, record: Record) -> str:
     """Which record tells who leaves where, and what was timed on."""
     threads = torch.get_num_threads()
-    return (f"{atlas.meta['model']['name']} · {atlas.meta['dataset']} ({atlas.meta['data_variant']}) · seed "
+    return (f"{record.meta['model']['name']} · {record.meta['dataset']} ({record.meta['data_variant']}) · seed "
             f"{settings.seed} · {settings.device}, {threads} thread{'s' * (threads > 1)} · 95 % intervals")
 
 
-def choosers(atlas: Atlas) -> str:
+def choosers(record: Record) -> str:
     """Which images choose, and which judge."""
-    held_out, variant = atlas.validation.correct.shape[1], atlas.meta.get("held_out_variant", "of the same dataset")
-    images = len(atlas.labels)
+    held_out, variant = record.held_out.images, record.meta.get("held_out_variant", "of the same dataset")
+    images = record.images
     return (f"chosen on {held_out:,} held-out clean images ({variant}) and on {images - images // 2:,} attacked ones;\n"
             f"judged on {images:,} clean images and on {images // 2:,} other attacked ones")
 
 
-def clock(settings: Settings, atlas: Atlas) -> Clock:
-    config = atlas.meta["model"]
+def clock(settings: Settings, record: Record) -> Clock:
+    config = record.meta["model"]
     early, plain = (AttackView(zoo.build(**{**config, "exits": kind}).to(settings.device).eval())
                     for kind in (config["exits"], "none"))
     source = randomness.generator(settings.seed, "clock", device=settings.device)
@@ -102,18 +103,18 @@ def clock(settings: Settings, atlas: Atlas) -> Clock:
                                         for size in settings.batch_sizes})
 
 
-def stages(atlas: Atlas, clocked: Clock) -> pd.DataFrame:
+def stages(record: Record, clocked: Clock) -> pd.DataFrame:
     """Every part of the network: its multiplications, its time, and time per million of them; per batch size."""
-    names = style.exit_names(atlas.num_exits)
+    names = style.exit_names(record.num_exits)
     parts = [(f"backbone to {name}", k, "trunk") for k, name in enumerate(names)]
     parts += [(f"head of {name}", k, "heads") for k, name in enumerate(names)]
-    macs, lines = per_part(atlas.exit_costs), {}
+    macs, lines = per_part(record.exit_costs()), {}
     for label, k, kind in parts:
         million = macs[kind][k] / 1e6
         lines[label] = {"M MACs": f"{million:.3f}"}
         for size, table in clocked.tables.items():
             ms = per_part(table)[kind][k]
-            rate = 1e3 * ms / million if million > SMALL * atlas.meta["plain_macs"] / 1e6 else None
+            rate = 1e3 * ms / million if million > SMALL * record.costs()["trunk"][-1] / 1e6 else None
             lines[label] |= {f"ms, batch {size}": f"{ms:.3f}", f"µs per M MAC, batch {size}": tables.number(rate, 0)}
     return tables.stacked(pd.DataFrame(lines).T)
 
@@ -123,12 +124,12 @@ def per_part(costs: ExitCosts) -> dict[str, np.ndarray]:
     return {"trunk": np.diff(np.asarray(costs.trunk, float), prepend=0.0), "heads": np.asarray(costs.heads, float)}
 
 
-def stage_figure(atlas: Atlas, clocked: Clock, caption: str) -> go.Figure:
+def stage_figure(record: Record, clocked: Clock, caption: str) -> go.Figure:
     """Time per multiplication along the backbone. Leaving early saves what comes last."""
     fig = style.figure("What a multiplication takes, along the network", caption)
-    million = per_part(atlas.exit_costs)["trunk"] / 1e6
-    shown = million > SMALL * atlas.meta["plain_macs"] / 1e6
-    names = np.array([f"to {name}" for name in style.exit_names(atlas.num_exits)])
+    million = per_part(record.exit_costs())["trunk"] / 1e6
+    shown = million > SMALL * record.costs()["trunk"][-1] / 1e6
+    names = np.array([f"to {name}" for name in style.exit_names(record.num_exits)])
     for place, (size, table) in enumerate(clocked.tables.items()):
         fig.add_scatter(x=names[shown], y=1e3 * per_part(table)["trunk"][shown] / million[shown], name=f"batch {size}",
                         mode="lines+markers", line_color=style.CYCLE[place])
@@ -137,18 +138,18 @@ def stage_figure(atlas: Atlas, clocked: Clock, caption: str) -> go.Figure:
     return fig
 
 
-def routed(settings: Settings, atlas: Atlas, clocked: Clock) -> dict[tuple[str, int], Routed]:
+def routed(settings: Settings, record: Record, clocked: Clock) -> dict[tuple[str, int], Routed]:
     """{(setting, batch size): ...}, each timed; rows in the table."""
     with torch.no_grad():
         seen = exits.entropy(clocked.early(clocked.images)).cpu().numpy()
     found, fixed = {}, {}
-    if atlas.meta["paper_thresholds"]:
-        fixed["the paper's thresholds"] = atlas.thresholds("paper")
-    fixed["tuned by multiplications"] = tuning.tuned_on(atlas, atlas.exit_costs)
+    if record.meta["paper_thresholds"]:
+        fixed["the paper's thresholds"] = record.thresholds_of("paper")
+    fixed["tuned by multiplications"] = tuning.tuned_on(record, record.exit_costs())
     for size, table in clocked.tables.items():
         timed: dict[tuple[float, ...], list[dict]] = {}
-        for name, thresholds in (fixed | {"tuned by measured time": tuning.tuned_on(atlas, table)}).items():
-            leaving, clean, worst = tuning.judged(atlas, thresholds)
+        for name, thresholds in (fixed | {"tuned by measured time": tuning.tuned_on(record, table)}).items():
+            leaving, clean, worst = tuning.judged(record, thresholds)
             took = timed.get(thresholds) or latency.measure(
                 clocked.early, clocked.images, tuning.imitated(seen, thresholds, leaving), plain=clocked.plain,
                 batch_sizes=(size,), seconds=settings.seconds, seed=settings.seed)
@@ -156,8 +157,8 @@ def routed(settings: Settings, atlas: Atlas, clocked: Clock) -> dict[tuple[str, 
             told = dict(experiment=settings.notebook, preset=settings.preset, weights=settings.weights, defence=name,
                         threshold_source=name)
             rows.append(settings.run_dir.parent / "metrics.csv", [row | told for row in took])
-            macs = atlas.exit_costs.cumulative(thresholds)[leaving].mean() / atlas.meta["plain_macs"]
-            found[name, size] = Routed(atlas.num_exits, leaving, clean, worst, macs, took)
+            macs = record.exit_costs().cumulative(thresholds)[leaving].mean() / record.costs()["trunk"][-1]
+            found[name, size] = Routed(record.num_exits, leaving, clean, worst, macs, took)
     return found
 
 
@@ -200,7 +201,7 @@ def verdicts(found: Mapping[tuple[str, int], Routed]) -> list[dict]:
     return lines
 
 
-def gated(settings: Settings, atlas: Atlas) -> list[dict]:
+def gated(settings: Settings, record: Record) -> list[dict]:
     """The verdict on the exits tuned by multiplications when an attack that follows their gates joins the others.
 
     Where weights are shipped: that attack was recorded on the judging images. The last exit alone, which has no gates,
@@ -209,13 +210,13 @@ def gated(settings: Settings, atlas: Atlas) -> list[dict]:
     path = lib.ATLASES / "repeats" / f"{released.NAME}-gates.safetensors"
     if settings.weights != "shipped" or not path.is_file():
         return []
-    found, thresholds = Atlas.load(path), tuning.tuned_on(atlas, atlas.exit_costs)
-    if found.meta["checkpoint"] != atlas.meta["checkpoint"] or not found.views[0].exact_at(thresholds):
+    found, thresholds = Record.load(path), tuning.tuned_on(record, record.exit_costs())
+    if found.meta["checkpoint"] != record.meta["checkpoint"] or not found.views[0].exact_at(thresholds):
         raise WorkbookError(f"{path.name} is of other weights or gates; record the released weights again")
-    ours, last = tuning.judged(atlas, thresholds)[2]
-    if len(ours) != len(found.labels):  # fewer images were named than it was recorded on
+    ours, last = tuning.judged(record, thresholds)[2]
+    if len(ours) != found.images:  # fewer images were named than it was recorded on
         return []
-    ours = ours & accuracy.correct(found, thresholds)["gate_aware"]
+    ours = ours & read(found, thresholds=thresholds).right("gate_aware")
     told = paired_difference(ours, last)
     claim = "tuned by multiplications, its gates attacked as well: as many under all attacks, but for 0.5 points"
     return [line(claim, tuple(100 * told[n] for n in ("difference", "low", "high")), "points", len(ours), -0.5)]

@@ -13,8 +13,8 @@ from IPython.display import SVG, display
 from lib import WorkbookError, checkpoints
 from lib.attacks.steps import Threat
 from lib.data import Split
-from lib.evaluation import accuracy
-from lib.evaluation.views import Atlas
+from lib.evaluation.reading import Reading, read
+from lib.evaluation.record import Record
 from lib.models.network import Network
 from lib.operating_point import OperatingPoint
 from lib.workbook import exit_panels, live, microscope, style, tables
@@ -28,57 +28,57 @@ SAMPLE, COLUMNS = 72, 20  # images in the strip, and how many of them fit a row
 
 @dataclass(frozen=True)
 class Subject:
-    """What an explorer looks at: a recorded atlas, its pictures, and (for the microscope) the network itself."""
+    """What an explorer looks at: a record, its pictures, and (for the microscope) the network itself."""
 
-    atlas: Atlas
+    record: Record
     images: Split | None = None
     classes: tuple[str, ...] | None = None
     network: Callable[[], Network] | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
-        return self.classes or tuple(str(c) for c in range(int(self.atlas.labels.max()) + 1))
+        return self.classes or tuple(str(c) for c in range(int(self.record.labels.max()) + 1))
 
     @property
     def threat(self) -> Threat:
         """The budget of the recorded attacks."""
-        found = [view.threat for view in self.atlas.views if view.threat is not None]
+        found = [view.threat for view in self.record.views if view.threat is not None]
         if not found:
-            raise WorkbookError("this atlas holds clean images only, so there is no attack to show")
+            raise WorkbookError("this record holds clean images only, so there is no attack to show")
         return found[0]
 
     def title(self) -> str:
-        meta, first = self.atlas.meta, self.atlas.meta["images"]
+        meta, first = self.record.meta, self.record.meta["images"]
         where = f"{meta.get('dataset', 'dataset not stated')}, {meta.get('data_variant', 'variant not stated')}"
-        return f"{len(self.atlas.labels):,} images ({where}, {first[0]} to {first[1] - 1}), seed {meta['seed']}"
+        return f"{self.record.images:,} images ({where}, {first[0]} to {first[1] - 1}), seed {meta['seed']}"
 
 
-def thresholds_for(atlas: Atlas, setting: str, budget: float = 1.0) -> tuple[float, ...]:
+def thresholds_for(record: Record, setting: str, budget: float = 1.0) -> tuple[float, ...]:
     """Thresholds of a quick setting; `budget`: share of the plain network's MACs to spend at most, on held-out images.
 
-    Raises WorkbookError where the atlas has no published thresholds or no held-out images, or the budget buys nothing.
+    Raises WorkbookError where the record has no published thresholds or no held-out images, or the budget buys nothing.
     """
     if setting == "last exit only":
-        return (-math.inf,) * (atlas.num_exits - 1)
+        return (-math.inf,) * (record.num_exits - 1)
     if setting == "budget":
-        return atlas.thresholds(budget * atlas.meta["plain_macs"])
+        return record.thresholds_of(budget * record.costs()["trunk"][-1])
     if setting not in ("paper", "equal share"):
         raise WorkbookError(f"unknown setting {setting!r}; choose from {', '.join(SETTINGS[:4])}")
-    return atlas.thresholds("paper" if setting == "paper" else "calibrated")
+    return record.thresholds_of("paper" if setting == "paper" else "calibrated")
 
 
-def stops(atlas: Atlas) -> dict[str, dict]:
-    """Summaries at the quick settings that this atlas allows, by name; a budget that buys no more is left out."""
+def stops(record: Record) -> dict[str, dict]:
+    """Summaries at the quick settings that this record allows, by name; a budget that buys no more is left out."""
     asked = {name: (name, 1.0) for name in ("paper", "equal share")}
     asked |= {f"at most {budget:.0%} of the MACs": ("budget", budget) for budget in (0.15, 0.3, 0.6)}
     asked |= {"last exit only": ("last exit only", 1.0)}
     found = {}
     for name, (setting, budget) in asked.items():
         try:
-            thresholds = thresholds_for(atlas, setting, budget)
+            thresholds = thresholds_for(record, setting, budget)
         except WorkbookError:  # no published thresholds, no held-out images, or nothing to buy so cheaply
             continue
-        found.setdefault(thresholds, (name, accuracy.summary(atlas, thresholds)))
+        found.setdefault(thresholds, (name, tables.summary(read(record, thresholds=thresholds))))
     return dict(found.values())
 
 
@@ -127,10 +127,11 @@ class ThresholdExplorer:
     def __init__(self, subjects: Mapping[str, Subject] | Subject, folder: Path | str, form: str = "max_average"):
         self.subjects = {"network": subjects} if isinstance(subjects, Subject) else dict(subjects)
         if not self.subjects:
-            raise WorkbookError("there is nothing to explore; record an atlas first, with `evaluate … --save-atlas`")
+            raise WorkbookError("there is nothing to explore; record a network first, with `evaluate … --save-record`")
         self.folder, self.form, self.setting, self.index = Path(folder), form, "", 0
         self.chosen = next(iter(self.subjects))
         self.figure: go.Figure | None = None
+        self._reading: Reading | None = None
         self.take(self.chosen)
 
     # What is looked at, and where: no widget is needed for any of this.
@@ -138,34 +139,42 @@ class ThresholdExplorer:
     def take(self, name: str):
         """Look at another subject: at the paper's thresholds on the paper's dataset, elsewhere at equal shares."""
         self.chosen, self.subject = name, self.subjects[name]
-        self.atlas = self.subject.atlas
-        if self.form not in self.atlas.names:
-            self.form = self.atlas.names[-1]
-        self.setting = {"paper": "paper", "calibrated": "equal share"}[suited(self.atlas)]
-        self.thresholds = thresholds_for(self.atlas, self.setting)
-        self.sample = np.unique(np.linspace(0, len(self.atlas.labels) - 1, SAMPLE).round().astype(int))
-        first, stop = self.atlas.meta["images"]
+        self.record = self.subject.record
+        self.setting = {"paper": "paper", "calibrated": "equal share"}[suited(self.record)]
+        self.thresholds = thresholds_for(self.record, self.setting)
+        if self.form not in self.reading.names:
+            self.form = self.reading.names[-1]
+        self.sample = np.unique(np.linspace(0, self.record.images - 1, SAMPLE).round().astype(int))
+        first, stop = self.record.meta["images"]
         self.pixels = None if self.subject.images is None else as_pixels(self.subject.images.images[first:stop].cpu())
-        self.ghost, self.curve = accuracy.summary(self.atlas, self.thresholds), exit_panels.trade_off(self.atlas)
+        self.ghost, self.curve = self.reading, exit_panels.trade_off(self.record)
 
     @property
     def point(self) -> OperatingPoint:
         return OperatingPoint(thresholds=self.thresholds)
 
+    @property
+    def reading(self) -> Reading:
+        """The record at the present thresholds; kept while they stay."""
+        kept = self._reading
+        if kept is None or kept.record is not self.record or kept.thresholds != self.thresholds:
+            self._reading = read(self.record, thresholds=self.thresholds)
+        return self._reading
+
     def read(self) -> dict:
         """All numbers at the present thresholds."""
-        return accuracy.summary(self.atlas, self.thresholds)
+        return tables.summary(self.reading)
 
     def drawn(self, figure_type: type = go.Figure) -> go.Figure:
         """The explorer's figure at the present thresholds."""
         figure = figure_type(exit_panels.build(
-            self.atlas, self.ghost, self.curve, f"Where to leave: {self.chosen}", self.subject.title(), COLUMNS))
+            self.ghost, self.curve, f"Where to leave: {self.chosen}", self.subject.title(), COLUMNS))
         self.redraw(figure, self.read())
         return figure
 
     def redraw(self, figure: go.Figure, found: dict):
-        strip = Strip.of(self.atlas, self.form, self.thresholds, self.sample, COLUMNS)
-        exit_panels.update(figure, self.atlas, found, self.form, strip, self.pixels, self.subject.names)
+        strip = Strip.of(self.reading, self.form, self.sample, COLUMNS)
+        exit_panels.update(figure, self.reading, found, self.form, strip, self.pixels, self.subject.names)
 
     def examine(self) -> microscope.Look:
         """The chosen image under attack by the network itself. Raises WorkbookError where only a record is at hand."""
@@ -180,7 +189,8 @@ class ThresholdExplorer:
         found = self.read()
         path = self.folder / f"point-{self.chosen.replace(' ', '_').replace('/', '_')}.json"
         values = {"subject": self.chosen, "point": self.point.to_json(), "setting": self.setting,
-                  "model": self.atlas.meta["model"], "checkpoint": self.atlas.meta.get("checkpoint"), "numbers": found}
+                  "model": self.record.meta["model"], "numbers": found,
+                  "checkpoint": self.record.meta.get("checkpoint")}
         path.parent.mkdir(parents=True, exist_ok=True)
         checkpoints.replace(path, (json.dumps(values, indent=2, default=str) + "\n").encode())
         return path
@@ -199,6 +209,6 @@ class ThresholdExplorer:
     def still(self):
         """The explorer for a reader without sliders: its figure, the quick settings side by side, one image."""
         live.show(self.drawn())
-        display(tables.settings(stops(self.atlas)))
+        display(tables.settings(stops(self.record)))
         if self.subject.network is not None and self.subject.images is not None:
             display(SVG(microscope.svg(self.examine(), self.thresholds, self.subject.names)))

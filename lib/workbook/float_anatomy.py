@@ -102,10 +102,10 @@ def mixing_figure(found: Mapping[str, Member], caption: str) -> go.Figure:
     for method in ("float", "dual_bn"):
         for noise in (0.0, 1.0) if method == "float" else (None,):
             member = found[method]
-            at = sorted((p for p in member.grid.points if p.noise == noise), key=lambda p: p.batch_norm)
+            at = sorted((p for p in member.record.points if p.noise == noise), key=lambda p: p.batch_norm)
             said = f"{member.label}" + ("" if noise is None else f", s {noise:g}")
             for column, what in enumerate(("clean", "union"), start=1):
-                value, error = lambda_figures.bars([member.read(p).share(what) for p in at])
+                value, error = lambda_figures.bars([member.read(p).right(what) for p in at])
                 tint = lambda_figures.colour(member)
                 fig.add_scatter(x=[p.batch_norm for p in at], y=value, error_y=error | {"color": tint}, name=said,
                                 line=dict(color=tint, dash="dot" if noise else "solid"), legendgroup=said,
@@ -117,10 +117,10 @@ def mixing_figure(found: Mapping[str, Member], caption: str) -> go.Figure:
 def rescaling_figure(pni: Member, caption: str) -> go.Figure:
     """Fig. 4: PNI's accuracies as its trained noise is scaled by λ_n at inference."""
     fig = style.figure("PNI: what its one batch norm allows when the noise is scaled", caption, height=380)
-    at = sorted(pni.grid.points, key=lambda p: p.noise)
+    at = sorted(pni.record.points, key=lambda p: p.noise)
     for what, name, tint in (("clean", "clean", style.CLEAN), ("white-box", "PGD", style.ATTACKED),
                              ("union", "worst of three, per image", style.UNION)):
-        value, error = lambda_figures.bars([pni.read(p).share(what) for p in at])
+        value, error = lambda_figures.bars([pni.read(p).right(what) for p in at])
         fig.add_scatter(x=[p.noise for p in at], y=value, error_y=error | {"color": tint}, name=name, line_color=tint)
     fig.update_xaxes(title_text="λ_n", tickvals=[p.noise for p in at])
     fig.update_yaxes(title_text="accuracy, %", range=[-2, 102])
@@ -152,7 +152,7 @@ def depth_verdict(network: Network, seed: int = 0) -> dict:
 
 
 def settings_of(preset: str) -> dict:
-    """Which points the grids of this study hold: the two ends of the noise, and the batch norms between."""
+    """Which points the records of this study hold: the two ends of the noise, and the batch norms between."""
     steps = {"quick": 4, "laptop": 8, "paper": 20}[preset]
     mixes = tuple(round(k / steps, 9) for k in range(steps + 1))
     return dict(noises=(0.0, 1.0), mixes=mixes, lambdas=(0.0, 1.0), switches=(0.0,))

@@ -148,7 +148,7 @@ def memory_figure(found: dict[str, lambda_study.Member], caption: str) -> go.Fig
         stored = sum(m.network.weight_count() for m in members) / 1e3
         ends = [members[0].read(0.0), members[-1].read(1.0)]
         for what, reading, symbol in (("clean", ends[0], "circle"), ("union", ends[1], "diamond")):
-            value, error = lambda_figures.bars([reading.share(what)])
+            value, error = lambda_figures.bars([reading.right(what)])
             fig.add_scatter(x=[stored], y=value, error_y=error | {"color": tint}, mode="markers",
                             marker=dict(size=13, symbol=symbol, color=tint),
                             name=lambda_figures.label(name), legendgroup=name, showlegend=what == "clean",

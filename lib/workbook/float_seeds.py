@@ -12,15 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from lib import ATLASES, CHECKPOINTS, RUNS, checkpoints, data
 from lib.attacks.steps import Threat
-from lib.evaluation import grid as grids
-from lib.evaluation import points
-from lib.evaluation.grid import Attack, Grid
-from lib.evaluation.points import Reading
+from lib.evaluation import points, recording
+from lib.evaluation.reading import Trainings
+from lib.evaluation.record import Record, View
 from lib.models.network import Network
 from lib.operating_point import OperatingPoint
 from lib.training import loop, recipes
@@ -39,20 +37,17 @@ DRAWS = 5  # of EOT's gradients, and at evaluation
 class Repeated(Member):
     """Several trainings of one method as one member: what it reads has a row per training, (S, N).
 
-    trained and grid are those of the first.
+    trained and record are those of the first.
     """
 
     runs: tuple[Member, ...]
 
     @classmethod
     def of(cls, runs: Sequence[Member]) -> "Repeated":
-        return cls(runs[0].method, runs[0].trained, runs[0].grid, tuple(runs))
+        return cls(runs[0].method, runs[0].trained, runs[0].record, tuple(runs))
 
-    def read(self, *where, **how) -> Reading:
-        every = [run.read(*where, **how) for run in self.runs]
-        cells = {who: np.stack([reading.cells[who] for reading in every]) for who in every[0].cells}
-        return dataclasses.replace(every[0], cells=cells, union=np.stack([reading.union for reading in every]),
-                                   worst=np.stack([reading.worst for reading in every]))
+    def read(self, *where, **how) -> Trainings:
+        return Trainings(tuple(run.read(*where, **how) for run in self.runs))
 
 
 def recipe(method: str, seed: int) -> Recipe:
@@ -64,21 +59,22 @@ def halfway(network: Network) -> OperatingPoint:
     return OperatingPoint(batch_norm=0.5, **({"noise": 0.0} if "noise" in network.knobs else {}))
 
 
-def plan(which: str, threat: Threat, draws: int = DRAWS) -> Callable[[Network], tuple[Attack, ...]]:
+def plan(which: str, threat: Threat, draws: int = DRAWS) -> Callable[[Network], tuple[View, ...]]:
     """What is recorded of a network: at the published points, at (no noise, BN_A), and halfway between the batch norms.
 
     "pgd": clean images; PGD at each point, and that of a point without noise also where there is noise (transfer);
     elsewhere a restart instead, so that every point meets two attacks.  "suite": on top, where there is noise an
     averaging attacker, elsewhere a second restart.
     """
-    def attacks(network: Network) -> tuple[Attack, ...]:
+    def attacks(network: Network) -> tuple[View, ...]:
         at = (*points.published(network), halfway(network))
         noisy = [p for p in at if network.conditions(p).noisy]
-        white = [Attack((p, *(q for q in noisy if q != p and points.quiet(q) == p)), threat, p) for p in at]
-        averaging = [Attack((p,), dataclasses.replace(threat, draws=draws), p) for p in noisy]
-        restarts = {"pgd": (1,), "suite": (1, 2)}[which]
-        return (Attack(at), *white, *(averaging if which == "suite" else ()),
-                *(Attack((p,), threat, p, again) for p in at if p not in noisy for again in restarts))
+        met = [(q, p) for p in at for q in (p, *(q for q in noisy if q != p and points.quiet(q) == p))]
+        found = [View("main", q, threat, p) for q, p in met]
+        if which == "suite":
+            found += [View("main", p, dataclasses.replace(threat, draws=draws)) for p in noisy]
+        return (*points.clean(at), *found, *(View("main", p, threat, restart=again) for p in at if p not in noisy
+                                             for again in {"pgd": (1,), "suite": (1, 2)}[which]))
 
     return attacks
 
@@ -106,9 +102,10 @@ def make(seeds=SEEDS) -> None:
         for which, count in IMAGES.items():
             if not record(called, which).is_file():
                 todo = plan(which, threat)(shipped.network)
-                grids.record(shipped.network, images.test[:count], todo, draws=DRAWS, progress=False, split="test",
-                             folder=RUNS / "seeds" / f"{called}-{which}", dataset=images.name, defence=asked.defence,
-                             data_variant=images.variant, checkpoint=shipped.digest).save(record(called, which))
+                made = recording.record(shipped.network, images.test[:count], todo, draws=DRAWS, progress=False,
+                                        folder=RUNS / "seeds" / f"{called}-{which}", dataset=images.name,
+                                        defence=asked.defence, data_variant=images.variant, checkpoint=shipped.digest)
+                made.lightened().save(record(called, which))
                 print(called, which, flush=True)
 
 
@@ -130,7 +127,7 @@ def shipped(settings: Settings, method: str, which: str) -> list[Member]:
     for called in (name(method, seed) for seed in networks.trainings(settings, whole)):
         loaded = checkpoints.load(weights(called))
         found = Trained(called, loaded.network, loaded.digest, "shipped")
-        read = networks.matching(Grid.load(record(called, which)), found)
+        read = networks.matching(Record.load(record(called, which)), found)
         members.append(Member(method, found, networks.cut(settings, read)))
     return members
 
@@ -141,7 +138,7 @@ def trained(settings: Settings, method: str, which: str) -> list[Member]:
         own = Settings(**{**vars(settings), "seed": seed})
         found = studies.obtain(own, settings.network, method)
         asked = plan(which, networks.threat_of(settings, images), draws)
-        members.append(Member(method, found, lambda_study.grid(own, found, images, plan=asked, draws=draws)))
+        members.append(Member(method, found, lambda_study.record(own, found, images, plan=asked, draws=draws)))
     return members
 
 

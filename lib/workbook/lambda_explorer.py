@@ -1,4 +1,4 @@
-"""The λ explorer: knobs of once-for-all networks move a point in the clean-robust plane. Recorded grids answer at once,
+"""The λ explorer: knobs of once-for-all networks move a point in the clean-robust plane. Records answer at once,
 between their nodes by interpolation; where images and network are at hand any point can be computed exactly."""
 
 import itertools
@@ -12,10 +12,9 @@ from IPython.display import display
 
 from lib import WorkbookError
 from lib.data import Dataset
-from lib.evaluation import grid as grids
-from lib.evaluation import points
-from lib.evaluation.grid import Attack, Grid
-from lib.evaluation.points import Reading
+from lib.evaluation import points, recording
+from lib.evaluation.reading import Reading, read
+from lib.evaluation.record import Record, View, join
 from lib.operating_point import OperatingPoint
 from lib.workbook import lambda_figures, lambda_view, live, style
 from lib.workbook.lambda_study import Member
@@ -41,12 +40,12 @@ class Spot:
     images: int
 
 
-def corners(grid: Grid, point: OperatingPoint) -> list[tuple[float, OperatingPoint]]:
+def corners(record: Record, point: OperatingPoint) -> list[tuple[float, OperatingPoint]]:
     """[(weight, recorded point)]: bilinear in noise and batch norm; codes and widths are what was trained.
 
-    Raises WorkbookError where the grid has no nodes around the point.
+    Raises WorkbookError where the record has no nodes around the point.
     """
-    recorded, choices = set(grid.points), []
+    recorded, choices = set(record.points), []
     same = [p for p in recorded if (p.code, p.width) == (point.code, point.width)]
     for knob in ("noise", "batch_norm"):
         value = getattr(point, knob)
@@ -61,12 +60,12 @@ def corners(grid: Grid, point: OperatingPoint) -> list[tuple[float, OperatingPoi
     found = [(a * b, point.replace(noise=noise, batch_norm=bank))
              for (a, noise), (b, bank) in itertools.product(*choices)]
     if missing := [p for _, p in found if p not in recorded]:
-        raise WorkbookError(f"the grid has no node {points.name(missing[0])}; compute this point exactly")
+        raise WorkbookError(f"the record has no node {points.name(missing[0])}; compute this point exactly")
     return found
 
 
 class LambdaExplorer:
-    """`members`: networks with their grids; images: their dataset, or None where only the records are at hand.
+    """`members`: networks with their records; images: their dataset, or None where only the records are at hand.
 
     point: the chosen OperatingPoint, for the next cell.  member: its network.
     """
@@ -74,7 +73,7 @@ class LambdaExplorer:
     def __init__(self, members: Mapping[str, Member], images: Dataset | None, caption: str, *, method: str = "",
                  images_to_compute: int = 200):
         if not members:
-            raise WorkbookError("there is nothing to explore; record a grid first")
+            raise WorkbookError("there is nothing to explore; record a network first")
         self.members, self.images, self.caption = dict(members), images, caption
         self.families = lambda_figures.families(members)
         self.most, self.attacker, self.exact, self._readings = images_to_compute, "union", {}, {}
@@ -114,52 +113,43 @@ class LambdaExplorer:
     def spot(self, member: Member | None = None, point: OperatingPoint | None = None, who: str | None = None) -> Spot:
         """The numbers at a point (default: the present one), exact where it was recorded or computed."""
         member, point, who = member or self.member, point or self.point, who or self.attacker
-        grid = self.exact.get((member.method, point), member.grid)
-        around = corners(grid, point)
-        readings = [(weight, self._read(grid, at)) for weight, at in around]
-        nearest = max(around, key=lambda pair: pair[0])[1]
-        said = np.stack([grid.first[cell] for cell in self._shown(grid, nearest)])
-        macs = grid.meta["macs"][f"{1.0 if point.width is None else point.width:g}"]
-        return Spot(point, mixed(readings, "clean"), mixed(readings, who), len(around) == 1, macs, said,
-                    len(grid.labels))
+        record = self.exact.get((member.method, point), member.record)
+        around = corners(record, point)
+        readings = [(weight, self._read(record, at)) for weight, at in around]
+        nearest = max(readings, key=lambda pair: pair[0])[1]
+        said = record.prediction[[nearest.first("clean"), nearest.first("main")], -1]
+        return Spot(point, mixed(readings, "clean"), mixed(readings, who), len(around) == 1, record.macs(point), said,
+                    record.images)
 
-    def _read(self, grid: Grid, point: OperatingPoint) -> Reading:
-        """`points.read`, remembered."""
-        if (id(grid), point) not in self._readings:
-            self._readings[id(grid), point] = points.read(grid, point)
-        return self._readings[id(grid), point]
-
-    @staticmethod
-    def _shown(grid: Grid, point: OperatingPoint) -> tuple[int, int]:
-        """The clean and the white-box cell of a recorded point."""
-        names = {points.relation(grid.cells[i]): i for i in reversed(grid.at(point))}
-        return names["clean"], names["white-box"]
+    def _read(self, record: Record, point: OperatingPoint) -> Reading:
+        """`reading.read`, remembered."""
+        if (record, point) not in self._readings:
+            self._readings[record, point] = read(record, point)
+        return self._readings[record, point]
 
     def compute(self, progress: Callable[[int, int], None] = lambda done, total: None) -> Spot:
-        """Attack at exactly this point, on the first images of the grid. Raises WorkbookError without the images."""
+        """Attack at exactly this point, on the first images of the record. Raises WorkbookError without the images."""
         if self.images is None:
             raise WorkbookError("the exact point needs the dataset, which is not on this machine")
         member, at, parts = self.member, self.point, []  # where a slider leads meanwhile does not count
-        grid = member.grid
-        threat = next(c.threat for c in grid.cells if c.attacked and c.threat.draws == 1)
-        averaging = max(c.threat.draws for c in grid.cells if c.attacked)
-        noisy = member.network.conditions(at).noisy
-        todo = [Attack((at,)), Attack((at,), threat, at)]
-        if noisy:
-            todo += [Attack((at,), threat, points.quiet(at)),
-                     Attack((at,), replace(threat, draws=max(2, averaging)), at)]
+        record = member.record
+        threat = next(view.threat for view in record.views if view.attacked and view.threat.draws == 1)
+        averaging = max(view.threat.draws for view in record.views if view.attacked)
+        todo = [*points.clean([at]), View("main", at, threat)]
+        if member.network.conditions(at).noisy:
+            todo += [View("main", at, threat, points.quiet(at)),
+                     View("main", at, replace(threat, draws=max(2, averaging)))]
         else:
-            todo += [Attack((at,), threat, at, restart) for restart in (1, 2)]
-        first, total = grid.meta["images"][0], min(self.most, len(grid.labels))
-        draws = max(c.draws for c in grid.cells)
+            todo += [View("main", at, threat, restart=restart) for restart in (1, 2)]
+        first, total = record.meta["images"][0], min(self.most, record.images)
+        draws = max(view.draws for view in record.views)
         for start in range(0, total, CHUNK):
             progress(start, total)
             part = self.images.test[first + start:first + min(start + CHUNK, total)]
-            parts.append(grids.record(member.network, part, todo, draws=draws, seed=grid.meta["seed"],
-                                      batch_size=CHUNK, first=first + start, macs=grid.meta["macs"],
-                                      progress=False))
+            parts.append(recording.record(member.network, part, todo, draws=draws, seed=record.meta["seed"],
+                                          batch_size=CHUNK, first=first + start, progress=False))
         progress(total, total)
-        self.exact[member.method, at] = grids.join(parts)
+        self.exact[member.method, at] = join(parts)
         return self.spot(member, at)
 
     # The two faces.
@@ -203,7 +193,7 @@ class LambdaExplorer:
 
 def mixed(readings: list[tuple[float, Reading]], who: str) -> dict:
     """The weighted mean of the nodes' accuracies and interval ends."""
-    found = [(weight, points.interval(reading.share(who))) for weight, reading in readings]
+    found = [(weight, reading.measured(who)._asdict()) for weight, reading in readings]
     return {part: math.fsum(weight * f[part] for weight, f in found) for part in ("value", "low", "high")}
 
 

@@ -7,6 +7,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from lib.evaluation import points
+from lib.evaluation.stats import interval
 from lib.workbook import lambda_study, style
 from lib.workbook.lambda_study import Member
 
@@ -32,8 +33,7 @@ def label(name: str) -> str:
 
 def bars(shares: list[np.ndarray]) -> tuple[list[float], dict]:
     """Percentages, and their 95 % intervals as Plotly's asymmetric error bars."""
-    found = [points.interval(s) for s in shares]
-    value, low, high = (100 * np.array([f[part] for f in found]) for part in ("value", "low", "high"))
+    value, low, high = 100 * np.array([interval(share) for share in shares]).T
     return value.tolist(), dict(type="data", symmetric=False, array=high - value, arrayminus=value - low, thickness=1,
                                 width=0)
 
@@ -55,15 +55,15 @@ def trade_off(found: Mapping[str, Member], caption: str, lambdas=points.LAMBDAS,
         "every method: up and right is better"])
     for switch, dash in zip(switches, ("solid", "dot", "dash"), strict=False):
         for what, tint in (("clean", style.CLEAN), ("union", style.ATTACKED)):
-            value, error = bars([found["float"].read(n, switch).share(what) for n in lambdas])
+            value, error = bars([found["float"].read(n, switch).right(what) for n in lambdas])
             fig.add_scatter(x=list(lambdas), y=value, error_y=error | {"color": tint}, mode="lines+markers",
                             line=dict(color=tint, dash=dash), marker_size=7, showlegend=what == "clean",
                             name=f"λ_th {switch:g}", hovertemplate=f"λ_n %{{x}}, λ_th {switch:g}: %{{y:.1f}} %",
                             row=1, col=1)
     for name, members in families(found).items():
         where = [(m, p) for m in members for p in points.published(m.network, lambdas, switches)]
-        x, x_error = bars([m.read(p).share("union") for m, p in where])
-        y, y_error = bars([m.read(p).share("clean") for m, p in where])
+        x, x_error = bars([m.read(p).right("union") for m, p in where])
+        y, y_error = bars([m.read(p).right("clean") for m, p in where])
         tint = dict(color=COLOURS[name])
         said = [m.label if m.weight is not None else points.name(p) for m, p in where]
         fig.add_scatter(x=x, y=y, error_x=x_error | tint, error_y=y_error | tint, mode="markers", opacity=0.85,

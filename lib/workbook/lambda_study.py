@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +11,10 @@ import pandas as pd
 import lib
 from lib import WorkbookError, data
 from lib.attacks.steps import Threat
-from lib.evaluation import grid as grids
-from lib.evaluation import points, rows
-from lib.evaluation.grid import Attack, Grid
-from lib.evaluation.points import Reading
+from lib.evaluation import points, recording, rows
+from lib.evaluation.reading import Reading, read
+from lib.evaluation.record import Record, View
+from lib.evaluation.stats import interval
 from lib.models.mixture import mixture
 from lib.models.network import Network
 from lib.operating_point import OperatingPoint
@@ -42,7 +42,7 @@ class Member:
 
     method: str
     trained: Trained
-    grid: Grid
+    record: Record
 
     @property
     def network(self) -> Network:
@@ -66,7 +66,7 @@ class Member:
     def read(self, *where, **how) -> Reading:
         """Its record at a point, or at the point of (lambda_n, lambda_th, width)."""
         point = where[0] if isinstance(where[0], OperatingPoint) else self.point(*where)
-        return points.read(self.grid, point, **how)
+        return read(self.record, point, **how)
 
 
 def resolve(namespace: dict, notebook: str, methods: Sequence[str], **by_preset) -> Settings:
@@ -106,18 +106,18 @@ def mixed(trained: dict[str, Trained], weights: Sequence[float] = (0.25, 0.5, 0.
 
 def members(settings: Settings, images: data.Dataset | None, trained: dict[str, Trained],
             **options) -> dict[str, Member]:
-    """{method: network and grid}; options: of `points.attacks`, and the threat; or plan(network), what to record."""
-    return {method: Member(method, t, grid(settings, t, images, **options)) for method, t in trained.items()}
+    """{method: network and record}; options: of `points.views`, and the threat; or plan(network), what to record."""
+    return {method: Member(method, t, record(settings, t, images, **options)) for method, t in trained.items()}
 
 
-def grid(settings: Settings, trained: Trained, images: data.Dataset | None, **options) -> Grid:
-    """The grid of a network: shipped with its weights, or recorded in this run and kept.
+def record(settings: Settings, trained: Trained, images: data.Dataset | None, **options) -> Record:
+    """The record of a network: shipped with its weights, or recorded in this run and kept.
 
     Raises WorkbookError where it has to be recorded and the dataset is not at hand.
     """
-    path = lib.ATLASES / f"{trained.name}-grid.safetensors"
+    path = lib.ATLASES / f"{trained.name}.safetensors"
     if settings.weights == "shipped" and path.is_file() and not options:
-        found = networks.matching(Grid.load(path), trained)
+        found = networks.matching(Record.load(path), trained)
         if networks.holds(settings, found):
             return networks.cut(settings, found)
     if images is None:
@@ -127,43 +127,45 @@ def grid(settings: Settings, trained: Trained, images: data.Dataset | None, **op
     todo, draws = planned(trained.network, size.pop("threat", None) or networks.threat_of(settings, images), **size)
     told = hashlib.sha256(repr(todo).encode()).hexdigest()[:8]
     label = f"{trained.name}-{trained.digest[:8]}-{settings.images}-{draws}-{told}-s{settings.seed}"
-    path = settings.run_dir.parent / "grids" / f"{label}.safetensors"
+    path = settings.run_dir.parent / "records" / f"{label}.safetensors"
     with networks.waiting_for(path):
         if not path.is_file():
-            grids.record(trained.network, networks.first(settings, images, settings.images), todo, draws=draws,
-                         seed=settings.seed, folder=path.with_suffix(""), dataset=images.name, split="test",
-                         data_variant=images.variant, checkpoint=trained.digest, defence=trained.defence,
-                         progress=False).save(path)
-    return Grid.load(path)
+            recording.record(trained.network, networks.first(settings, images, settings.images), todo, draws=draws,
+                             seed=settings.seed, folder=path.with_suffix(""), dataset=images.name,
+                             data_variant=images.variant, checkpoint=trained.digest, defence=trained.defence,
+                             progress=False).save(path)
+    return Record.load(path)
 
 
 def planned(network: Network, threat: Threat, *, draws: int, plan: Callable | None = None,
-            **size) -> tuple[Sequence[Attack], int]:
-    """(the attacks to record, draws): of plan(network), else those of `points.attacks`; with several widths at all of
+            **size) -> tuple[Sequence[View], int]:
+    """(the views to record, draws): of plan(network), else those of `points.views`; with several widths at all of
     them, and at fewer nodes between the published points."""
     if plan is not None:
         return plan(network), draws
     if "width" in network.knobs:
         size |= dict(widths=network.widths, mixes=(0.0, 1.0), noises=(0.0, 0.4, 1.0))
-    return points.attacks(network, threat, draws=draws, **size), draws
+    return points.views(network, threat, draws=draws, **size), draws
 
 
 def caption(settings: Settings, found: dict[str, Member]) -> str:
     """What every number of these members stands on, in one line."""
-    grid = next(iter(found.values())).grid
-    threat = next(c.threat for c in grid.cells if c.attacked)
-    draws = max(c.draws for m in found.values() for c in m.grid.cells)
-    return (f"{len(grid.labels):,} test images of {grid.meta['dataset']} ({grid.meta['data_variant']}) · "
+    record = next(iter(found.values())).record
+    threat = next(view.threat for view in record.views if view.attacked)
+    draws = max(m.read(p).draws for m in found.values() for p in m.record.points)
+    return (f"{record.images:,} test images of {record.meta['dataset']} ({record.meta['data_variant']}) · "
             f"PGD-{threat.steps}, ε {threat.epsilon:.3g}, step {threat.step_size:.3g} · mean over {draws} draws of the "
-            f"noise · seed {grid.meta['seed']} · preset {settings.preset} · 95 % intervals")
+            f"noise · seed {record.meta['seed']} · preset {settings.preset} · 95 % intervals")
 
 
 def write(settings: Settings, found: dict[str, Member]) -> Path:
     """All numbers of the members as tidy rows in the run's table; returns its path."""
     path = settings.run_dir.parent / "metrics.csv"
     for member in found.values():
-        rows.append(path, points.rows(member.grid, experiment=settings.notebook, preset=settings.preset,
-                                      weights=member.trained.weights))
+        threats = dict.fromkeys(replace(v.threat, draws=1) for v in member.record.views if v.attacked)
+        told = dict(experiment=settings.notebook, preset=settings.preset, weights=member.trained.weights)
+        rows.append(path, (row for point in member.record.points for threat in threats
+                           for row in rows.of(member.read(point, threat=threat), **told)))
     return path
 
 
@@ -174,9 +176,8 @@ COLUMNS = {"clean": "clean", "white-box": "PGD", "EOT": "EOT-PGD", "noise-free t
 
 
 def percent(share: np.ndarray, with_interval: bool = False) -> str:
-    found = points.interval(share)
-    said = f"{100 * found['value']:.1f}"
-    return f"{said} ({100 * found['low']:.1f}–{100 * found['high']:.1f})" if with_interval else said
+    found = interval(share)
+    return tables.spread(found, 1, unit=100) if with_interval else f"{100 * found.value:.1f}"
 
 
 def accuracies(found: dict[str, Member], lambdas=points.LAMBDAS, switches=points.SWITCHES,
@@ -187,8 +188,8 @@ def accuracies(found: dict[str, Member], lambdas=points.LAMBDAS, switches=points
         for at in points.published(member.network, lambdas, switches, (width,)):
             reading = member.read(at)
             lines[member.label, where(member, at, lambdas, switches)] = {
-                said: tables.DASH if who == "draw known" and who not in reading.cells
-                else percent(reading.share(who), who in ("clean", "union")) for who, said in shown.items()}
+                said: tables.DASH if who == "draw known" and who not in reading.names
+                else percent(reading.right(who), who in ("clean", "union")) for who, said in shown.items()}
     table = pd.DataFrame(lines).T
     table.index.names = ["method", "operating point"]
     return tables._plain(table)
@@ -207,10 +208,11 @@ def crossing(member: Member, lambdas=points.LAMBDAS, switches=points.SWITCHES) -
     at = points.published(member.network, lambdas, switches)
     names = {p: points.name(p) for p in at}
     table = pd.DataFrame(index=list(names.values()), columns=list(names.values()), dtype=float)
-    for i, cell in enumerate(member.grid.cells):
-        plain = cell.attacked and cell.threat.draws == 1 and not cell.restart and cell.evaluated_at.draw is None
-        if plain and cell.crafted_at in names and cell.evaluated_at in names:
-            table.loc[names[cell.crafted_at], names[cell.evaluated_at]] = 100 * member.grid.share(i).mean()
+    for v, view in enumerate(member.record.views):
+        plain = view.attacked and view.threat.draws == 1 and not view.restart and view.evaluated_at.draw is None
+        if plain and view.crafted_at in names and view.evaluated_at in names:
+            share = member.record.right[v, -1] / view.draws
+            table.loc[names[view.crafted_at], names[view.evaluated_at]] = 100 * share.mean()
     table.index.name = "crafted at ↓  evaluated at →"
     return table
 
@@ -234,13 +236,13 @@ def difference(first: Reading, second: Reading, what: str) -> tuple[str, str]:
     """A paired difference in points and its interval; dashes where one of the networks has hardly learned."""
     if not learned(first, second):
         return tables.DASH, tables.DASH
-    found = tables.verdict("", first.share(what), second.share(what))
+    found = tables.verdict("", first.right(what), second.right(what))
     return found["difference"].removesuffix(" points"), found["95 % interval"]
 
 
 def learned(*readings: Reading) -> bool:
     """Whether all of them answer clean images surely better than chance does."""
-    return all(points.interval(r.share("clean"))["low"] >= LEARNED for r in readings)
+    return all(r.measured("clean").low >= LEARNED for r in readings)
 
 
 def gains(found: dict[str, Member], lambdas=points.LAMBDAS) -> pd.DataFrame:
@@ -254,7 +256,7 @@ def gains(found: dict[str, Member], lambdas=points.LAMBDAS) -> pd.DataFrame:
     shown = []
     for what, pairs in lines.items():
         for quantity, who in (("clean", "clean"), ("robust", "white-box")):
-            best = max(pairs, key=lambda pair, who=who: (pair[0].share(who) - pair[1].share(who)).mean())
+            best = max(pairs, key=lambda pair, who=who: (pair[0].right(who) * 1.0 - pair[1].right(who)).mean())
             measured, interval = difference(*best, who)
             shown.append({"gain": what, "quantity": f"{quantity} accuracy", "published": signed(GAINS.value(
                 what, quantity)), "measured": measured, "95 % interval": interval,
@@ -268,7 +270,7 @@ def signed(value: float | None) -> str:
 
 def compared(claim: str, first: Reading, second: Reading, what: str = "union", other: str | None = None) -> dict:
     """`tables.verdict` on two readings; a network that still answers at chance on clean images decides nothing."""
-    line = tables.verdict(claim, first.share(what), second.share(other or what))
+    line = tables.verdict(claim, first.right(what), second.right(other or what))
     if not learned(first, second):
         line["verdict"] = "too small to tell: one of them has hardly learned"
     return line

@@ -6,6 +6,7 @@ from plotly.subplots import make_subplots
 
 from lib import WorkbookError
 from lib.evaluation import points
+from lib.evaluation.reading import read
 from lib.workbook import lambda_figures, style
 from lib.workbook.strip import as_pixels, png_uri
 
@@ -19,9 +20,9 @@ def build(explorer) -> go.Figure:
                         vertical_spacing=0.13, horizontal_spacing=0.08, column_widths=[0.56, 0.44],
                         subplot_titles=["recorded points, ◆ here, ◇ pinned", f"along λ_n: {clean}, {attacked}", ""])
     for name, members in explorer.families.items():
-        where = [(m, p) for m in members for p in m.grid.points]
-        fig.add_scatter(x=[100 * points.read(m.grid, p).union.mean() for m, p in where],
-                        y=[100 * points.read(m.grid, p).share("clean").mean() for m, p in where], mode="markers",
+        where = [(m, p) for m in members for p in m.record.points]
+        fig.add_scatter(x=[100 * read(m.record, p).right("union").mean() for m, p in where],
+                        y=[100 * read(m.record, p).right("clean").mean() for m, p in where], mode="markers",
                         marker=dict(size=7, color=lambda_figures.COLOURS[name], opacity=0.45),
                         name=lambda_figures.label(name),
                         text=[m.label if m.weight is not None else points.name(p) for m, p in where],
@@ -51,21 +52,21 @@ def sample(explorer) -> np.ndarray:
     """Which of the recorded images are shown: evenly spread."""
     from lib.workbook.lambda_explorer import PICTURES
 
-    count = min(len(explorer.member.grid.labels), explorer.most)
+    count = min(explorer.member.record.images, explorer.most)
     return np.unique(np.linspace(0, count - 1, PICTURES).round().astype(int))
 
 
 def pictures(fig: go.Figure, explorer) -> None:
     """The sampled images in a row; where the dataset is not at hand their labels stand alone."""
     chosen = sample(explorer)
-    labels = explorer.member.grid.labels[chosen]
+    labels = explorer.member.record.labels[chosen]
     fig.update_xaxes(range=[0, len(chosen)], showgrid=False, ticks="", tickvals=np.arange(len(chosen)) + 0.5,
                      ticktext=[str(v) for v in labels], side="top", showticklabels=True, title_text="", row=2, col=1)
     fig.update_yaxes(range=[-len(ROWS), 3.4], showgrid=False, ticks="", row=2, col=1, linecolor=style.PAPER,
                      tickvals=[-r - 0.5 for r in range(len(ROWS))] + [1.7], ticktext=[*ROWS, "image"])
     if explorer.images is None:
         return
-    first = explorer.member.grid.meta["images"][0]
+    first = explorer.member.record.meta["images"][0]
     pixels = as_pixels(explorer.images.test.images[first + chosen].cpu())
     padded = np.pad(pixels, ((0, 0), (GAP, GAP), (GAP, GAP), (0, 0)), constant_values=255)
     strip = np.concatenate(list(padded), axis=1)
@@ -86,7 +87,7 @@ def update(fig: go.Figure, explorer) -> None:
     traces["clean along"].y, traces["attacked along"].y = clean, robust
     traces["knob"].x = [explorer.lambda_n] * 2
     chosen = sample(explorer)
-    labels = explorer.member.grid.labels[chosen]
+    labels = explorer.member.record.labels[chosen]
     said = np.concatenate([pinned.said[:, chosen], here.said[:, chosen]])
     grid = [(c + 0.5, -r - 0.5) for r in range(len(ROWS)) for c in range(len(chosen))]
     traces["answers"].update(
@@ -95,7 +96,7 @@ def update(fig: go.Figure, explorer) -> None:
 
 
 def along(explorer) -> tuple[list, list]:
-    """Accuracies in percent along λ_n at the present λ_th and width; None where the grid has no nodes."""
+    """Accuracies in percent along λ_n at the present λ_th and width; None where the record has no nodes."""
     clean, robust = [], []
     for n in ALONG:
         try:

@@ -41,7 +41,7 @@ def look(network: Network, split: Split, index: int, form: str, threat: Threat, 
          point: OperatingPoint | None = None, seed: int = 0) -> Look:
     """Attack image `index` of `split` in `form` ("clean": not at all) and ask every exit about both images.
 
-    The random start is drawn for this image alone, so it differs from the one in a recorded atlas.
+    The random start is drawn for this image alone, so it differs from the one in a record.
     """
     images, labels = split.floats(slice(index, index + 1))
     attacked = images

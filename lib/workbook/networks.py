@@ -10,8 +10,8 @@ from pathlib import Path
 import lib
 from lib import WorkbookError, checkpoints, data
 from lib.attacks.steps import Threat
-from lib.evaluation import atlas as recording
-from lib.evaluation.views import Atlas
+from lib.evaluation import recording
+from lib.evaluation.record import Record
 from lib.models.network import Network
 from lib.training import loop, recipes
 from lib.workbook.explorers import Subject
@@ -92,13 +92,13 @@ def threat_of(settings: Settings, dataset: data.Dataset, **changes) -> Threat:
     return dataclasses.replace(usual, **{"step_size": usual.step_size * usual.steps / steps, "steps": steps} | changes)
 
 
-def holds(settings: Settings, found: Atlas) -> bool:
+def holds(settings: Settings, found: Record) -> bool:
     """Whether a shipped record is of the seed asked for, and has as many images as were named."""
-    enough = "images" not in settings.named or settings.images <= len(found.labels)
+    enough = "images" not in settings.named or settings.images <= found.images
     return found.meta["seed"] == settings.seed and enough
 
 
-def of_seed(settings: Settings, found: Atlas) -> Atlas:
+def of_seed(settings: Settings, found: Record) -> Record:
     """The shipped record. Raises WorkbookError where another seed than its was asked for."""
     if found.meta["seed"] != settings.seed:
         raise WorkbookError(f"the shipped record is of seed {found.meta['seed']}, not {settings.seed}; take that "
@@ -106,12 +106,12 @@ def of_seed(settings: Settings, found: Atlas) -> Atlas:
     return found
 
 
-def cut(settings: Settings, found: Atlas) -> Atlas:
+def cut(settings: Settings, found: Record) -> Record:
     """The first images of a shipped record, as many as were named. Raises WorkbookError where it has fewer."""
     if "images" not in settings.named:
         return found
-    if settings.images > len(found.labels):
-        raise WorkbookError(f"images {settings.images} are more than the {len(found.labels):,} of the shipped record; "
+    if settings.images > found.images:
+        raise WorkbookError(f"images {settings.images} are more than the {found.images:,} of the shipped record; "
                             "give fewer, or set weights = \"train\"")
     return found.select(images=slice(0, settings.images))
 
@@ -136,16 +136,16 @@ def first(settings: Settings, dataset: data.Dataset, images: int) -> data.Split:
     return dataset.test[:images]
 
 
-def record(settings: Settings, trained: Trained, dataset: data.Dataset | None, images: int,
-           **options) -> Atlas:
+def record(settings: Settings, trained: Trained, dataset: data.Dataset | None, images: int, **options) -> Record:
     """Attack the first `images` test images, or take the record that was shipped with the network's weights.
 
     The shipped one is read where it is of the seed and the number of images asked for. A record made here is kept in
-    the run folder and taken up again after a kill; `options` as for `atlas.record`.
+    the run folder and taken up again after a kill; `options` as for `recording.suite` (forms, threat, thresholds, mode,
+    point) and `recording.record` (batch_size, seed).
     """
     path = lib.ATLASES / f"{trained.name}.safetensors"
     if settings.weights == "shipped" and path.is_file() and not options:
-        found = matching(Atlas.load(path), trained)
+        found = matching(Record.load(path), trained)
         if holds(settings, found):
             return cut(settings, found)
     if dataset is None:
@@ -153,13 +153,15 @@ def record(settings: Settings, trained: Trained, dataset: data.Dataset | None, i
                             "its dataset is not on this machine; see data/README.md for how to get it")
     options = dict(threat=threat_of(settings, dataset), seed=settings.seed) | options
     label = "-".join([trained.name, trained.digest[:8], str(images), *(str(v) for v in _said(options))])
-    path = settings.run_dir / "atlases" / f"{label}.safetensors"
+    path = settings.run_dir / "records" / f"{label}.safetensors"
     if not path.is_file():
-        made = recording.record(trained.network, first(settings, dataset, images), validation=dataset.validation,
+        how = {name: options.pop(name) for name in ("seed", "batch_size") if name in options}
+        made = recording.record(trained.network, first(settings, dataset, images),
+                                recording.suite(trained.network, **options), held_out=dataset.validation,
                                 folder=path.with_suffix(""), dataset=dataset.name, data_variant=dataset.variant,
-                                checkpoint=trained.digest, defence=trained.defence, progress=False, **options)
+                                checkpoint=trained.digest, defence=trained.defence, progress=False, **how)
         made.save(path)
-    return Atlas.load(path)
+    return Record.load(path)
 
 
 def _said(options: dict) -> list:
@@ -170,14 +172,14 @@ def _said(options: dict) -> list:
             *(f"{name}_{options[name]}" for name in ("mode", "point") if options.get(name)), *(forms or ("paper",))]
 
 
-def matching(found: Atlas, trained: Trained) -> Atlas:
+def matching(found: Record, trained: Trained) -> Record:
     """Raises WorkbookError when a record was made with other weights than these."""
     if found.meta.get("checkpoint") != trained.digest:
         raise WorkbookError(f"the record of {trained.name} was made with other weights; record it again")
     return found
 
 
-def subject(trained: Trained, found: Atlas, dataset: data.Dataset | None) -> Subject:
+def subject(trained: Trained, found: Record, dataset: data.Dataset | None) -> Subject:
     """What the explorer needs to show a network: its record, and for pictures and microscope the dataset."""
     if dataset is None:
         return Subject(found)
@@ -201,18 +203,18 @@ def explorable(folder: Path | str | None = None) -> dict[str, Subject]:
     found = {}
     for path in paths:
         try:
-            record = Atlas.load(path)
+            record = Record.load(path)
         except WorkbookError:  # weights and states of the same run
             continue
         if record.num_exits > 1:
             found[path.stem] = _with_pictures(record, path.stem)
     if not found:
         raise WorkbookError(f"there is no record of a network with exits in {folder or lib.ATLASES}; run one with "
-                            "`python3 -m lib run`, or record one with `evaluate … --save-atlas FILE`")
+                            "`python3 -m lib run`, or record one with `evaluate … --save-record FILE`")
     return found
 
 
-def _with_pictures(record: Atlas, name: str) -> Subject:
+def _with_pictures(record: Record, name: str) -> Subject:
     dataset = at_hand(record.meta.get("dataset") or "", shape=tuple(record.meta["model"]["input_shape"]))
     weights = lib.CHECKPOINTS / f"{name}.safetensors"
     network = (lambda: checkpoints.load(weights).network) if weights.is_file() else None

@@ -6,7 +6,7 @@ Hu et al., "Triple Wins" (ICLR 2020). Accuracies and savings in percent; paper_m
 
 from dataclasses import dataclass
 
-from lib.evaluation.views import Atlas
+from lib.evaluation.record import Record
 
 DATASETS = ("mnist", "cifar10", "cifar10_png")  # whose networks the published thresholds were tuned for
 DEFENCES = ("standard", "main", "average", "max_average")
@@ -74,8 +74,8 @@ FIGURE_6 = {"sparse structure selection, defended": dict(paper_mflops=49.38),
             "rdi_resnet38 max_average": dict(paper_mflops=48.35)}
 
 
-def suited(atlas: Atlas) -> str:
+def suited(record: Record) -> str:
     """Which thresholds a record is shown at first: "paper" on the paper's datasets, or where no images were held out to
     choose others on; else "calibrated"."""
-    fits = atlas.meta.get("dataset") in DATASETS or atlas.validation is None
-    return "paper" if atlas.meta["paper_thresholds"] and fits else "calibrated"
+    fits = record.meta.get("dataset") in DATASETS or record.held_out is None
+    return "paper" if record.meta["paper_thresholds"] and fits else "calibrated"

@@ -3,15 +3,14 @@
     python -m lib.workbook.readme        rewrites them between their markers; a test holds that they are current
 """
 
-from pathlib import Path
-
 from lib import ATLASES, CHECKPOINTS, ROOT, checkpoints
-from lib.evaluation import accuracy, points
-from lib.evaluation.atlas import Atlas
-from lib.evaluation.grid import Grid
+from lib.evaluation.reading import Reading, read
+from lib.evaluation.record import Record
+from lib.training import float_recipes
 from lib.workbook import float_seeds, lambda_study, report, style
 from lib.workbook.lambda_study import Member
 from lib.workbook.networks import Trained
+from lib.workbook.parameters import Settings
 from lib.workbook.published import suited
 from lib.workbook.tables import DASH, spread
 
@@ -32,53 +31,57 @@ def results() -> str:
     lines = ["| network | dataset, test images | thresholds | clean | worst form (paper's statistic) "
              "| per-image worst case | cost: paper's MFlops | true M MACs | true saving |",
              "|---|---|---|---|---|---|---|---|---|"]
-    for path in sorted(set(ATLASES.glob("*.safetensors")) - set(ATLASES.glob("*-grid.safetensors"))):
-        atlas = Atlas.load(path)
-        lines.append(_line(path.stem, atlas, suited(atlas)))
+    for name, record in shipped(with_knob=False).items():
+        lines.append(_line(name, read(record, thresholds=suited(record)), suited(record)))
     return "\n".join(lines)
 
 
-def _line(name: str, atlas: Atlas, source: str) -> str:
-    thresholds = atlas.thresholds(source) if atlas.num_exits > 1 else ()
-    found = accuracy.summary(atlas, thresholds)
-    clean, worst = found["forms"]["clean"], found["forms"].get(found["paper_worst"])
-    shown = [_percent(clean), DASH if worst is None else f"{_percent(worst)} ({style.spoken(found['paper_worst'])})",
-             f"{100 * found['union_accuracy']:.1f} ({100 * found['union_low']:.1f}–{100 * found['union_high']:.1f})"]
-    return (f"| {name.rsplit('-', 1)[0] if name.count('-') > 2 else name} | {atlas.meta['data_variant']}, "
-            f"{found['images']:,} | {source} | {' | '.join(shown)} | {clean['paper_mflops']:.2f} "
-            f"| {clean['cumulative_macs'] / 1e6:.2f} | {100 * clean['saving']:.1f} % |")
+def shipped(with_knob: bool) -> dict[str, Record]:
+    """The records by name that came along: of once-for-all networks and what they are compared with, or of the others.
+    """
+    found = {path.stem: Record.load(path) for path in sorted(ATLASES.glob("*.safetensors"))}
+    return {name: record for name, record in found.items() if with_knob == (
+        record.meta["defence"] in float_recipes.METHODS or record.meta["defence"].startswith("mixed"))}
 
 
-def _percent(form: dict) -> str:
-    return f"{100 * form['accuracy']:.1f} ({100 * form['low']:.1f}–{100 * form['high']:.1f})"
+def _line(name: str, found: Reading, source: str) -> str:
+    worst = DASH
+    if found.paper_worst:
+        worst = f"{_percent(found, 'paper_worst')} ({style.spoken(found.paper_worst)})"
+    return (f"| {name.rsplit('-', 1)[0] if name.count('-') > 2 else name} | {found.record.meta['data_variant']}, "
+            f"{found.record.images:,} | {source} | {_percent(found, 'clean')} | {worst} | {_percent(found, 'union')} "
+            f"| {found.cost('paper_mflops'):.2f} | {found.cost('cumulative_macs') / 1e6:.2f} "
+            f"| {100 * found.measured('saving').value:.1f} % |")
+
+
+def _percent(found: Reading, quantity: str) -> str:
+    return spread(found.measured(quantity), 1, unit=100)
 
 
 def once_for_all() -> str:
     """One line per shipped network with a knob λ (or several trainings of one) at both of its ends."""
     lines = ["| network | dataset, test images | λ = 0: clean | λ = 0: robust | λ = 1: clean | λ = 1: robust "
              "| parameters |", "|---|---|---|---|---|---|---|"]
-    found = [_member(path) for path in sorted(ATLASES.glob("*-grid.safetensors"))
-             if not any(f"-{family}" in path.stem for family in lambda_study.FAMILIES)]
+    found = [_member(name, record) for name, record in shipped(with_knob=True).items()
+             if not any(f"-{family}" in name for family in lambda_study.FAMILIES)]
     found += [_pairs(method) for method in float_seeds.METHODS]
     for name, member in found:
         width = max(member.network.widths) if "width" in member.network.knobs else None
-        ends = [points.interval(member.read(n, 0.0, width).share(what)) for n in (0.0, 1.0)
-                for what in ("clean", "union")]
+        ends = [member.read(n, 0.0, width).measured(what) for n in (0.0, 1.0) for what in ("clean", "union")]
         shown = " | ".join(spread(e, 1, unit=100) for e in ends)
         count = sum(p.numel() for p in member.network.parameters())
-        lines.append(f"| {name} | {member.grid.meta['dataset']}, {len(member.grid.labels):,} | {shown} | {count:,} |")
+        lines.append(f"| {name} | {member.record.meta['dataset']}, {member.record.images:,} | {shown} | {count:,} |")
     return "\n".join(lines)
 
 
-def _member(path: Path) -> tuple[str, Member]:
-    name = path.stem.removesuffix("-grid")
+def _member(name: str, record: Record) -> tuple[str, Member]:
     loaded = checkpoints.load(CHECKPOINTS / f"{name}.safetensors")
     return name.rsplit("-", 1)[0], Member(name.split("-")[2], Trained(name, loaded.network, loaded.digest),
-                                          Grid.load(path))
+                                          record)
 
 
 def _pairs(method: str) -> tuple[str, Member]:
-    runs = float_seeds.shipped(method, "suite")
+    runs = float_seeds.shipped(Settings(seed=0, named=frozenset()), method, "suite")
     trainings = f"{len(runs)} training{'s' if len(runs) > 1 else ''}"
     return f"{runs[0].trained.name.rsplit('-', 2)[0]}, {trainings}", float_seeds.Repeated.of(runs)
 

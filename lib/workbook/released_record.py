@@ -11,9 +11,10 @@ import pandas as pd
 import lib
 from lib import WorkbookError, data
 from lib.attacks import forms
-from lib.evaluation import accuracy
-from lib.evaluation import atlas as recording
-from lib.evaluation.views import ARRAYS, Atlas
+from lib.evaluation import recording
+from lib.evaluation.reading import read
+from lib.evaluation.record import Record, combine
+from lib.evaluation.stats import wilson
 from lib.models import released
 from lib.models.network import Network
 from lib.workbook import networks, studies, tables
@@ -36,16 +37,16 @@ class Released:
     """
 
     reading: Reading
-    restarts: Atlas | None
+    restarts: Record | None
     images: data.Dataset | None
     network: Callable[[], Network] | None
 
     @property
     def subject(self) -> Subject:
-        atlas = self.reading.atlas
+        record = self.reading.record
         if self.images is None:
-            return Subject(atlas)
-        return Subject(atlas, self.images.test, self.images.classes, self.network)
+            return Subject(record)
+        return Subject(record, self.images.test, self.images.classes, self.network)
 
 
 def obtain(settings: Settings) -> Released:
@@ -63,7 +64,7 @@ def obtain(settings: Settings) -> Released:
     if settings.file or (here and settings.weights == "train"):
         source, (record, restarts, digest) = "file", attack(settings, path, images)
     else:
-        source, record = "shipped", networks.cut(settings, networks.of_seed(settings, Atlas.load(shipped)))
+        source, record = "shipped", networks.cut(settings, networks.of_seed(settings, Record.load(shipped)))
         digest, restarts = record.meta["checkpoint"], again(settings, lib.ATLASES / "repeats" / shipped.name)
     network = None if path is None else lambda: released.load(path, settings.device).network
     trained = Trained(released.NAME, network and network(), digest, source)
@@ -75,57 +76,57 @@ def find(name: str) -> Path | None:
     return next((path for path in (Path(name), lib.DATASETS / name) if path.is_file()), None)
 
 
-def again(settings: Settings, path: Path) -> Atlas | None:
+def again(settings: Settings, path: Path) -> Record | None:
     """The shipped restarts on the images that were named, as many of them as were named; None where none came along."""
     if not path.is_file():
         return None
-    found = Atlas.load(path)
+    found = Record.load(path)
     if "restarts" in settings.named:
         if settings.restarts > len(found.views):
             raise WorkbookError(f"restarts {settings.restarts} are more than the {len(found.views)} that were recorded")
-        found = dataclasses.replace(found, views=found.views[:settings.restarts], **{
-            name: getattr(found, name)[:settings.restarts] for name in ARRAYS})
-    images = settings.images if "images" in settings.named else len(found.labels)
-    return found.select(images=slice(0, min(images, len(found.labels))))
+        found = found.take(range(settings.restarts))
+    images = settings.images if "images" in settings.named else found.images
+    return found.select(images=slice(0, min(images, found.images)))
 
 
-def attack(settings: Settings, path: Path, images: data.Dataset) -> tuple[Atlas, Atlas, str]:
+def attack(settings: Settings, path: Path, images: data.Dataset) -> tuple[Record, Record, str]:
     """(every form, restarts of the average attack, digest) of the file on the first test images; a kill costs a batch.
 
     No images are held out: the weights have seen all training images, so the thresholds are the published ones.
     """
     found, threat = released.load(path, settings.device), networks.threat_of(settings, images)
-    told = dict(threat=threat, batch_size=50, checkpoint=found.digest, dataset="cifar10", defence="max_average",
-                data_variant=f"lossless, first {settings.images:,}", progress=False)
+    told = dict(batch_size=50, checkpoint=found.digest, dataset="cifar10", defence="max_average", progress=False,
+                data_variant=f"lossless, first {settings.images:,}")
     folder = settings.run_dir / f"released-{settings.images}-{threat.steps}"
-    record = recording.record(found.network, networks.first(settings, images, settings.images), seed=settings.seed,
-                              forms=("clean", *forms.names(found.network.num_exits)),
-                              folder=folder / f"seed{settings.seed}", **told)
+    every, again = (recording.suite(found.network, threat, which) for which in (
+        ("clean", *forms.names(found.network.num_exits)), ("average",)))
+    record = recording.record(found.network, networks.first(settings, images, settings.images), every,
+                              seed=settings.seed, folder=folder / f"seed{settings.seed}", **told)
     seeds = range(settings.seed + 1, settings.seed + 1 + settings.restarts)
-    again = [recording.record(found.network, images.test[:min(settings.images, 256)], seed=seed, forms=("average",),
-                              folder=folder / f"restart{seed}", **told) for seed in seeds]
-    return record, recording.combine(again), found.digest
+    restarts = [recording.record(found.network, images.test[:min(settings.images, 256)], again, seed=seed,
+                                 folder=folder / f"restart{seed}", **told) for seed in seeds]
+    return record, combine(restarts), found.digest
 
 
 def reference(reading: Reading) -> pd.DataFrame:
     """The authors' own counts on the first 500 clean images beside ours; a dash where the record holds fewer."""
     ours = dict.fromkeys(REFERENCE, tables.DASH)
-    if len(reading.atlas.labels) >= 500:
-        first = accuracy.summary(reading.atlas.select(("clean",), slice(0, 500)), reading.thresholds)["forms"]["clean"]
+    if reading.record.images >= 500:
+        first = read(reading.record.select(("clean",), slice(0, 500)), thresholds=reading.thresholds)
+        first = tables.summary(first)["forms"]["clean"]
         ours = dict(zip(REFERENCE, (first["correct"], first["exits"], first["per_exit"]), strict=True))
     return pd.DataFrame({"authors' code": REFERENCE, "here": ours})
 
 
 def tries(found: Released) -> dict[str, np.ndarray]:
     """Who is right, on the images that have restarts (else on all): under the worst form, and under several forms."""
-    reading, again = found.reading, {}
+    reading, again = found.reading, None
     if found.restarts is not None:
-        first = reading.atlas.select(images=slice(0, len(found.restarts.labels)))
-        reading = Reading(reading.trained, first, reading.thresholds, reading.source)
-        again = accuracy.correct(found.restarts, reading.thresholds)
+        reading = dataclasses.replace(reading, record=reading.record.select(images=slice(0, found.restarts.images)))
+        again = read(found.restarts, thresholds=reading.thresholds)
     right = {"worst of the nine forms (the paper's statistic)": reading.right("paper_worst")}
     if again:
-        right[f"all of {len(again)} restarts of the average attack"] = np.logical_and.reduce(list(again.values()))
+        right[f"all of {len(again.names)} restarts of the average attack"] = again.right("union")
     right["all of the nine forms"] = reading.right("paper_union")
     return right | {"all forms, random and gate-aware among them": reading.right("union")}
 
@@ -134,7 +135,7 @@ def control(found: Released) -> pd.DataFrame:
     """`tries` as a table with intervals."""
     lines = {}
     for name, right in tries(found).items():
-        low, high = accuracy.wilson(int(right.sum()), len(right))
+        low, high = wilson(int(right.sum()), len(right))
         lines[name] = {"images": len(right), "right": int(right.sum()), "accuracy, %": f"{100 * right.mean():.1f}",
                        "95 % interval": f"{100 * low:.1f} to {100 * high:.1f}"}
     return pd.DataFrame(lines).T
@@ -160,7 +161,7 @@ def verdicts(found: Released) -> list[dict]:
 
 def agrees(claim: str, reading: Reading, row: str, quantity: str, number: int = 3) -> dict:
     """A verdict: does the published number lie in the 95 % interval of ours?"""
-    said, (value, low, high) = studies.TABLES[number].value(row, quantity), reading.measured(quantity)
-    return {"claim": claim, "difference": f"{value - said:+.1f} points", "images": len(reading.atlas.labels),
+    said, (value, low, high) = studies.TABLES[number].value(row, quantity), tables.measured(reading.summary, quantity)
+    return {"claim": claim, "difference": f"{value - said:+.1f} points", "images": reading.record.images,
             "95 % interval": f"{low - said:+.1f} to {high - said:+.1f}",
             "verdict": "held" if low <= said <= high else "did not hold"}

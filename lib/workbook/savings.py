@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from lib import data
-from lib.evaluation import accuracy, latency, routing, rows
+from lib.evaluation import latency, routing, rows
+from lib.evaluation.reading import read
 from lib.models import zoo
 from lib.models.cost import cost
 from lib.workbook import studies, style, tables
@@ -41,7 +42,7 @@ def clock(settings: Settings, readings: Mapping[str, Reading], images: data.Spli
         found[label] = latency.measure(
             reading.trained.network, floats, reading.thresholds, batch_sizes=settings.batch_sizes,
             seconds=settings.seconds, seed=settings.seed, experiment=settings.notebook, preset=settings.preset,
-            weights=reading.trained.weights, dataset=reading.atlas.meta["dataset"], checkpoint=reading.trained.digest,
+            weights=reading.trained.weights, dataset=reading.record.meta["dataset"], checkpoint=reading.trained.digest,
             threshold_source=reading.source, defence=label)
         rows.append(settings.run_dir.parent / "metrics.csv", found[label])
     return found
@@ -83,14 +84,12 @@ def as_table(found: Mapping[str, Mapping[str, tuple]]) -> pd.DataFrame:
 
 def threshold_sources(reading: Reading) -> dict[str, dict]:
     """Summaries of one record at thresholds from each source. The released code fitted its own on the test images."""
-    atlas, backbone = reading.atlas, reading.atlas.meta["model"]["name"]
-    found = {"paper": atlas.thresholds("paper")}
-    for name, entropy in (("held-out", atlas.validation and atlas.validation.entropy),
-                          ("test", atlas.view("clean").entropy)):
-        if entropy is not None:
-            found[f"equal shares of the {name} images"] = routing.calibrate(entropy)
-            found[f"the same, shifted as in the released code ({name})"] = routing.released(entropy, backbone)
-    return {name: accuracy.summary(atlas, thresholds) for name, thresholds in found.items()}
+    record, backbone = reading.record, reading.record.meta["model"]["name"]
+    seen, found = {"test": record.entropy[reading.first("clean")]}, {"paper": record.thresholds_of("paper")}
+    for name, entropy in (({"held-out": record.held().entropy} if record.held_out else {}) | seen).items():
+        found[f"equal shares of the {name} images"] = routing.calibrate(entropy)
+        found[f"the same, shifted as in the released code ({name})"] = routing.released(entropy, backbone)
+    return {name: tables.summary(read(record, thresholds=thresholds)) for name, thresholds in found.items()}
 
 
 def conventions(settings: Settings, defence: str) -> dict[str, Trained]:

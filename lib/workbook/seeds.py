@@ -14,11 +14,11 @@ import numpy as np
 import pandas as pd
 
 from lib import ATLASES, RUNS, data
-from lib.evaluation import atlas
-from lib.evaluation.views import Atlas
+from lib.evaluation import recording
+from lib.evaluation.record import Record
 from lib.training import loop, recipes
 from lib.training.recipes import RDI, Recipe
-from lib.workbook import networks, parameters, shipping, studies, style, tables
+from lib.workbook import networks, parameters, studies, style, tables
 from lib.workbook.networks import Trained
 from lib.workbook.parameters import Settings
 from lib.workbook.studies import Reading
@@ -50,11 +50,11 @@ def make() -> None:
         if target.is_file():
             continue
         network = loop.obtain(asked, RUNS / "seeds" / called, progress=False)
-        found = atlas.record(network, images.test[:IMAGES], threat=threat, batch_size=125, progress=False,
-                             validation=images.validation, folder=RUNS / "seeds" / f"{called}-record",
+        found = recording.record(network, images.test[:IMAGES], recording.suite(network, threat), batch_size=125,
+                             progress=False, held_out=images.validation, folder=RUNS / "seeds" / f"{called}-record",
                              dataset=images.name, data_variant=images.variant, defence=defence,
                              training_seed=seed, recipe_digest=asked.digest())
-        shipping.light(found).save(target)
+        found.lightened().save(target)
         print(called, flush=True)
 
 
@@ -80,13 +80,13 @@ def obtain(settings: Settings) -> dict[str, list[Reading]]:
     return records
 
 
-def shipped(settings: Settings) -> Iterator[tuple[str, Trained, Atlas]]:
+def shipped(settings: Settings) -> Iterator[tuple[str, Trained, Record]]:
     for seed, defence in itertools.product(networks.trainings(settings, whole()), RDI):
-        record = networks.cut(settings, Atlas.load(place(defence, seed)))
+        record = networks.cut(settings, Record.load(place(defence, seed)))
         yield defence, Trained(name(defence, seed), None, record.meta.get("checkpoint", ""), "shipped"), record
 
 
-def trained(settings: Settings) -> Iterator[tuple[str, Trained, Atlas]]:
+def trained(settings: Settings) -> Iterator[tuple[str, Trained, Record]]:
     for seed, defence in itertools.product(range(settings.seed, settings.seed + settings.seeds), RDI):
         own = Settings(**{**vars(settings), "seed": seed})
         network = studies.obtain(own, "rdi_smallcnn", defence)
@@ -108,7 +108,7 @@ def write(settings: Settings, found: Mapping[str, list[Reading]]) -> None:
 
 def measured(readings: list[Reading], quantity: str) -> tuple[float, float, float]:
     """(mean, smallest, largest) over the trainings, in the paper's units."""
-    every = [reading.measured(quantity)[0] for reading in readings]
+    every = [tables.measured(reading.summary, quantity)[0] for reading in readings]
     return float(np.mean(every)), min(every), max(every)
 
 

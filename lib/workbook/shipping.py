@@ -12,20 +12,19 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from lib import ATLASES, CHECKPOINTS, DATASETS, RUNS, checkpoints, data
 from lib.attacks import forms as attack_forms
-from lib.evaluation import atlas, tuning
-from lib.evaluation import grid as grids
-from lib.evaluation.atlas import Atlas
+from lib.evaluation import recording, tuning
+from lib.evaluation.record import Record, combine
 from lib.models import released
 from lib.models.network import Network
 from lib.training import float_recipes, recipes
 from lib.workbook import lambda_study, networks
 from lib.workbook.networks import Trained
 
+AUDITED, LOGITS = 64, 2**21  # images of the audit; bytes of logits that a shipped file may hold
 BATCH = 125  # the fastest on one core; part of the record, since random starts are drawn per batch
 
 
@@ -41,8 +40,8 @@ def ship(name: str, images: int | None = None, forms: tuple[str, ...] | None = N
          folder: Path | None = None) -> Path:
     """Store the trained network `name` and the record of its test images (all, or the first `images`).
 
-    A once-for-all network gets the grid that its study asks for. forms: of other networks' attacks, by default clean,
-    the paper's, random and, where thresholds are published, gate-aware.  Returns the record's path.
+    A once-for-all network is recorded at the points that its study asks for. forms: of other networks' attacks, by
+    default clean, the paper's, random and, where thresholds are published, gate-aware.  Returns the record's path.
     """
     recipe, folder = recipes.find(name), folder or RUNS / name
     shipped = halved(folder / "last.safetensors", CHECKPOINTS / f"{name}.safetensors")
@@ -50,29 +49,28 @@ def ship(name: str, images: int | None = None, forms: tuple[str, ...] | None = N
     dataset = data.load(recipe.dataset, shape=network.input_shape)
     told = dict(folder=folder / "record", checkpoint=shipped.digest, defence=recipe.defence)
     if recipe.defence in float_recipes.METHODS:
-        return save_grid(name, network, dataset, images, **told)
+        return save_points(name, network, dataset, images, **told)
     known = [form for form in attack_forms.names(network.num_exits) if form != "gate_aware" or network.paper_thresholds]
     forms = forms or ("clean", *known)
-    found = atlas.record(network.to(memory_format=torch.channels_last), dataset.test[:images], forms=forms, seed=0,
-                         threat=networks.customary(dataset), batch_size=BATCH, validation=dataset.validation,
-                         dataset=dataset.name, data_variant=dataset.variant, **told)
-    target = ATLASES / f"{name}.safetensors"
-    light(found).save(target)
+    found = recording.record(network.to(memory_format=torch.channels_last), dataset.test[:images],
+                             recording.suite(network, networks.customary(dataset), forms), batch_size=BATCH,
+                             held_out=dataset.validation, dataset=dataset.name, data_variant=dataset.variant,
+                             audited=AUDITED, **told)
+    return save(found, ATLASES / f"{name}.safetensors")
+
+
+def save(found: Record, target: Path) -> Path:
+    """The record at `target`; without its logits where they would make the file too large for the repository."""
+    (found if found.logits is None or found.logits.nbytes < LOGITS else found.lightened()).save(target)
     return target
 
 
-def light(found: Atlas) -> Atlas:
-    """The record as it is shipped: margins in half precision, which nobody reads thresholds off."""
-    return replace(found, margin=found.margin.astype(np.float16))
-
-
-def save_grid(name: str, network: Network, dataset: data.Dataset, images: int | None = None, **told) -> Path:
-    """Record and store the grid that the study of this network asks for; told: what else to remember."""
+def save_points(name: str, network: Network, dataset: data.Dataset, images: int | None = None, **told) -> Path:
+    """Record and store what the study of this network asks for; told: what else to remember."""
     todo, draws = lambda_study.planned(network, networks.customary(dataset), **lambda_study.SIZES["laptop"])
-    target = ATLASES / f"{name}-grid.safetensors"
-    grids.record(network, dataset.test[:images], todo, draws=draws, split="test", dataset=dataset.name,
-                 data_variant=dataset.variant, **told).save(target)
-    return target
+    return save(recording.record(network, dataset.test[:images], todo, draws=draws, dataset=dataset.name,
+                                 data_variant=dataset.variant, audited=AUDITED, **told),
+                ATLASES / f"{name}.safetensors")
 
 
 def ship_mixtures(dataset: str = "digits") -> list[Path]:
@@ -82,7 +80,7 @@ def ship_mixtures(dataset: str = "digits") -> list[Path]:
     ends = {method: Trained(f"resnet20-{dataset}-{method}-laptop", found.network, found.digest)
             for method, found in ends.items()}
     images = data.load(dataset, shape=ends["pgd_at0"].network.input_shape)
-    return [save_grid(mixed.name, mixed.network, images, checkpoint=mixed.digest, defence=mixed.defence)
+    return [save_points(mixed.name, mixed.network, images, checkpoint=mixed.digest, defence=mixed.defence)
             for mixed in lambda_study.mixed(ends).values()]
 
 
@@ -97,33 +95,29 @@ def ship_released(folder: Path | None = None) -> Path:
     weights = released.load(DATASETS / f"{released.NAME}.pth.tar")
     network, images = weights.network.to(memory_format=torch.channels_last), data.load(DATASETS / "cifar10_png")
     told = dict(checkpoint=weights.digest, dataset="cifar10", data_variant=f"lossless, first {len(images.test):,}",
-                defence="max_average", threat=networks.customary(images))
-    found = atlas.record(network, images.test, forms=("clean", *attack_forms.names(network.num_exits)), batch_size=50,
-                         folder=folder / "record", **told)
-    target = ATLASES / f"{released.NAME}.safetensors"
-    found = light(with_held_out(found, network))
-    found.save(target)
-    save_gated(found, network, images.test, folder, **told)
-    restarts = [atlas.record(network, images.test[:256], forms=("average",), batch_size=64, seed=seed,
-                             folder=folder / f"restart{seed}", **told) for seed in range(1, 10)]
-    light(atlas.combine(restarts)).save(ATLASES / "repeats" / f"{released.NAME}.safetensors")
+                defence="max_average")
+    every, again = (recording.suite(network, networks.customary(images), which) for which in (
+        ("clean", *attack_forms.names(network.num_exits)), ("average",)))
+    found = recording.record(network, images.test, every, batch_size=50, folder=folder / "record", audited=AUDITED,
+                             **told)
+    target = save(with_held_out(found, network), ATLASES / f"{released.NAME}.safetensors")
+    chosen = tuning.tuned_on(tuning.of_paper_forms(Record.load(target)), found.exit_costs())
+    gates = recording.suite(network, networks.customary(images), ("gate_aware",), thresholds=chosen)
+    save(recording.record(network, images.test[1::2], gates, batch_size=50, folder=folder / "gates", **told),
+         ATLASES / "repeats" / f"{released.NAME}-gates.safetensors")
+    restarts = [recording.record(network, images.test[:256], again, batch_size=64, seed=seed,
+                                 folder=folder / f"restart{seed}", **told) for seed in range(1, 10)]
+    save(combine(restarts), ATLASES / "repeats" / f"{released.NAME}.safetensors")
     return target
 
 
-def save_gated(found: Atlas, network: Network, images: data.Split, folder: Path, **told) -> None:
-    """Record the gate-aware attack on the judging images at the exits that `tuning` finds by multiplications."""
-    chosen = tuning.tuned_on(tuning.of_paper_forms(found), found.exit_costs)
-    made = atlas.record(network, images[1::2], forms=("gate_aware",), thresholds=chosen, batch_size=50,
-                        folder=folder / "gates", **told)
-    light(made).save(ATLASES / "repeats" / f"{released.NAME}-gates.safetensors")
-
-
-def with_held_out(found: Atlas, network: Network) -> Atlas:
+def with_held_out(found: Record, network: Network) -> Record:
     """The record with the test images behind its own, of the JPEG copy of CIFAR-10, as held-out ones."""
     first, copy = found.meta["images"][1], data.load(DATASETS / "cifar10_jpeg")
     told = f"JPEG copy, test images {first + 1:,} to {len(copy.test):,}"
-    return replace(found, validation=atlas.hold_out(network, copy.test[first:]),
-                   meta={**found.meta, "held_out_variant": told})
+    held = recording.hold_out(network, copy.test[first:], first=first, split="test",
+                              data_variant=told).lightened()
+    return replace(found, held_out=held, meta={**found.meta, "held_out_variant": told})
 
 
 def main(argv: list[str] | None = None):

@@ -8,6 +8,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from lib.evaluation import points
+from lib.operating_point import OperatingPoint
 from lib.workbook import lambda_figures, lambda_study, studies, tables
 from lib.workbook.lambda_study import Member
 from lib.workbook.networks import Trained
@@ -31,7 +32,8 @@ def costs(found: Mapping[str, Member]) -> pd.DataFrame:
     for member in found.values():
         total = member.network.weight_count()
         lines[member.label] = {"parameters": f"{total:,}"} | {
-            f"width {width}, M MACs": f"{macs / 1e6:.2f}" for width, macs in member.grid.meta["macs"].items()}
+            f"width {width}, M MACs": f"{member.record.macs(OperatingPoint(width=float(width))) / 1e6:.2f}"
+            for width in member.record.meta["costs"]}
     return pd.DataFrame(lines).T.fillna(tables.DASH)
 
 
@@ -55,8 +57,8 @@ def figure(found: Mapping[str, Member], caption: str, widths=(1.0, 0.5)) -> go.F
             if not slim and width == max(widths):
                 continue
             at = points.published(member.network, widths=(width if slim else None,))
-            x, x_error = lambda_figures.bars([member.read(p).share("union") for p in at])
-            y, y_error = lambda_figures.bars([member.read(p).share("clean") for p in at])
+            x, x_error = lambda_figures.bars([member.read(p).right("union") for p in at])
+            y, y_error = lambda_figures.bars([member.read(p).right("clean") for p in at])
             tint = dict(color=lambda_figures.colour(member))
             fig.add_scatter(x=x, y=y, error_x=x_error | tint, error_y=y_error | tint, mode="markers", opacity=0.85,
                             marker=dict(size=10, symbol="circle" if slim else "square", **tint), name=member.label,
@@ -73,7 +75,7 @@ def gains(found: Mapping[str, Member], widths=(1.0, 0.5), lambdas=points.LAMBDAS
     lines, ours, theirs = [], found["float_slim"], found["oats"]
     for quantity, who in (("clean", "clean"), ("robust", "white-box")):
         pairs = [(ours.read(n, 0.0, w), theirs.read(n, 0.0, w)) for n in lambdas for w in widths]
-        best = max(pairs, key=lambda pair, who=who: (pair[0].share(who) - pair[1].share(who)).mean())
+        best = max(pairs, key=lambda pair, who=who: (pair[0].right(who) * 1.0 - pair[1].right(who)).mean())
         measured, interval = lambda_study.difference(*best, who)
         lines.append({"quantity": f"{quantity} accuracy", "published": lambda_study.signed(GAINS.value(
             "FLOAT-slim instead of OATS", quantity)), "measured": measured, "95 % interval": interval,

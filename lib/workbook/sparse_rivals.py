@@ -1,7 +1,7 @@
 """The sparse rivals of RDI-ResNet38: pruning and then defending (Fig. 6), and ATMC (Table 5)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 import torch
@@ -108,13 +108,13 @@ def at_equal_cost(early: Reading, rival: Reading) -> dict:
     Its thresholds are chosen on held-out images for that budget.
     """
     claim = "at no more true cost, early exits withstand more than the pruned network"
-    macs = rival.atlas.meta["plain_macs"]
+    macs = rival.plain("trunk")
     try:
-        thresholds = early.atlas.thresholds(float(macs))
+        thresholds = early.record.thresholds_of(macs)
     except WorkbookError:
         return {"claim": claim, "difference": tables.DASH, "95 % interval": tables.DASH, "images": tables.DASH,
                 "verdict": "cannot be asked: already the first exit costs more"}
-    bought = Reading(early.trained, early.atlas, thresholds, "budget")
+    bought = replace(early, thresholds=thresholds, source="budget")
     return tables.verdict(claim, bought.right("paper_worst"), rival.right("paper_worst"))
 
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from lib.evaluation import routing
-from lib.evaluation.views import Atlas
+from lib.evaluation.reading import Reading
 from lib.workbook import style
 
 GAP, FRAME, ENLARGE = 6, 2, 2
@@ -40,16 +39,14 @@ class Strip:
     columns: int
 
     @classmethod
-    def of(cls, atlas: Atlas, form: str, thresholds, sample: np.ndarray, columns: int) -> "Strip":
+    def of(cls, reading: Reading, form: str, sample: np.ndarray, columns: int) -> "Strip":
         """The `sample` (indices) as it leaves under `form`, surest first, at most `columns` a row."""
-        seen = atlas.view(form)
-        leaving, prediction = routing.routed(seen.prediction[:, sample], seen.entropy[:, sample], thresholds)
-        right = np.zeros(len(atlas.labels), bool)
-        right[sample] = prediction == atlas.labels[sample]
+        leaving, right = reading.leaving[form][0][sample], reading.right(form) == 1
+        entropy = reading.record.entropy[reading.first(form)]
         rows = []
-        for k in range(atlas.num_exits):
+        for k in range(reading.record.num_exits):
             here = sample[leaving == k]
-            rows.append(here[np.argsort(seen.entropy[k, here], kind="stable")][:columns])
+            rows.append(here[np.argsort(entropy[k, here], kind="stable")][:columns])
         return cls(rows, right, columns)
 
     def places(self) -> tuple[list[float], list[float], list[int]]:

@@ -11,8 +11,9 @@ import torch
 from lib.attacks import autoattack, checks
 from lib.attacks.steps import Threat
 from lib.data import Dataset
-from lib.evaluation import grid as grids
 from lib.evaluation import points
+from lib.evaluation.reading import read
+from lib.evaluation.stats import interval
 from lib.operating_point import OperatingPoint
 from lib.workbook import lambda_figures, lambda_study, networks, style, tables
 from lib.workbook.lambda_study import Member
@@ -35,17 +36,17 @@ def threats(dataset: Dataset, preset: str) -> dict[str, Threat]:
 
 
 def plan(found: Mapping[str, Threat]):
-    """What a grid of these threats records: each, white-box at every published point."""
+    """What a record of these threats records: each, white-box at every published point."""
     return lambda network: points.under(list(found.values()), points.published(network))
 
 
 def right(member: Member, at: OperatingPoint, threat: Threat) -> np.ndarray:
-    return points.read(member.grid, at, threat).share("white-box")
+    return read(member.record, at, threat=threat).right("main")
 
 
 def worst(member: Member, at: OperatingPoint, found: Mapping[str, Threat]) -> np.ndarray:
     """(N,) each image's lowest share over clean and all of these threats."""
-    clean = points.read(member.grid, at).share("clean")
+    clean = read(member.record, at).right("clean")
     return np.minimum.reduce([clean, *(right(member, at, t) for t in found.values())])
 
 
@@ -54,7 +55,7 @@ def table(members: Mapping[str, Member], found: Mapping[str, Threat]) -> pd.Data
     lines = {}
     for member in members.values():
         for at in points.published(member.network):
-            line = {"clean": lambda_study.percent(points.read(member.grid, at).share("clean"))}
+            line = {"clean": lambda_study.percent(read(member.record, at).right("clean"))}
             line |= {name: lambda_study.percent(right(member, at, t)) for name, t in found.items()}
             line["worst of all, per image"] = lambda_study.percent(worst(member, at, found), True)
             lines[member.label, points.name(at)] = line
@@ -88,12 +89,12 @@ def budgets(members: Mapping[str, Member], settings: Settings, dataset: Dataset)
     result = {}
     for member in members.values():
         ends = tuple(dict.fromkeys((member.point(0.0), member.point(1.0))))
-        made = lambda_study.grid(settings, member.trained, dataset,
+        made = lambda_study.record(settings, member.trained, dataset,
                                  plan=lambda network, at=ends: points.under(swept, at))
         for at in ends:
             result[f"{member.label}, {points.name(at)}"] = [
-                points.read(made, at).share("clean"),
-                *(points.read(made, at, t).share("white-box") for t in swept)]
+                read(made, at).right("clean"),
+                *(read(made, at, threat=t).right("main") for t in swept)]
     return result
 
 
@@ -151,7 +152,7 @@ def auto(members: Mapping[str, Member], settings: Settings, dataset: Dataset, im
 def judged(member: Member, images: torch.Tensor, labels: torch.Tensor, at: OperatingPoint, draws: int) -> np.ndarray:
     """(N,) share of frozen draws in which each image is right."""
     frozen = [at.replace(draw=d) for d in range(draws)] if draws > 1 else [at]
-    right = [grids.answers(member.network, images, point) == labels for point in frozen]
+    right = [member.network(images, point)[-1].argmax(-1) == labels for point in frozen]
     return torch.stack(right).float().mean(0).cpu().numpy()
 
 
@@ -173,7 +174,7 @@ def auto_rows(lines: list[dict], settings: Settings, dataset: Dataset) -> list[d
               "exit": "main", "epsilon": dataset.threat["epsilon"], "attack_mode": "eval"}
     return [{**common, "defence": line["method"], "evaluated_at": line["point"], "images": len(line["verdict"]),
              "attack": f"autoattack {line['version']} ({line['attacks']})", "metric": metric,
-             **points.interval(line[which])}
+             **interval(line[which])._asdict()}
             for line in lines for metric, which in (("robust_accuracy", "verdict"), ("judged_accuracy", "judged"))]
 
 
@@ -197,7 +198,7 @@ def verdicts(members: Mapping[str, Member], found: Mapping[str, Threat],
             knows = lambda_study.learned(flt.read(at), other.read(1.0))
             lines.append(line if knows else line | {"verdict": "too small to tell: one of them has hardly learned"})
     chance = 1 / flt.network.classes
-    leaves = {name: points.interval(shares[-1])["low"] <= chance for name, shares in curve.items()}
+    leaves = {name: interval(shares[-1]).low <= chance for name, shares in curve.items()}
     failed = [name for name, gone in leaves.items() if not gone]
     lines.append({"claim": f"at {BUDGETS[-1]:g} ε nobody is surely above chance", "difference": tables.DASH,
                   "95 % interval": tables.DASH, "images": len(next(iter(curve.values()))[0]),

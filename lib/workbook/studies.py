@@ -16,9 +16,10 @@ import pandas as pd
 
 import lib
 from lib import checkpoints, data
-from lib.attacks.forms import paper_forms
-from lib.evaluation import accuracy, routing, rows
-from lib.evaluation.views import Atlas
+from lib.evaluation import rows
+from lib.evaluation.reading import Reading as Numbers
+from lib.evaluation.reading import read as read_record
+from lib.evaluation.record import Record
 from lib.models import zoo
 from lib.models.cost import MEBI
 from lib.models.cost import cost as count
@@ -39,41 +40,15 @@ SPOKEN = tables.QUANTITIES | {"paper_mflops": "MFlops as the paper counts, clean
                               "saving": "true saving, clean images, %"}
 
 
-@dataclass(frozen=True)
-class Reading:
-    """A network's record, read at one set of thresholds. source: where those come from: "paper", "calibrated", …"""
+@dataclass(frozen=True, eq=False)
+class Reading(Numbers):
+    """A reading that knows its network."""
 
-    trained: Trained
-    atlas: Atlas
-    thresholds: tuple[float, ...]
-    source: str
+    trained: Trained | None = None
 
     @cached_property
     def summary(self) -> dict:
-        return accuracy.summary(self.atlas, self.thresholds)
-
-    def right(self, quantity: str) -> np.ndarray:
-        """(N,) bool: the images answered right in a view, under the paper's worst form, under each of the paper's forms
-        ("paper_union"), or under every view ("union")."""
-        every = accuracy.correct(self.atlas, self.thresholds)
-        if quantity in ("union", "paper_union"):
-            names = every if quantity == "union" else paper_forms(self.atlas.num_exits)
-            return np.logical_and.reduce([every[name] for name in names])
-        return every[self.summary["paper_worst"] if quantity == "paper_worst" else quantity]
-
-    def spent(self, view: str = "clean") -> np.ndarray:
-        """(N,) true cost of each image, as a share of the plain network's MACs."""
-        leaving = routing.decide(self.atlas.view(view).entropy, self.thresholds)
-        return self.atlas.exit_costs.cumulative(self.thresholds)[leaving] / self.atlas.meta["plain_macs"]
-
-    def measured(self, quantity: str):
-        """(value, low, high) in the paper's units, see `tables.measured`; None where the record cannot say."""
-        if quantity == "attacked_mflops":
-            worst = self.summary["paper_worst"] or self.summary["worst_form"]
-            return self.summary["forms"][worst]["paper_mflops"], None, None
-        if quantity == "paper_worst" and self.summary["paper_worst"] is None:
-            return None
-        return tables.measured(self.summary, quantity)
+        return tables.summary(self)
 
 
 def resolve(namespace: dict, notebook: str, needs: Mapping[str, Mapping[str, Sequence[str]]], **by_preset) -> Settings:
@@ -159,12 +134,10 @@ def study(settings: Settings, images: data.Dataset, asked: Mapping[str, tuple[st
             for label, trained in found.items()}
 
 
-def read(settings: Settings, trained: Trained, record: Atlas, source: str | None = None) -> Reading:
+def read(settings: Settings, trained: Trained, record: Record, source: str | None = None) -> Reading:
     """A record at thresholds of `source` (default: the settings'); a single exit has none."""
-    if record.num_exits == 1:
-        return Reading(trained, record, (), "none")
-    source = source or settings.thresholds
-    return Reading(trained, record, record.thresholds(source), source)
+    found = read_record(record, thresholds=source or settings.thresholds if record.num_exits > 1 else None)
+    return Reading(record, found.point, found.thresholds, found.source, trained=trained)
 
 
 def write(settings: Settings, readings: Mapping[str, Reading]) -> Path:
@@ -172,28 +145,27 @@ def write(settings: Settings, readings: Mapping[str, Reading]) -> Path:
     path = settings.run_dir.parent / "metrics.csv"
     told = dict(experiment=settings.notebook, preset=settings.preset)
     for reading in readings.values():
-        rows.append(path, accuracy.rows(reading.atlas, reading.thresholds, reading.source, **told,
-                                        weights=reading.trained.weights))
+        rows.append(path, rows.of(reading, **told, weights=reading.trained.weights))
     return path
 
 
 def comparable(reading: Reading) -> bool:
     """Whether a number may be set against the paper's: its schedule, dataset and PGD steps, and no copy with losses."""
-    meta = reading.atlas.meta
+    meta = reading.record.meta
     if meta.get("dataset") not in AS_IN_THE_PAPER or not reading.trained.name.endswith(("-paper", "_released")):
         return False
     steps = recipes.THREATS[recipes.COPIES.get(meta["dataset"], meta["dataset"])]["steps"]
-    return all(v.threat.steps == steps for v in reading.atlas.views if v.threat and v.threat.algorithm == "pgd")
+    return all(v.threat.steps == steps for v in reading.record.views if v.threat and v.threat.algorithm == "pgd")
 
 
 def caption(settings: Settings, readings: Mapping[str, Reading]) -> str:
     """What every number of these readings stands on, in one line."""
     first = next(iter(readings.values()))
-    meta, sources = first.atlas.meta, sorted({r.source for r in readings.values()} - {"none"})
-    views = [v for v in first.atlas.views if v.threat]
+    meta, sources = first.record.meta, sorted({r.source for r in readings.values()} - {"none"})
+    views = [v for v in first.record.views if v.threat]
     attack = f"{views[0].threat.algorithm.upper()}-{views[0].threat.steps}" if views else "no attack"
     thresholds = f" · thresholds: {', '.join(sources)}" if sources else ""
-    return (f"{len(first.atlas.labels):,} test images of {meta['dataset']} ({meta['data_variant']}) · {attack} · "
+    return (f"{first.record.images:,} test images of {meta['dataset']} ({meta['data_variant']}) · {attack} · "
             f"seed {meta['seed']} · preset {settings.preset}{thresholds} · 95 % intervals")
 
 
@@ -207,10 +179,10 @@ def beside(numbers: int | Sequence[int], settings: Settings, readings: Mapping[s
     lines = []
     for label, reading in readings.items():
         for quantity in quantities:
-            if reading.atlas.num_exits == 1 and quantity in ("attacked_mflops", "saving"):
+            if reading.record.num_exits == 1 and quantity in ("attacked_mflops", "saving"):
                 continue  # the same for every image
-            said = published(numbers, label, quantity, reading.atlas.num_exits)
-            value, low, high = reading.measured(quantity) or (None, None, None)
+            said = published(numbers, label, quantity, reading.record.num_exits)
+            value, low, high = tables.measured(reading.summary, quantity) or (None, None, None)
             fair = said is not None and value is not None and comparable(reading)
             lines.append({"network": spoken(label), "quantity": SPOKEN.get(quantity, style.spoken(quantity)),
                           "published": tables.number(said), "measured": tables.number(value),

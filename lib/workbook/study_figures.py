@@ -20,12 +20,12 @@ def colour(label: str, place: int) -> str:
 
 def exits(readings: Mapping[str, Reading], caption: str) -> go.Figure:
     """Fig. 2: the share of images that leaves at each exit, clean and under the paper's worst form, one panel each."""
-    shown = {label: r for label, r in readings.items() if r.atlas.num_exits > 1}
+    shown = {label: r for label, r in readings.items() if r.record.num_exits > 1}
     fig = make_subplots(1, len(shown), shared_yaxes=True, horizontal_spacing=0.03,
                         subplot_titles=[spoken(label) for label in shown])
     for column, reading in enumerate(shown.values(), start=1):
         found = reading.summary
-        names = [str(k) for k in range(1, reading.atlas.num_exits)] + ["main"]
+        names = [str(k) for k in range(1, reading.record.num_exits)] + ["main"]
         worst = found["paper_worst"] or found["worst_form"]
         for view, name, tint in (("clean", "clean", style.CLEAN), (worst, "worst form", style.ATTACKED)):
             share = 100 * np.asarray(found["forms"][view]["exits"]) / found["images"]
@@ -78,7 +78,7 @@ def against_cost(readings: Mapping[str, Reading], caption: str, swept: str | Non
                        height=440, margin=dict(l=64, r=170, t=96, b=52),
                        legend=dict(orientation="v", x=1.01, xanchor="left", y=1, yanchor="top"))
     for place, (label, reading) in enumerate(readings.items()):
-        tint, curve = colour(label, place), exit_panels.trade_off(reading.atlas) if label == swept else []
+        tint, curve = colour(label, place), exit_panels.trade_off(reading.record) if label == swept else []
         at = (costs or {}).get(label, _cost(reading.summary, unit))
         for quantity, symbol in (("clean", "circle-open"), ("paper_worst", "circle")):
             if curve:

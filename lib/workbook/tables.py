@@ -6,7 +6,8 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from lib.evaluation.accuracy import paired_difference
+from lib.evaluation.reading import Reading
+from lib.evaluation.stats import Number, paired_difference
 from lib.workbook import style
 from lib.workbook.published import Published
 
@@ -16,12 +17,41 @@ QUANTITIES = {"clean": "TA", "paper_worst": "ATA, paper's worst case", "union": 
               "cumulative_macs": "true cost, M MACs", "saving": "true saving, %"}
 
 
+def summary(reading: Reading) -> dict:
+    """Everything about a reading of a network with exits in one dictionary, for tables and panels.
+
+    images, thresholds.  forms: {view: …} with correct (routed), accuracy, low, high; exits (images per exit); per_exit
+    (correct per exit); paper_mflops, cumulative_macs (means over the images); paper_saving, saving (against the plain
+    network); attacked; exact (False when it was made against other thresholds).  worst_form, paper_worst: names of the
+    views that leave fewest right.  union_correct, union_accuracy, union_low, union_high; suite: views behind them.
+    """
+    images, forms = reading.record.images, {}
+    for name in reading.views:
+        paper, true = (reading.cost(convention, name) for convention in ("paper_mflops", "cumulative_macs"))
+        forms[name] = {
+            "correct": int(reading.right(name).sum()), **_parts("accuracy", reading.measured(name)),
+            "exits": (images * reading.share(name)).round().astype(int).tolist(),
+            "per_exit": reading.alone(name).sum(1).astype(int).tolist(), "paper_mflops": paper, "cumulative_macs": true,
+            "paper_saving": 1 - paper / reading.plain("paper_mflops"), "saving": 1 - true / reading.plain("trunk"),
+            "attacked": reading.view(name).attacked, "exact": reading.exact(name)}
+    union = {f"union_{key}": value for key, value in _parts("accuracy", reading.measured("union")).items()}
+    return {"images": images, "thresholds": list(reading.thresholds), "forms": forms, **union,
+            "worst_form": reading.worst_form, "paper_worst": reading.paper_worst, "suite": reading.suite,
+            "union_correct": int(reading.right("union").sum())}
+
+
+def _parts(name: str, number: Number) -> dict[str, float]:
+    return {name: number.value, "low": number.low, "high": number.high}
+
+
 def measured(found: dict, quantity: str) -> tuple[float, float | None, float | None] | None:
     """(value, low, high) of a summary, in the unit of the published tables; costs and savings are those on clean
     images and have no interval. None where the summary does not hold it."""
     forms = found["forms"]
     if quantity == "union":
         return tuple(100 * found[f"union_{part}"] for part in ("accuracy", "low", "high"))
+    if quantity == "attacked_mflops":
+        return forms[found["paper_worst"] or found["worst_form"]]["paper_mflops"], None, None
     name = found["paper_worst"] if quantity == "paper_worst" else quantity
     if name in forms:
         return tuple(100 * forms[name][part] for part in ("accuracy", "low", "high"))
@@ -50,9 +80,10 @@ def number(value: float | None, digits: int = 2) -> str:
     return DASH if value is None or math.isnan(value) else f"{value:.{digits}f}"
 
 
-def spread(row: Mapping, digits: int = 2, unit: float = 1.0) -> str:
-    """A tidy row's value with its interval, times `unit`."""
-    value, low, high = (f"{unit * row[name]:.{digits}f}" for name in ("value", "low", "high"))
+def spread(found: Mapping | Number, digits: int = 2, unit: float = 1.0) -> str:
+    """A number, or a tidy row's, with its interval, times `unit`."""
+    parts = found if isinstance(found, Number) else (found[name] for name in ("value", "low", "high"))
+    value, low, high = (f"{unit * part:.{digits}f}" for part in parts)
     return f"{value} ({low}–{high})"
 
 
@@ -97,7 +128,7 @@ def stacked(*tables: pd.DataFrame) -> pd.DataFrame:
 def verdict(claim: str, first: np.ndarray, second: np.ndarray, unit: str = "points", seed: int = 0) -> dict:
     """Is `first` larger than `second` on the same images? "held", "did not hold", or "too small to tell".
 
-    (N,) images each, or (S, N) of S trainings, see `accuracy.paired_difference`."""
+    (N,) images each, or (S, N) of S trainings, see `stats.paired_difference`."""
     found = paired_difference(first, second, seed)
     low, high = found["low"], found["high"]
     answer = "held" if low > 0 else "did not hold" if high < 0 else "too small to tell"

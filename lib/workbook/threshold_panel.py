@@ -52,8 +52,8 @@ class ThresholdPanel:
 
     def rebuild(self):
         """Everything that depends on which network is looked at: sliders, forms, and the one figure."""
-        explorer, atlas = self.explorer, self.explorer.atlas
-        names = style.exit_names(atlas.num_exits)[:-1]
+        explorer, record = self.explorer, self.explorer.record
+        names = style.exit_names(record.num_exits)[:-1]
         top = math.log10(math.log(len(explorer.subject.names)))
         shape = dict(min=explorers.SMALLEST, max=top, step=explorers.STEP, readout_format=".4f", style=_NAME,
                      layout={"width": "380px"})
@@ -64,9 +64,9 @@ class ThresholdPanel:
             control.observe(self.moved, "value")
         self.gate_box.children = [widgets.HBox(pair) for pair in zip(self.gates, self.opens, strict=True)]
         self.quiet = True
-        self.attack.options = [(style.spoken(name), name) for name in atlas.names]
+        self.attack.options = [(style.spoken(name), name) for name in explorer.reading.names]
         self.attack.value, self.setting.value = explorer.form, explorer.setting
-        self.number.max = len(atlas.labels) - 1
+        self.number.max = record.images - 1
         self.quiet = False
         fresh = explorer.drawn()
         if len(self.figure.data) == len(fresh.data):
@@ -108,7 +108,7 @@ class ThresholdPanel:
 
     def choose_setting(self, setting: str):
         if not self.quiet and setting != "by hand":
-            self.set_point(explorers.thresholds_for(self.explorer.atlas, setting, self.budget.value / 100), setting)
+            self.set_point(explorers.thresholds_for(self.explorer.record, setting, self.budget.value / 100), setting)
 
     def spend(self):
         """Moving the budget is choosing it: a share of the plain network's MACs."""
@@ -131,7 +131,7 @@ class ThresholdPanel:
                 gate.value = min(max(threshold, 10**gate.min), 10**gate.max)
         self.setting.value = self.explorer.setting
         self.quiet = False
-        self.tiles.value = explorers.tiles(self.explorer.read(), self.explorer.form, self.explorer.atlas.names[0])
+        self.tiles.value = explorers.tiles(self.explorer.read(), self.explorer.form, self.explorer.reading.names[0])
 
     def _moved(self, change):
         """A hand moved a slider or a box. A browser that rounds a slider to its nearest step on arrival is no hand."""
@@ -157,7 +157,7 @@ class ThresholdPanel:
 
     def redraw(self):
         found = self.explorer.read()
-        self.tiles.value = explorers.tiles(found, self.explorer.form, self.explorer.atlas.names[0])
+        self.tiles.value = explorers.tiles(found, self.explorer.form, self.explorer.reading.names[0])
         self.stale = True
         with self.figure.batch_update():
             self.explorer.redraw(self.figure, found)

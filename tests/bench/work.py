@@ -19,7 +19,7 @@ from lib import WorkbookError, data
 from lib.attacks import forms
 from lib.attacks.steps import Threat
 from lib.evaluation import speeds, tuning
-from lib.evaluation.views import Atlas
+from lib.evaluation.record import Record
 from lib.models import exits, released, zoo
 from lib.models.view import VIEWS, AttackView
 from lib.operating_point import OperatingPoint
@@ -200,7 +200,7 @@ def routed(rows: Sequence[str]) -> Work:
     record and half of its attacked ones. The others judge, and tell what shares leave at each exit; random images
     leave in those shares.
     """
-    size, record = int(rows[0].removeprefix("routed_")), Atlas.load(lib.ATLASES / f"{released.NAME}.safetensors")
+    size, record = int(rows[0].removeprefix("routed_")), Record.load(lib.ATLASES / f"{released.NAME}.safetensors")
     record = tuning.of_paper_forms(record)
     early, plain = (AttackView(zoo.build("resnet38", exits=e).eval()) for e in ("rdi", "none"))
     x, _ = batch(256)
