@@ -37,7 +37,7 @@ def network():
 @pytest.fixture(scope="module")
 def full(network, digits):
     return record(network, digits.test[:12], forms=ALL, threat=THREAT, batch_size=4, validation=digits.validation[:30],
-                  thresholds=(2.2, 2.1), progress=False, dataset="digits", checkpoint="abc")  # fmt: skip
+                  thresholds=(2.2, 2.1), dataset="digits", checkpoint="abc")  # fmt: skip
 
 
 def same(one: Atlas, other: Atlas) -> bool:
@@ -92,14 +92,14 @@ def test_it_remembers_how_it_was_made(full, network):
 
 
 def test_a_form_does_not_depend_on_which_others_are_recorded(full, network, digits):
-    few = record(network, digits.test[:12], forms=("max_average",), threat=THREAT, batch_size=4, progress=False)
+    few = record(network, digits.test[:12], forms=("max_average",), threat=THREAT, batch_size=4)
     assert np.array_equal(few.entropy[0], full.view("max_average").entropy)
 
 
 def test_slices_join_to_the_record_made_in_one_go(full, network, digits):
     def part(start, stop):
         return record(network, digits.test[start:stop], forms=ALL, threat=THREAT, batch_size=4, thresholds=(2.2, 2.1),
-                      validation=digits.validation[:30], first=start, progress=False, dataset="digits",
+                      validation=digits.validation[:30], first=start, dataset="digits",
                       checkpoint="abc")  # fmt: skip
 
     left, right = part(0, 8), part(8, 12)
@@ -114,7 +114,7 @@ def test_slices_join_to_the_record_made_in_one_go(full, network, digits):
 def test_a_killed_recording_goes_on_and_makes_the_same_atlas(full, network, digits, tmp_path, monkeypatch):
     def go():
         return record(network, digits.test[:12], forms=ALL, threat=THREAT, batch_size=4, thresholds=(2.2, 2.1),
-                      folder=tmp_path, progress=False)  # fmt: skip
+                      folder=tmp_path)  # fmt: skip
 
     really, calls = attack_forms.suite, []
 
@@ -129,12 +129,12 @@ def test_a_killed_recording_goes_on_and_makes_the_same_atlas(full, network, digi
         go()
     assert same(go(), full) and len(calls) == 4  # two batches were kept, one was broken off, one was left
     with pytest.raises(WorkbookError, match="holds another recording"):
-        record(network, digits.test[:12], forms=("clean",), batch_size=4, folder=tmp_path, progress=False)
+        record(network, digits.test[:12], forms=("clean",), batch_size=4, folder=tmp_path)
 
 
 def test_other_seeds_are_restarts_and_stand_side_by_side(full, network, digits):
     again = record(network, digits.test[:12], forms=("main", "average"), threat=THREAT, batch_size=4, seed=1,
-                   validation=digits.validation[:30], progress=False, dataset="digits", checkpoint="abc")  # fmt: skip
+                   validation=digits.validation[:30], dataset="digits", checkpoint="abc")  # fmt: skip
     both = combine([full.select(["main", "average"]), again])
     assert both.names == ("main", "average", "main 2", "average 2")
     assert [v.seed for v in both.views] == [0, 0, 1, 1]
@@ -148,8 +148,8 @@ def test_one_attack_can_be_judged_at_several_points(digits):
     noisy = zoo.build("resnet20", conditioning="float", input_shape=(3, 32, 32), width_multiplier=0.25).eval()
     split = data.load("digits", shape=(3, 32, 32)).test[:6]
     points = [OperatingPoint(noise=1.0, batch_norm=1.0, draw=d) for d in range(2)] + [OperatingPoint(noise=0.0)]
-    atlas = record(noisy, split, threat=THREAT, point=OperatingPoint(noise=0.5, batch_norm=1.0), evaluated_at=points,
-                   progress=False)  # fmt: skip
+    atlas = record(noisy, split, threat=THREAT, point=OperatingPoint(noise=0.5, batch_norm=1.0),
+                   evaluated_at=points)
     assert atlas.names == ("clean", "clean 2", "clean 3", "main", "main 2", "main 3")
     assert [v.draw for v in atlas.views] == [0, 1, None] * 2
     assert all(v.crafted_at == OperatingPoint(noise=0.5, batch_norm=1.0) for v in atlas.views if v.attacked)
@@ -162,8 +162,8 @@ def test_points_of_different_cost_do_not_share_an_atlas():
     split = data.load("digits", shape=(3, 32, 32)).test[:2]
     points = [OperatingPoint(width=w) for w in (0.5, 1.0)]
     with pytest.raises(WorkbookError, match="cost differently"):
-        record(slim, split, forms=["clean"], evaluated_at=points, progress=False)
-    costs = [record(slim, split, forms=["clean"], point=p, progress=False).meta["plain_macs"] for p in points]
+        record(slim, split, forms=["clean"], evaluated_at=points)
+    costs = [record(slim, split, forms=["clean"], point=p).meta["plain_macs"] for p in points]
     assert costs[0] < costs[1] / 2
 
 
@@ -236,7 +236,7 @@ def test_thresholds_come_from_the_paper_the_held_out_images_or_a_budget(full):
 
 def test_a_network_with_one_exit_has_one_form(digits):
     plain = zoo.build("smallcnn", input_shape=(1, 28, 28), width_multiplier=0.25).eval()
-    atlas = record(plain, digits.test[:5], threat=THREAT, validation=digits.validation[:9], progress=False)
+    atlas = record(plain, digits.test[:5], threat=THREAT, validation=digits.validation[:9])
     assert atlas.names == ("clean", "main") and atlas.thresholds() == atlas.thresholds("calibrated") == ()
     assert atlas.exit_costs.cumulative(()).tolist() == [atlas.meta["plain_macs"]]
 
@@ -267,11 +267,11 @@ def test_no_images_are_refused(network, digits):
 def test_recording_leaves_the_network_as_it_was(network, digits):
     network.train()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    first = record(network, digits.test[:4], forms=("clean", "average"), threat=THREAT, progress=False)
+    first = record(network, digits.test[:4], forms=("clean", "average"), threat=THREAT)
     assert network.training
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
     network.eval()
-    again = record(network, digits.test[:4], forms=("clean", "average"), threat=THREAT, progress=False)
+    again = record(network, digits.test[:4], forms=("clean", "average"), threat=THREAT)
     assert same(first, again)
 
 
@@ -279,7 +279,7 @@ def test_recording_leaves_the_network_as_it_was(network, digits):
 def test_a_gpu_records_what_a_cpu_records(network, digits):
     there = zoo.build(**network.config)
     there.load_state_dict(network.state_dict())
-    settings = dict(forms=ALL, threat=Threat(0.2, 0.1, 2, random_start=False), thresholds=(2.2, 2.1), progress=False)
+    settings = dict(forms=ALL, threat=Threat(0.2, 0.1, 2, random_start=False), thresholds=(2.2, 2.1))
     here = record(network, digits.test[:64], **settings)
     gpu = record(there.cuda().eval(), digits.test[:64].to("cuda"), **settings)
     assert np.allclose(gpu.view("clean").entropy, here.view("clean").entropy, atol=1e-3)

@@ -220,8 +220,8 @@ def _(tmp):
 @case("a training folder that holds another recipe")
 def _(tmp):
     recipe = recipes.find("rdi_smallcnn-digits-standard-quick")
-    loop.fit(replace(recipe, iterations=1), tmp, progress=False)
-    loop.fit(recipe, tmp, progress=False)
+    loop.fit(replace(recipe, iterations=1), tmp)
+    loop.fit(recipe, tmp)
 
 
 @case("preset paper on a CPU")

@@ -28,10 +28,10 @@ def split(network):
 
 
 def test_cells_equal_the_atlas_recorded_at_the_same_points(network, split):
-    found = grid.record(network, split, [Attack((ROBUST, QUIET), THREAT, QUIET)], draws=3, batch_size=5, progress=False)
+    found = grid.record(network, split, [Attack((ROBUST, QUIET), THREAT, QUIET)], draws=3, batch_size=5)
     drawn = [ROBUST.replace(draw=d) for d in range(3)]
     truth = atlas.record(AttackView(network), split, forms=("main",), threat=THREAT, point=QUIET, batch_size=5,
-                         evaluated_at=[*drawn, QUIET], progress=False)
+                         evaluated_at=[*drawn, QUIET])
     right = truth.prediction[:, 0] == truth.labels
     assert np.array_equal(found.right, [right[:3].sum(0), right[3]])
     assert np.array_equal(found.first, truth.prediction[[0, 3], 0])
@@ -40,20 +40,20 @@ def test_cells_equal_the_atlas_recorded_at_the_same_points(network, split):
 
 def test_saved_joined_and_resumed_grids_are_the_same(network, split, tmp_path):
     todo = points.attacks(network, THREAT, noises=(0.0, 1.0), mixes=(0.0, 1.0), draws=2, lambdas=(0.0, 1.0))
-    whole = grid.record(network, split, todo, draws=2, batch_size=4, progress=False, folder=tmp_path / "parts")
+    whole = grid.record(network, split, todo, draws=2, batch_size=4, folder=tmp_path / "parts")
     (tmp_path / "parts" / "images-000004.safetensors").unlink()
-    again = grid.record(network, split, todo, draws=2, batch_size=4, progress=False, folder=tmp_path / "parts")
+    again = grid.record(network, split, todo, draws=2, batch_size=4, folder=tmp_path / "parts")
     whole.save(tmp_path / "grid.safetensors")
     for other in (again, Grid.load(tmp_path / "grid.safetensors")):
         assert other.cells == whole.cells and np.array_equal(other.right, whole.right)
         assert np.array_equal(other.first, whole.first) and other.meta["images"] == [0, 8]
     with pytest.raises(WorkbookError, match="another recording"):
-        grid.record(network, split, todo[:1], draws=2, batch_size=4, progress=False, folder=tmp_path / "parts")
+        grid.record(network, split, todo[:1], draws=2, batch_size=4, folder=tmp_path / "parts")
 
 
 def test_another_restart_starts_elsewhere(network, split):
     weak = Threat(0.3, 1e-9, 1)  # the random start is all of it
-    found = grid.record(network, split, [Attack((QUIET,), weak, QUIET, r) for r in (0, 0, 1)], progress=False)
+    found = grid.record(network, split, [Attack((QUIET,), weak, QUIET, r) for r in (0, 0, 1)])
     assert np.array_equal(found.first[0], found.first[1]) and [c.restart for c in found.cells] == [0, 0, 1]
     assert points.relation(found.cells[2]) == "restart 2"
 
@@ -114,7 +114,7 @@ def test_rows_say_who_attacked_where():
 
 def test_several_threats_are_read_apart(network, split):
     fgsm, cw = Threat(0.1, algorithm="fgsm"), Threat(0.1, 0.05, 2, loss="margin")
-    found = grid.record(network, split, points.under((fgsm, cw), (QUIET, ROBUST)), draws=2, progress=False)
+    found = grid.record(network, split, points.under((fgsm, cw), (QUIET, ROBUST)), draws=2)
     assert len(found.cells) == 6 and set(points.read(found, ROBUST, cw).cells) == {"clean", "white-box"}
     assert np.array_equal(points.read(found, QUIET, fgsm).share("white-box"), found.share(2))
     named = [r["attack"] for r in points.rows(found) if r["metric"] == "robust_accuracy"]
@@ -124,6 +124,6 @@ def test_several_threats_are_read_apart(network, split):
 
 def test_nothing_to_record_is_refused(network, split):
     with pytest.raises(WorkbookError, match="nothing to record"):
-        grid.record(network, split[:0], [Attack((QUIET,))], progress=False)
+        grid.record(network, split[:0], [Attack((QUIET,))])
     with pytest.raises(WorkbookError, match="no knob"):
-        grid.record(network, split, [Attack((OperatingPoint(code=0.2),))], progress=False)
+        grid.record(network, split, [Attack((OperatingPoint(code=0.2),))])

@@ -9,11 +9,10 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from lib import WorkbookError
 from lib.data.splits import Raw, Split
-from lib.progress import watched
+from lib.progress import bar
 
 LAYOUT = "{train,test}/<class>/<image>"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm")
@@ -110,12 +109,11 @@ def decode(paths: list[str], title: str) -> Tensor:
 
     in_colour = False
     with (ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
-          tqdm(total=len(paths), desc=f"decode {title}", unit=" images", leave=False, mininterval=0.5,
-               disable=not watched()) as bar):
+          bar(len(paths), f"decode {title}", "image") as shown):
         try:
             for colourful in pool.map(read, range(0, len(paths), CHUNK)):
                 in_colour |= any(colourful)
-                bar.update(len(colourful))
+                shown.update(len(colourful))
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise

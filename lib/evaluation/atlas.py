@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 import lib
 from lib import WorkbookError, randomness
@@ -21,6 +20,7 @@ from lib.models.cost import cost
 from lib.models.exits import entropy
 from lib.models.network import Network
 from lib.operating_point import OperatingPoint
+from lib.progress import bar
 
 __all__ = ["Atlas", "Validation", "View", "check_forms", "combine", "concatenate", "hold_out", "record"]
 
@@ -29,7 +29,7 @@ def record(network: Network, images: Split, *, forms: Sequence[str] | None = Non
            point: OperatingPoint | None = None, evaluated_at: OperatingPoint | Sequence[OperatingPoint] | None = None,
            seed: int = 0, batch_size: int = 250, mode: str = "eval", thresholds: Sequence[float] | None = None,
            validation: Split | Validation | None = None, first: int = 0, folder: Path | str | None = None,
-           split: str = "test", progress: bool = True, **meta) -> Atlas:  # fmt: skip
+           split: str = "test", **meta) -> Atlas:  # fmt: skip
     """Attack `images` in every form, look at all exits, and write down what they said.
 
     forms: "clean" among them; None = clean and the paper's K + 3.  threat: needed by every form but clean.
@@ -54,7 +54,7 @@ def record(network: Network, images: Split, *, forms: Sequence[str] | None = Non
         validation = hold_out(network, validation, point=points[0], seed=seed, batch_size=batch_size)
     if validation is not None and len(validation.entropy.T) >= network.num_exits:
         meta["calibrated_thresholds"] = list(routing.calibrate(validation.entropy))
-    parts, bar = [], tqdm(total=len(images), unit="image", desc="evaluate", disable=not progress)
+    parts, shown = [], bar(len(images), "attack", "image")
     for start in range(0, len(images), batch_size):
         part = images[start:start + batch_size]
         about = {**meta, "images": [first + start, first + start + len(part)]}
@@ -63,8 +63,8 @@ def record(network: Network, images: Split, *, forms: Sequence[str] | None = Non
             return _batch(network, part, forms, points, views, about, validation)
 
         parts.append(look() if folder is None else _kept(Path(folder), look, views, about))
-        bar.update(len(part))
-    bar.close()
+        shown.update(len(part))
+    shown.close()
     return concatenate(parts)
 
 

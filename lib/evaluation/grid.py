@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 import lib
 from lib import WorkbookError, checkpoints, randomness
@@ -24,6 +23,7 @@ from lib.models.cost import cost
 from lib.models.network import Network
 from lib.models.view import AttackView
 from lib.operating_point import OperatingPoint
+from lib.progress import bar
 
 ARRAYS = ("right", "first")
 
@@ -127,8 +127,7 @@ class Grid:
 
 
 def record(network: Network, images: Split, attacks: Sequence[Attack], *, draws: int = 5, seed: int = 0,
-           batch_size: int = 250, first: int = 0, folder: Path | str | None = None, progress: bool = True,
-           **meta) -> Grid:
+           batch_size: int = 250, first: int = 0, folder: Path | str | None = None, **meta) -> Grid:
     """Craft every attack and judge it at its points, over frozen noise draws 0 … draws - 1 where the point is noisy.
 
     A point with a frozen draw of its own is judged at that draw. Random starts are those of `atlas.record`, the same
@@ -149,7 +148,8 @@ def record(network: Network, images: Split, attacks: Sequence[Attack], *, draws:
     cells = tuple(Cell(p, a.threat, a.crafted_at, _draws(network, p, draws), a.restart)
                   for a in attacks for p in a.evaluated_at)
     view, parts = AttackView(network), []
-    for start in tqdm(range(0, len(images), batch_size), unit="batch", desc="record", disable=not progress):
+    shown = bar(len(images), "attack", "image")
+    for start in range(0, len(images), batch_size):
         index = first + start
         path = None if folder is None else Path(folder) / f"images-{index:06d}.safetensors"
         if path is None or not path.is_file():
@@ -160,6 +160,8 @@ def record(network: Network, images: Split, attacks: Sequence[Attack], *, draws:
         parts.append(made if path is None else Grid.load(path))
         if parts[-1].cells != cells:
             raise WorkbookError(f"{folder} holds another recording; give a new folder")
+        shown.update(len(parts[-1].labels))
+    shown.close()
     return join(parts)
 
 

@@ -101,12 +101,12 @@ def make(seeds=SEEDS) -> None:
     threat = dataclasses.replace(networks.customary(images), steps=STEPS)
     for called, asked in ((name(method, seed), recipe(method, seed)) for seed in seeds for method in METHODS):
         if not weights(called).is_file():
-            shipping.halved(loop.fit(asked, RUNS / "seeds" / called, progress=False).path, weights(called))
+            shipping.halved(loop.fit(asked, RUNS / "seeds" / called).path, weights(called))
         shipped = checkpoints.load(weights(called))
         for which, count in IMAGES.items():
             if not record(called, which).is_file():
                 todo = plan(which, threat)(shipped.network)
-                grids.record(shipped.network, images.test[:count], todo, draws=DRAWS, progress=False, split="test",
+                grids.record(shipped.network, images.test[:count], todo, draws=DRAWS, split="test",
                              folder=RUNS / "seeds" / f"{called}-{which}", dataset=images.name, defence=asked.defence,
                              data_variant=images.variant, checkpoint=shipped.digest).save(record(called, which))
                 print(called, which, flush=True)

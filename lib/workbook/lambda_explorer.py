@@ -156,8 +156,7 @@ class LambdaExplorer:
             progress(start, total)
             part = self.images.test[first + start:first + min(start + CHUNK, total)]
             parts.append(grids.record(member.network, part, todo, draws=draws, seed=grid.meta["seed"],
-                                      batch_size=CHUNK, first=first + start, macs=grid.meta["macs"],
-                                      progress=False))
+                                      batch_size=CHUNK, first=first + start, macs=grid.meta["macs"]))
         progress(total, total)
         self.exact[member.method, at] = grids.join(parts)
         return self.spot(member, at)

@@ -132,8 +132,7 @@ def grid(settings: Settings, trained: Trained, images: data.Dataset | None, **op
         if not path.is_file():
             grids.record(trained.network, networks.first(settings, images, settings.images), todo, draws=draws,
                          seed=settings.seed, folder=path.with_suffix(""), dataset=images.name, split="test",
-                         data_variant=images.variant, checkpoint=trained.digest, defence=trained.defence,
-                         progress=False).save(path)
+                         data_variant=images.variant, checkpoint=trained.digest, defence=trained.defence).save(path)
     return Grid.load(path)
 
 

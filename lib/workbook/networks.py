@@ -157,7 +157,7 @@ def record(settings: Settings, trained: Trained, dataset: data.Dataset | None, i
     if not path.is_file():
         made = recording.record(trained.network, first(settings, dataset, images), validation=dataset.validation,
                                 folder=path.with_suffix(""), dataset=dataset.name, data_variant=dataset.variant,
-                                checkpoint=trained.digest, defence=trained.defence, progress=False, **options)
+                                checkpoint=trained.digest, defence=trained.defence, **options)
         made.save(path)
     return Atlas.load(path)
 

@@ -96,7 +96,7 @@ def attack(settings: Settings, path: Path, images: data.Dataset) -> tuple[Atlas,
     """
     found, threat = released.load(path, settings.device), networks.threat_of(settings, images)
     told = dict(threat=threat, batch_size=50, checkpoint=found.digest, dataset="cifar10", defence="max_average",
-                data_variant=f"lossless, first {settings.images:,}", progress=False)
+                data_variant=f"lossless, first {settings.images:,}")
     folder = settings.run_dir / f"released-{settings.images}-{threat.steps}"
     record = recording.record(found.network, networks.first(settings, images, settings.images), seed=settings.seed,
                               forms=("clean", *forms.names(found.network.num_exits)),

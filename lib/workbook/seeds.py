@@ -49,8 +49,8 @@ def make() -> None:
         target = place(defence, seed)
         if target.is_file():
             continue
-        network = loop.obtain(asked, RUNS / "seeds" / called, progress=False)
-        found = atlas.record(network, images.test[:IMAGES], threat=threat, batch_size=125, progress=False,
+        network = loop.obtain(asked, RUNS / "seeds" / called)
+        found = atlas.record(network, images.test[:IMAGES], threat=threat, batch_size=125,
                              validation=images.validation, folder=RUNS / "seeds" / f"{called}-record",
                              dataset=images.name, data_variant=images.variant, defence=defence,
                              training_seed=seed, recipe_digest=asked.digest())

@@ -138,7 +138,7 @@ def train(settings: Settings, asked: Recipe, start: Network | None = None) -> Tr
     """The network of a recipe, trained once per run and kept. Raises WorkbookError when training stopped early."""
     folder = settings.networks / f"{asked.name}-{asked.digest()}"
     with networks.waiting_for(folder):
-        loop.obtain(asked, folder, start=start, device=settings.device, progress=settings.preset != "quick")
+        loop.obtain(asked, folder, start=start, device=settings.device)
     loaded = checkpoints.load(folder / "last.safetensors", settings.device)
     return Trained(asked.name, loaded.network, loaded.digest)
 
