@@ -244,7 +244,7 @@ def exit_names(num_exits: int) -> list[str]:
 
 
 def check_output(*paths: str | None, inputs: Sequence[str | Path] = ()) -> None:
-    """Refuse before the work starts, not after, a file that cannot be written or whose place this command reads from.
+    """Refuse before the work starts, not after, a file that cannot be written or that this command uses itself.
 
     inputs: files and folders that have to stay as they are. Raises WorkbookError.
     """
@@ -256,8 +256,8 @@ def check_output(*paths: str | None, inputs: Sequence[str | Path] = ()) -> None:
             raise WorkbookError(f"{path} is a device, a pipe or a link, which would be replaced; give another name")
         writable(path)
         if used := next((one for one in taken if one in (path.resolve(), *path.resolve().parents)), None):
-            raise WorkbookError(f"{path} would overwrite {used}, or something in it, which this command uses; "
-                                "give another name")
+            where = "is" if used == path.resolve() else f"lies in {used}, which is"
+            raise WorkbookError(f"{path} {where} used by this command itself; give another name")
         taken.append(path.resolve())
 
 

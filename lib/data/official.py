@@ -123,7 +123,7 @@ def fill(scratch: Path, source: Source, archive: Path | None) -> None:
 @contextmanager
 def one_at_a_time(name: str) -> Iterator[Path]:
     """An empty folder for one download, which other processes wait for; what a killed one left is removed first."""
-    lib.DATASETS.mkdir(parents=True, exist_ok=True)
+    lib.writable(lib.DATASETS, "name another place with WORKBOOK_DATA").mkdir(parents=True, exist_ok=True)
     scratch = lib.DATASETS / f".{name}.part"
     with open(lib.DATASETS / f".{name}.lock", "wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
