@@ -24,6 +24,11 @@ DATASETS = place(os.environ.get("WORKBOOK_DATA"), DATA / "datasets")  # ignored:
 RUNS = place(os.environ.get("WORKBOOK_RUNS"), DATA / "runs")  # ignored: everything a run writes
 
 
+def candidates(name):
+    """Where a file or folder that a person named may be: in the current folder, the checkout, among the datasets."""
+    return [folder / os.path.expanduser(name) for folder in (Path(), ROOT, DATASETS)]
+
+
 class WorkbookError(Exception):
     """Something the user can mend: one sentence that says what was wrong and what to do."""
 

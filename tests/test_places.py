@@ -12,7 +12,7 @@ from nbclient import NotebookClient
 import lib
 from lib import ROOT, WorkbookError, __main__, commands, data
 from lib.data import official
-from lib.workbook import parameters
+from lib.workbook import parameters, released_record
 
 PLACES = "import lib; print(lib.DATASETS, lib.RUNS)"
 
@@ -63,10 +63,16 @@ def test_a_checkout_that_may_not_be_written_is_said_with_the_remedy(monkeypatch,
         pass
 
 
-def test_an_image_folder_at_home_is_found(monkeypatch, tmp_path):
+def test_files_and_image_folders_are_found_from_a_notebook_as_from_the_checkout(monkeypatch, tmp_path):
     (tmp_path / "pictures").mkdir()
+    (tmp_path / "weights.pth.tar").touch()
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert data.find_folder("~/pictures") == tmp_path / "pictures"
+    for here in (ROOT, ROOT / "notebooks"):
+        monkeypatch.chdir(here)
+        assert data.find_folder("~/pictures") == tmp_path / "pictures"
+        assert data.find_folder("tests/bench") == ROOT / "tests" / "bench"
+        assert released_record.find("~/weights.pth.tar") == tmp_path / "weights.pth.tar"
+        assert released_record.find("README.md").samefile(ROOT / "README.md")
 
 
 # ---- files that a command writes

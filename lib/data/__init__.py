@@ -7,7 +7,6 @@ A dataset is named, or is any image folder {train,test}/<class>/<image>. Every o
 out of its training images, the same for every seed.
 """
 
-import os
 from pathlib import Path
 
 import torch
@@ -65,8 +64,8 @@ def check_shape(name: str, actual: tuple[int, ...], wanted: tuple[int, ...] | No
 
 def find_folder(name: str) -> Path:
     """The image folder that a user means by `name`."""
-    for place in (Path(), lib.ROOT, lib.DATASETS):
-        if (folder := place / os.path.expanduser(name)).is_dir():
+    for folder in lib.candidates(name):
+        if folder.is_dir():
             return folder.resolve()
     raise WorkbookError(f"There is no dataset {name!r}; choose one of {', '.join(NAMES)}, or give the path of an image "
                         f"folder {LAYOUT}.")

@@ -71,8 +71,8 @@ def obtain(settings: Settings) -> Released:
 
 
 def find(name: str) -> Path | None:
-    """The file at that path, or below data/datasets."""
-    return next((path for path in (Path(name), lib.DATASETS / name) if path.is_file()), None)
+    """The file that a person means by `name`."""
+    return next(filter(Path.is_file, lib.candidates(name)), None)
 
 
 def again(settings: Settings, path: Path) -> Atlas | None:
