@@ -29,11 +29,14 @@ GREY = {"smallcnn": (1, 28, 28)}  # the shape a model was published for; the oth
 LEGACY = (".pth", ".pt", ".tar")  # the released weights of other authors
 
 
-def train(args) -> None:
-    """Train a recipe, or go on with it. args: recipe, minutes, seed, folder, device, list, json."""
+def train(args) -> int:
+    """Train a recipe, or go on with it. args: recipe, minutes, seed, folder, device, list, json.
+
+    Returns the exit code: 130 or 143 when SIGINT or SIGTERM stopped it, as shells say it.
+    """
     if args.list:
         print("\n".join(recipes.names()))
-        return
+        return 0
     recipe, device = recipes.find(args.recipe), find_device(args.device)
     if args.seed is not None:
         recipe = dataclasses.replace(recipe, seed=args.seed)
@@ -49,6 +52,7 @@ def train(args) -> None:
         print("the same command goes on from here")
     write_json(args.json, {"recipe": recipe.name, "seed": recipe.seed, "finished": result.finished, "step": result.step,
                            "total": result.total, "path": str(result.path), "metrics": result.metrics})  # fmt: skip
+    return 128 + result.signal if result.signal else 0
 
 
 def evaluate(args) -> None:

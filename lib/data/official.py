@@ -1,6 +1,5 @@
 """The named datasets: where their official files lie, how missing ones are fetched, how the papers train and attack."""
 
-import fcntl
 import shutil
 import socket
 import zipfile
@@ -14,7 +13,7 @@ from pickle import UnpicklingError
 from tarfile import TarError
 
 import lib
-from lib import WorkbookError
+from lib import WorkbookError, locks
 from lib.data import folders, readers
 from lib.data.splits import Raw
 
@@ -125,8 +124,7 @@ def one_at_a_time(name: str) -> Iterator[Path]:
     """An empty folder for one download, which other processes wait for; what a killed one left is removed first."""
     lib.writable(lib.DATASETS, "name another place with WORKBOOK_DATA").mkdir(parents=True, exist_ok=True)
     scratch = lib.DATASETS / f".{name}.part"
-    with open(lib.DATASETS / f".{name}.lock", "wb") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locks.held(lib.DATASETS / f".{name}.lock"):
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir()
         try:

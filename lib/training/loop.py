@@ -20,7 +20,7 @@ SAVE_SECONDS = 30.0  # of work that a kill may cost
 class Result:
     """What a call of `fit` leaves. network: in eval mode. path: its file. metrics: the last report.
 
-    finished: whether all iterations ran; else `reason` says why not and the next call goes on.
+    finished: whether all iterations ran; else `reason` says why not and the next call goes on. signal: what stopped it.
     """
 
     network: Network
@@ -30,6 +30,7 @@ class Result:
     step: int
     total: int
     reason: str = "finished"
+    signal: int = 0
 
 
 def fit(recipe: Recipe, folder: Path | str, *, start: Network | None = None, device: torch.device | str | None = None,
@@ -65,7 +66,7 @@ def fit(recipe: Recipe, folder: Path | str, *, start: Network | None = None, dev
                 if minutes is not None and time.monotonic() - begun >= 60 * minutes:
                     reason = "time is up"
                     break
-        return _close(training, reason)
+        return _close(training, reason, stop.asked)
 
 
 def obtain(recipe: Recipe, folder: Path | str, **options) -> Network:
@@ -91,7 +92,7 @@ def _finished(recipe: Recipe, folder: Path, device: torch.device) -> Result | No
     return Result(loaded.network, path, True, told["metrics"], told["step"], told["total"])
 
 
-def _close(training: Training, reason: str) -> Result:
+def _close(training: Training, reason: str, signal: int) -> Result:
     """Write the network, and the state unless all is done."""
     training.save()
     metrics = training.history[-1] if training.history else {}
@@ -99,4 +100,4 @@ def _close(training: Training, reason: str) -> Result:
     if finished := training.step == training.total:
         (training.folder / "state.safetensors").unlink()
     return Result(training.constraint.deployed().eval(), path, finished, metrics, training.step, training.total,
-                  "finished" if finished else reason)
+                  "finished" if finished else reason, 0 if finished else signal)

@@ -155,7 +155,7 @@ def routed(settings: Settings, atlas: Atlas, clocked: Clock) -> dict[tuple[str, 
             timed[thresholds] = took  # several settings may find the same thresholds
             told = dict(experiment=settings.notebook, preset=settings.preset, weights=settings.weights, defence=name,
                         threshold_source=name)
-            rows.append(settings.run_dir.parent / "metrics.csv", [row | told for row in took])
+            rows.append(settings.table, [row | told for row in took])
             macs = atlas.exit_costs.cumulative(thresholds)[leaving].mean() / atlas.meta["plain_macs"]
             found[name, size] = Routed(atlas.num_exits, leaving, clean, worst, macs, took)
     return found

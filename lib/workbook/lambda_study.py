@@ -159,7 +159,7 @@ def caption(settings: Settings, found: dict[str, Member]) -> str:
 
 def write(settings: Settings, found: dict[str, Member]) -> Path:
     """All numbers of the members as tidy rows in the run's table; returns its path."""
-    path = settings.run_dir.parent / "metrics.csv"
+    path = settings.table
     for member in found.values():
         rows.append(path, points.rows(member.grid, experiment=settings.notebook, preset=settings.preset,
                                       weights=member.trained.weights))

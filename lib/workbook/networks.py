@@ -1,14 +1,13 @@
 """Where a notebook's networks and records come from: shipped with the repository, or made in this run and kept."""
 
-import contextlib
 import dataclasses
-import fcntl
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 import lib
-from lib import WorkbookError, checkpoints, data
+from lib import WorkbookError, checkpoints, data, locks
 from lib.attacks.steps import Threat
 from lib.evaluation import atlas as recording
 from lib.evaluation.views import Atlas
@@ -71,13 +70,9 @@ def obtain(settings: Settings, network: str, dataset: str, defence: str, **chang
     return Trained(name, loaded.network, loaded.digest, settings.weights)
 
 
-@contextlib.contextmanager
-def waiting_for(folder: Path) -> Iterator[None]:
+def waiting_for(folder: Path) -> AbstractContextManager[None]:
     """Hold what is made in `folder`; whoever comes second waits and then finds it made."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with open(folder.with_name(f".{folder.name}.lock"), "wb") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+    return locks.held(folder.with_name(f".{folder.name}.lock"))
 
 
 def customary(dataset: data.Dataset) -> Threat:

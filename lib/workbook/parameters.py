@@ -34,6 +34,11 @@ class Settings(SimpleNamespace):
         """Where trained networks are kept: one place for all notebooks of a run, so that each is trained once."""
         return self.run_dir.parent / "networks"
 
+    @property
+    def table(self) -> Path:
+        """Where this notebook's rows go; the run's table is made of those of all its notebooks."""
+        return self.run_dir / "metrics.csv"
+
     def __str__(self):
         folder = self.run_dir.relative_to(ROOT) if self.run_dir.is_relative_to(ROOT) else self.run_dir
         own = "".join(f" · {name} {value}" for name, value in vars(self).items()

@@ -169,7 +169,7 @@ def read(settings: Settings, trained: Trained, record: Atlas, source: str | None
 
 def write(settings: Settings, readings: Mapping[str, Reading]) -> Path:
     """All numbers of the readings as tidy rows in the run's table; returns its path."""
-    path = settings.run_dir.parent / "metrics.csv"
+    path = settings.table
     told = dict(experiment=settings.notebook, preset=settings.preset)
     for reading in readings.values():
         rows.append(path, accuracy.rows(reading.atlas, reading.thresholds, reading.source, **told,
