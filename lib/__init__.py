@@ -4,6 +4,7 @@ Importing `lib` stays cheap: only the standard library is touched here.
 """
 
 import os
+from numbers import Integral
 from pathlib import Path
 
 __version__ = "0.1.0"
@@ -39,3 +40,10 @@ def writable(path, remedy="choose another folder"):
     if not os.access(there, os.W_OK) or not (there.is_dir() or there == path.absolute()):
         raise WorkbookError(f"{path} may not be written; {remedy}")
     return path
+
+
+def check_counts(**counts) -> None:
+    """Raises WorkbookError unless every value is a whole number of at least 1."""
+    for name, value in counts.items():
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+            raise WorkbookError(f"{name} {value} is not a whole number of at least 1")

@@ -26,7 +26,6 @@ from lib.training import loop, recipes
 
 AUDITED = 64  # the first images, which the audit looks at
 GREY = {"smallcnn": (1, 28, 28)}  # the shape a model was published for; the others take 3x32x32
-LEGACY = (".pth", ".pt", ".tar")  # the released weights of other authors
 
 
 def train(args) -> int:
@@ -63,9 +62,9 @@ def evaluate(args) -> None:
     """
     check_output(args.json, args.save_atlas, inputs=[args.checkpoint, args.dataset, DATASETS])
     device = find_device(args.device)
-    loaded = load_network(args.checkpoint, device)
+    loaded = checkpoints.load(args.checkpoint, device)
     network = loaded.network
-    dataset = load_dataset(args.dataset, network, device)
+    dataset = data.load(args.dataset, device=device, shape=network.input_shape)
     asked = args.attack or ("clean", *attack_forms.names(network.num_exits))
     forms = {name: atlas.check_forms([name], network.num_exits)[0] for name in asked}
     threat = find_threat(args, dataset) if set(forms.values()) != {"clean"} else None
@@ -78,12 +77,12 @@ def evaluate(args) -> None:
         network, images, forms=tuple(dict.fromkeys(forms.values())), threat=threat, seed=args.seed, mode=args.mode,
         batch_size=args.batch_size, thresholds=thresholds, validation=held_out, first=first,
         dataset=dataset.name, data_variant=dataset.variant, checkpoint=loaded.digest,
-        defence=(loaded.metadata.get("recipe") or {}).get("defence"),
+        defence=(loaded.metadata.get("recipe") or {}).get("defence"), trained_on=loaded.metadata.get("dataset"),
     )  # fmt: skip
     point = OperatingPoint(thresholds=thresholds) if network.num_exits > 1 else None
     right = np.logical_and.reduce(list(accuracy.correct(record, thresholds).values()))
-    audited = audit(network, *images[:AUDITED].floats(), threat, point, seed=args.seed,
-                    right=torch.from_numpy(right[:AUDITED]).to(device))  # fmt: skip
+    labels, right = (torch.from_numpy(array[:AUDITED]).to(device) for array in (record.labels, right))
+    audited = audit(network, images[:AUDITED].floats()[0], labels, threat, point, seed=args.seed, right=right)
     record = dataclasses.replace(record, meta={**record.meta, "audit": audited})
     if args.save_atlas:
         record.save(args.save_atlas)
@@ -95,6 +94,7 @@ def evaluate(args) -> None:
                          ("correct", "exits", "per_exit", "paper_mflops", "cumulative_macs")}
                   for name, form in forms.items()},
         "worst_form": found["worst_form"], "union_correct": found["union_correct"], "audit": audited,
+        "remarks": remarks(record),
     })  # fmt: skip
 
 
@@ -153,24 +153,6 @@ def find_device(name: str | None) -> torch.device:
     return device
 
 
-def load_network(path: str, device: torch.device) -> checkpoints.Loaded:
-    """One of our checkpoints, or the released weights of the RDI authors. Raises WorkbookError for any other file."""
-    if Path(path).suffix in LEGACY and Path(path).is_file():
-        from lib.models import released
-
-        return released.load(path, device)
-    return checkpoints.load(path, device)
-
-
-def load_dataset(name: str, network: Network, device: torch.device) -> Dataset:
-    """The dataset, in the network's shape. Raises WorkbookError when it has more classes than the network knows."""
-    dataset = data.load(name, device=device, shape=network.input_shape)
-    if len(dataset.classes) != network.classes:
-        raise WorkbookError(f"{dataset.name} has {len(dataset.classes)} classes, but the network knows "
-                            f"{network.classes}; evaluate it on the dataset it was trained on")  # fmt: skip
-    return dataset
-
-
 def find_images(asked: tuple[int, int | None] | None, dataset: Dataset) -> tuple[int, Split]:
     """(index of the first image, the images) of a half-open range of the test images."""
     first, stop = asked or (0, None)
@@ -206,6 +188,13 @@ def find_thresholds(asked, network: Network, held_out: atlas.Validation | None) 
     return tuple(asked), "given"
 
 
+def remarks(record: Atlas) -> list[str]:
+    """What has to be said beside the numbers: images of another dataset, classes that are not the network's own."""
+    meta = record.meta
+    elsewhere = meta["trained_on"] not in (None, meta["dataset"])
+    return [f"trained on {meta['trained_on']}"] * elsewhere + [meta["remark"]] * bool(meta["remark"])
+
+
 def report(record: Atlas, found: dict, source: str) -> str:
     """What `evaluate` prints."""
     meta, names = record.meta, exit_names(record.num_exits)
@@ -225,7 +214,8 @@ def report(record: Atlas, found: dict, source: str) -> str:
             for name, f in found["forms"].items()]  # fmt: skip
     lines = [
         f"{record.model} on {meta['dataset']} ({meta['data_variant']}), test images {meta['images'][0]}:"
-        f"{meta['images'][1]}, seed {meta['seed']}; {budget}; thresholds {gates} ({source})",
+        f"{meta['images'][1]}, seed {meta['seed']}; {budget}; thresholds {gates} ({source})"
+        + "".join(f"; {remark}" for remark in remarks(record)),
         pandas.DataFrame(rows).to_string(index=False),
     ]  # fmt: skip
     lines.append(f"audit on {audited['images']} images: " + (

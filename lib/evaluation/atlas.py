@@ -9,13 +9,13 @@ import numpy as np
 import torch
 
 import lib
-from lib import WorkbookError, randomness
+from lib import WorkbookError, checkpoints, randomness
 from lib.attacks import forms as attack_forms
 from lib.attacks.modes import attack_mode
 from lib.attacks.steps import Threat
 from lib.data import Split
 from lib.evaluation import routing
-from lib.evaluation.views import ARRAYS, Atlas, Validation, View, combine, concatenate, unlike
+from lib.evaluation.views import ARRAYS, Atlas, Validation, View, admitted, combine, concatenate, unlike
 from lib.models.cost import cost
 from lib.models.exits import entropy
 from lib.models.network import Network
@@ -39,9 +39,12 @@ def record(network: Network, images: Split, *, forms: Sequence[str] | None = Non
     from and the index of their first one there; a batch's random start depends on the index of its first image, so that
     slices cut at multiples of `batch_size` join to exactly the record made in one go.  folder: keeps a part per batch
     there, and takes up a killed recording again.
-    meta: what else to remember (checkpoint, dataset, data_variant, defence).
-    Raises WorkbookError for unknown forms, missing settings and points that the network does not have.
+    meta: what else to remember (checkpoint, dataset, data_variant, defence). Class names are compared and labels follow
+    the network's; what has to be said of that is meta["remark"].
+    Raises WorkbookError for unknown forms, missing settings, points that the network does not have, images or classes
+    that do not fit it, and a folder that holds a recording of other weights, images or settings.
     """
+    images, remark = admitted(network, images, batch_size)
     point = point or OperatingPoint()
     points = [evaluated_at or point] if not isinstance(evaluated_at, Sequence) else list(evaluated_at)
     forms = check_forms(("clean", *attack_forms.paper_forms(network.num_exits)) if forms is None else forms,
@@ -49,7 +52,7 @@ def record(network: Network, images: Split, *, forms: Sequence[str] | None = Non
     thresholds = _check(network, images, forms, threat, (point, *points), thresholds)
     views = tuple(_view(form, at, seed, threat, mode, point, thresholds) for form in forms for at in points)
     meta = {**meta, **_about(network, points, images.images.device), "split": split, "seed": seed,
-            "batch_size": batch_size}  # fmt: skip
+            "batch_size": batch_size, "remark": remark, "classes": images.classes and list(images.classes)}  # fmt: skip
     if isinstance(validation, Split):
         validation = hold_out(network, validation, point=points[0], seed=seed, batch_size=batch_size)
     if validation is not None and len(validation.entropy.T) >= network.num_exits:
@@ -57,7 +60,8 @@ def record(network: Network, images: Split, *, forms: Sequence[str] | None = Non
     parts, shown = [], bar(len(images), "attack", "image")
     for start in range(0, len(images), batch_size):
         part = images[start:start + batch_size]
-        about = {**meta, "images": [first + start, first + start + len(part)]}
+        about = {**meta, "images": [first + start, first + start + len(part)],
+                 "pixels": checkpoints.digest({"images": part.images})}
 
         def look(part=part, about=about):
             return _batch(network, part, forms, points, views, about, validation)
@@ -80,8 +84,6 @@ def check_forms(forms: Sequence[str], num_exits: int) -> tuple[str, ...]:
 
 def _check(network, split, forms, threat, points, thresholds) -> tuple[float, ...] | None:
     """The thresholds that a gate-aware attack is to know; raises WorkbookError for settings that do not fit."""
-    if len(split) == 0:
-        raise WorkbookError("there is no image to evaluate; ask for at least one")
     for point in points:
         network.check_point(point)
         if {"exits", "thresholds"} & point.used():
@@ -112,7 +114,8 @@ def _about(network: Network, points: Sequence[OperatingPoint], device: torch.dev
     trunk = [e.cumulative_macs for e in cost(network, points[0].replace(exits=last)).exits]
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return {
-        "model": network.config, "paper_thresholds": network.paper_thresholds and list(network.paper_thresholds),
+        "model": network.config, "weights": checkpoints.digest(network.state_dict()),
+        "paper_thresholds": network.paper_thresholds and list(network.paper_thresholds),
         "paper_mflops": [e.paper_mflops for e in full.exits],
         "cumulative_macs": [e.cumulative_macs for e in full.exits], "trunk_macs": trunk,
         "plain_paper_mflops": full.exits[-1].paper_mflops, "plain_macs": trunk[-1],
@@ -136,6 +139,7 @@ def hold_out(network: Network, split: Split, *, point: OperatingPoint | None = N
     """Look at clean held-out images, on which thresholds may be chosen. Raises WorkbookError when there are none."""
     if len(split) == 0:
         raise WorkbookError("there are no held-out images to choose thresholds on; use the paper's or give some")
+    split, _ = admitted(network, split, batch_size)
     point = point or OperatingPoint()
     entropies, right = [], []
     for start in range(0, len(split), batch_size):
@@ -168,6 +172,7 @@ def _kept(folder: Path, look, views, about: dict) -> Atlas:
     if not path.exists():
         look().save(path)
     found = Atlas.load(path)
-    if found.views != views or unlike(found, replace(found, meta=about), "images"):
+    if (found.views != views or found.meta.get("pixels") != about["pixels"]
+            or unlike(found, replace(found, meta=about), "images")):
         raise WorkbookError(f"{folder} holds another recording; give a new folder, or the settings it was begun with")
     return found

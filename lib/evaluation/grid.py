@@ -15,10 +15,11 @@ import numpy as np
 import torch
 
 import lib
-from lib import WorkbookError, checkpoints, randomness
+from lib import WorkbookError, check_counts, checkpoints, randomness
 from lib.attacks import forms
 from lib.attacks.steps import Threat
 from lib.data import Split
+from lib.evaluation.views import admitted
 from lib.models.cost import cost
 from lib.models.network import Network
 from lib.models.view import AttackView
@@ -70,8 +71,8 @@ class Cell:
 
 @dataclass(frozen=True)
 class Grid:
-    """cells: C of them.  right (C, N) uint8: in how many draws each image is right.  first (C, N) int16: what the first
-    draw answers.  labels (N,).  meta: model, checkpoint, dataset, data_variant, split, images, seed, threat, …
+    """cells: C of them.  right (C, N) uint8 or uint16: in how many draws each image is right.  first (C, N) int16: what
+    the first draw answers.  labels (N,).  meta: model, checkpoint, dataset, data_variant, split, images, seed, …
     """
 
     cells: tuple[Cell, ...]
@@ -134,17 +135,20 @@ def record(network: Network, images: Split, attacks: Sequence[Attack], *, draws:
     for every attack of a batch, so that differences are paired. first: index of the first image in its split; slices
     cut at multiples of `batch_size` join to the grid made in one go. folder: keeps a part per batch there, and takes up
     a killed recording again. meta: what else to remember (checkpoint, dataset, data_variant, defence; macs, if known).
-    Raises WorkbookError for points that the network does not have, or no images.
+    Raises WorkbookError as `atlas.record`.
     """
     if not len(images) or not attacks:
         raise WorkbookError("there is nothing to record; give at least one image and one attack")
+    check_counts(draws=draws)
+    images, remark = admitted(network, images, batch_size)
     points = tuple(dict.fromkeys(p for a in attacks for p in (*a.evaluated_at, *((a.crafted_at,) if a.threat else ()))))
     for point in points:
         network.check_point(point)
     device = images.images.device
     meta = {**meta, "model": network.config, "seed": seed, "batch_size": batch_size, "threads": torch.get_num_threads(),
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-            "version": lib.__version__, "macs": meta.get("macs") or macs(network, points)}
+            "version": lib.__version__, "weights": checkpoints.digest(network.state_dict()), "remark": remark,
+            "classes": images.classes and list(images.classes), "macs": meta.get("macs") or macs(network, points)}
     cells = tuple(Cell(p, a.threat, a.crafted_at, _draws(network, p, draws), a.restart)
                   for a in attacks for p in a.evaluated_at)
     view, parts = AttackView(network), []
@@ -152,13 +156,15 @@ def record(network: Network, images: Split, attacks: Sequence[Attack], *, draws:
     for start in range(0, len(images), batch_size):
         index = first + start
         path = None if folder is None else Path(folder) / f"images-{index:06d}.safetensors"
+        part = images[start:start + batch_size]
+        about = {**meta, "images": [index, index + len(part)], "pixels": checkpoints.digest({"images": part.images})}
         if path is None or not path.is_file():
-            part = images[start:start + batch_size]
-            made = _batch(view, part, attacks, cells, index, {**meta, "images": [index, index + len(part)]})
+            made = _batch(view, part, attacks, cells, index, about)
             if path is not None:
                 made.save(path)
         parts.append(made if path is None else Grid.load(path))
-        if parts[-1].cells != cells:
+        ours = {k: v for k, v in about.items() if k != "threads"}
+        if parts[-1].cells != cells or {k: v for k, v in parts[-1].meta.items() if k in ours} != ours:
             raise WorkbookError(f"{folder} holds another recording; give a new folder")
         shown.update(len(parts[-1].labels))
     shown.close()
@@ -186,7 +192,7 @@ def _draws(network: Network, point: OperatingPoint, draws: int) -> int:
 def _batch(network: Network, part: Split, attacks, cells, start: int, meta: dict) -> Grid:
     """The grid of one batch."""
     began, (images, labels) = time.perf_counter(), part.floats()
-    right = np.zeros((len(cells), len(part)), np.uint8)
+    right = np.zeros((len(cells), len(part)), np.min_scalar_type(max(cell.draws for cell in cells)))
     first, row = np.zeros((len(cells), len(part)), np.int16), 0
     for attack in attacks:
         shown = images

@@ -14,9 +14,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from lib import WorkbookError, checkpoints
+from lib import WorkbookError, check_counts, checkpoints
 from lib.attacks.steps import Threat
+from lib.data import Split, match
 from lib.evaluation import routing
+from lib.models.network import Network, check_batch, check_labels
 from lib.operating_point import OperatingPoint
 
 ARRAYS = ("prediction", "entropy", "margin")
@@ -208,6 +210,23 @@ class Atlas:
                    validation=Validation(*held_out) if held_out else None, **arrays)  # fmt: skip
 
 
+def admitted(network: Network, images: Split, batch_size: int) -> tuple[Split, str]:
+    """The gate of recordings: (the images with labels as the network numbers its classes, what to say of that or "").
+
+    Raises WorkbookError for no images, none that fit, a batch size that is none, and weights that are no numbers.
+    """
+    check_counts(batch_size=batch_size)
+    if not isinstance(images, Split) or not len(images):
+        raise WorkbookError(f"there is no image to evaluate in this {type(images).__name__}; give at least one, as a "
+                            "Split such as data.load(…).test")
+    check_batch(network, *images[:1].floats())
+    if broken := [name for name, t in network.state_dict().items() if not t.isfinite().all()]:
+        raise WorkbookError(f"the network's {broken[0]} is not finite: its training diverged; use another checkpoint")
+    images, remark = match(images, network.class_names, network.classes)
+    check_labels(network, images.labels)
+    return images, remark
+
+
 def concatenate(atlases: Sequence[Atlas]) -> Atlas:
     """One atlas of neighbouring ranges of images, given in order, recorded alike.
 
@@ -243,6 +262,6 @@ def combine(atlases: Sequence[Atlas]) -> Atlas:
 
 
 def unlike(one: Atlas, other: Atlas, field: str) -> bool:
-    """Do two atlases differ in their metadata, apart from `field` and what differs from run to run?"""
-    ignored = (field, "seconds", "threads")
+    """Do two atlases differ in their metadata, apart from `field` and what differs from run to run or part to part?"""
+    ignored = (field, "seconds", "threads", "pixels")
     return any(one.meta.get(n) != other.meta.get(n) for n in {*one.meta, *other.meta} if n not in ignored)

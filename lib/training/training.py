@@ -42,6 +42,10 @@ class Training:
         self.network = zoo.build(**recipe.network, seed=recipe.seed)
         if recipe.start is not None:
             self.inherit(start)
+        if len(self.data.classes) != self.network.classes:
+            raise WorkbookError(f"{self.data.name} has {len(self.data.classes)} classes, but the network of "
+                                f"{recipe.name} has {self.network.classes}; change `classes` in the recipe's network")
+        self.network.class_names = self.data.classes
         self.network.to(device, memory_format=torch.channels_last).train()
         self.rate = torch.tensor(0.0, device=device)  # a tensor, so that a captured step can follow the schedule
         told = {"name": "none"} | (recipe.constraint or {})

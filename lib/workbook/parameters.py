@@ -130,6 +130,8 @@ def coerce(name: str, value, kind: type):
         value = int(value)
     if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
         raise mistyped(name, value, wanted)
+    if wanted is int and value < 0:
+        raise WorkbookError(f"parameter {name} is {value}; give a number of at least 0")
     if wanted is float and math.isnan(value):
         raise mistyped(name, value, wanted)
     if wanted in (int, float) and value < 0:

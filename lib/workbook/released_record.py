@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 import lib
-from lib import WorkbookError, data
+from lib import WorkbookError, checkpoints, data
 from lib.attacks import forms
 from lib.evaluation import accuracy
 from lib.evaluation import atlas as recording
@@ -65,7 +65,7 @@ def obtain(settings: Settings) -> Released:
     else:
         source, record = "shipped", networks.cut(settings, networks.of_seed(settings, Atlas.load(shipped)))
         digest, restarts = record.meta["checkpoint"], again(settings, lib.ATLASES / "repeats" / shipped.name)
-    network = None if path is None else lambda: released.load(path, settings.device).network
+    network = None if path is None else lambda: checkpoints.load(path, settings.device).network
     trained = Trained(released.NAME, network and network(), digest, source)
     return Released(studies.read(settings, trained, record, "paper"), restarts, images, network)
 
@@ -94,7 +94,7 @@ def attack(settings: Settings, path: Path, images: data.Dataset) -> tuple[Atlas,
 
     No images are held out: the weights have seen all training images, so the thresholds are the published ones.
     """
-    found, threat = released.load(path, settings.device), networks.threat_of(settings, images)
+    found, threat = checkpoints.load(path, settings.device), networks.threat_of(settings, images)
     told = dict(threat=threat, batch_size=50, checkpoint=found.digest, dataset="cifar10", defence="max_average",
                 data_variant=f"lossless, first {settings.images:,}")
     folder = settings.run_dir / f"released-{settings.images}-{threat.steps}"
