@@ -4,6 +4,7 @@ Importing `lib` stays cheap: only the standard library is touched here.
 """
 
 import os
+from numbers import Integral
 from pathlib import Path
 
 __version__ = "0.1.0"
@@ -24,6 +25,11 @@ DATASETS = place(os.environ.get("WORKBOOK_DATA"), DATA / "datasets")  # ignored:
 RUNS = place(os.environ.get("WORKBOOK_RUNS"), DATA / "runs")  # ignored: everything a run writes
 
 
+def candidates(name):
+    """Where a file or folder that a person named may be: in the current folder, the checkout, among the datasets."""
+    return [folder / os.path.expanduser(name) for folder in (Path(), ROOT, DATASETS)]
+
+
 class WorkbookError(Exception):
     """Something the user can mend: one sentence that says what was wrong and what to do."""
 
@@ -34,3 +40,10 @@ def writable(path, remedy="choose another folder"):
     if not os.access(there, os.W_OK) or not (there.is_dir() or there == path.absolute()):
         raise WorkbookError(f"{path} may not be written; {remedy}")
     return path
+
+
+def check_counts(**counts) -> None:
+    """Raises WorkbookError unless every value is a whole number of at least 1."""
+    for name, value in counts.items():
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+            raise WorkbookError(f"{name} {value} is not a whole number of at least 1")

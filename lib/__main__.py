@@ -121,6 +121,8 @@ def add_run(add):
     verb.add_argument("--dataset", type=path, metavar="NAME", help="the dataset, in notebooks that let it be chosen")
     verb.add_argument("--jobs", type=count, metavar="N",
                       help="notebooks at a time (default: one on a GPU, else one a core, at most 4)")
+    verb.add_argument("--patience", type=number, default=10.0, metavar="MINUTES",
+                      help="end a notebook that used no CPU and wrote nothing for so long (default 10)")
     verb.add_argument("--allow-cpu", action="store_true", help="let preset paper start without a GPU")
     add_runs(verb)
 

@@ -9,23 +9,25 @@ import errno
 import hashlib
 import json
 import os
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 import lib
-from lib import WorkbookError
-from lib.models import zoo
+from lib import WorkbookError, data
+from lib.models import released, zoo
 from lib.models.network import Network
 
 FORMAT = 1
 LEFTOVER_SECONDS = 3600  # half-written files of killed writers are cleared away after this time
-TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-         "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
-         "BOOL": torch.bool}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,25 +51,63 @@ def save(path: Path | str, network: Network, *, dtype: torch.dtype | None = None
         tensors = {name: t.to(dtype) if name in parameters else t for name, t in tensors.items()}
         if unfit := [n for n in parameters if not tensors[n].isfinite().all()]:
             raise WorkbookError(f"weights of {unfit[0]} are too large for {dtype}; save {path} in float32")
-    return write(path, "network", tensors, {"config": network.config, **metadata})
+    return write(path, "network", tensors, {"config": network.config, "classes": network.class_names, **metadata})
 
 
 def load(path: Path | str, device: torch.device | str = "cpu") -> Loaded:
-    """The network of a file that `save` wrote, rebuilt from its own description, in eval mode and float32.
+    """The network of a file that `save` wrote, rebuilt from its own description, in eval mode and float32; or the one
+    network of other authors that is known here (see `released`). The content decides which, whatever the file's name.
 
-    Raises WorkbookError when the file is missing, foreign, damaged, of a newer format, or does not fit its description.
+    Raises WorkbookError when the file is missing, foreign, damaged, of a newer format, holds weights that are no
+    numbers, or does not fit its description; nothing larger than the file's tensors is built to find that out.
     """
+    if not is_safetensors(path):
+        network, metadata, digest = released.load(Path(path).read_bytes(), path)
+        network.class_names = _class_names(metadata, network.classes)
+        return Loaded(network.to(device), metadata, digest)
     tensors, metadata, digest = read(path, "network")
     try:
-        network = zoo.build(**metadata["config"])
+        with at_most(len(tensors), sum(t.numel() for t in tensors.values())):
+            network = zoo.build(**metadata["config"], seed=None)
         network.load_state_dict(tensors)
         if missing := network.state_dict().keys() - tensors.keys():  # torch forgives a missing batch counter
             raise ValueError(f"{min(missing)} is missing")
-    except (WorkbookError, RuntimeError, TypeError, KeyError, ValueError) as error:
-        reason = str(error).strip().splitlines()[-1].strip()
+        network.class_names = _class_names(metadata, network.classes)
+    except Exception as error:  # whatever a foreign description makes a backbone raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
         raise WorkbookError(f"{path} does not hold the network that it describes ({reason}); it was written by another "
                             "version of this project: train it again or use that version") from error
+    if broken := [name for name, t in tensors.items() if not t.isfinite().all()]:
+        raise WorkbookError(f"{path} holds weights that are not finite numbers ({broken[0]}): its training diverged; "
+                            "train it again with a lower learning rate")
     return Loaded(network.to(device).eval(), metadata, digest)
+
+
+@contextmanager
+def at_most(tensors: int, numbers: int) -> Iterator[None]:
+    """Refuse, by ValueError, to build a network of more parameters meanwhile than a file of so many tensors and numbers
+    can hold; twice as many are let through, since factors replace weights that were built before."""
+    left, thread = [2 * tensors, 2 * numbers], threading.get_ident()
+
+    def count(module, name, parameter):
+        if parameter is not None and threading.get_ident() == thread:
+            left[:] = left[0] - 1, left[1] - parameter.numel()
+            if min(left) < 0:
+                raise ValueError("that is larger than all its tensors")
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _class_names(metadata: dict, count: int) -> tuple[str, ...] | None:
+    """What the outputs are called: as the file says, or as its dataset's classes are known to be."""
+    names = metadata.get("classes") or data.CLASSES.get(metadata.get("dataset"))
+    if names is not None and not (len(names) == count and all(isinstance(name, str) for name in names)):
+        raise ValueError(f"{len(names)} names for {count} classes")
+    return names and tuple(names)
 
 
 def save_state(path: Path | str, tensors: dict[str, Tensor], values: dict) -> str:
@@ -137,18 +177,17 @@ def _cannot_write(path: Path, error: OSError) -> str:
 
 def read(path: Path | str, kind: str) -> tuple[dict[str, Tensor], dict, str]:
     """(tensors on the CPU, values, digest) of a file that `write` wrote; raises WorkbookError unless all is sound."""
+    damaged = WorkbookError(f"{path} is damaged (its checksum does not match); fetch it again or train it again")
+    if not is_safetensors(path):
+        raise WorkbookError(f"{path} is not a safetensors file; give a file that this project wrote")
     try:
-        data = Path(path).read_bytes()
-    except FileNotFoundError:
-        raise WorkbookError(f"{path} does not exist; check the name, or train it first") from None
-    except OSError as error:
-        raise WorkbookError(f"{path} cannot be read ({error.strerror}); give the path of a readable file") from error
-    header, start = _header(path, data)
-    note = header.pop("__metadata__", None)
-    if not isinstance(note, dict) or "workbook" not in note:
+        with safe_open(path, "pt") as file:
+            note, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except Exception:  # of whatever kind the reader's checks are
+        raise WorkbookError(f"{path} is cut short or damaged; fetch it again or train it again") from None
+    if "workbook" not in note:
         raise WorkbookError(f"{path} is a safetensors file of another program (it says nothing about its network); use "
                             "a file that this project wrote")
-    damaged = WorkbookError(f"{path} is damaged (its checksum does not match); fetch it again or train it again")
     text = note["workbook"]
     if hashlib.sha256(text.encode()).hexdigest() != note.get("seal"):
         raise damaged
@@ -158,37 +197,17 @@ def read(path: Path | str, kind: str) -> tuple[dict[str, Tensor], dict, str]:
                             "the project")
     if values["kind"] != kind:
         raise WorkbookError(f"{path} holds a {values['kind']}, not a {kind}; give the path of a {kind}")
-    try:
-        tensors = {name: _tensor(entry, memoryview(data)[start:]) for name, entry in header.items()}
-    except (KeyError, TypeError, ValueError, RuntimeError):
-        raise damaged from None
     if digest(tensors) != values["sha256"]:
         raise damaged
     return tensors, values, values["sha256"]
 
 
-def _header(path: Path | str, data: bytes) -> tuple[dict, int]:
-    """(the JSON header of a safetensors file, where its tensors begin)."""
-    size = int.from_bytes(data[:8], "little")
-    start = 8 + size
-    if len(data) < 8 or data[8:9] != b"{":  # a size may begin with the same bytes as a pickle: the brace decides
-        if data[:2] in (b"PK", b"\x80\x02"):
-            raise WorkbookError(f"{path} is a pickled file, which could run anything when opened and is never read "
-                                "here; give a .safetensors file that this project wrote")
-        raise WorkbookError(f"{path} is not a safetensors file; give a file that this project wrote")
-    cut = WorkbookError(f"{path} is cut short or damaged; fetch it again or train it again")
+def is_safetensors(path: Path | str) -> bool:
+    """Whether the file's content, not its name, looks so: a header's size, then its brace."""
     try:
-        header = json.loads(data[8:start])
-        end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-        raise cut from None
-    if len(data) != start + end:
-        raise cut
-    return header, start
-
-
-def _tensor(entry: dict, data: memoryview) -> Tensor:
-    first, last = entry["data_offsets"]
-    kind, shape = TYPES[entry["dtype"]], entry["shape"]
-    flat = torch.frombuffer(bytearray(data[first:last]), dtype=kind) if last > first else torch.empty(0, dtype=kind)
-    return flat.reshape(shape)
+        with open(path, "rb") as file:
+            return file.read(9)[8:] == b"{"
+    except FileNotFoundError:
+        raise WorkbookError(f"{path} does not exist; check the name, or train it first") from None
+    except OSError as error:
+        raise WorkbookError(f"{path} cannot be read ({error.strerror}); give the path of a readable file") from error

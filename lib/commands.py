@@ -26,14 +26,16 @@ from lib.training import loop, recipes
 
 AUDITED = 64  # the first images, which the audit looks at
 GREY = {"smallcnn": (1, 28, 28)}  # the shape a model was published for; the others take 3x32x32
-LEGACY = (".pth", ".pt", ".tar")  # the released weights of other authors
 
 
-def train(args) -> None:
-    """Train a recipe, or go on with it. args: recipe, minutes, seed, folder, device, list, json."""
+def train(args) -> int:
+    """Train a recipe, or go on with it. args: recipe, minutes, seed, folder, device, list, json.
+
+    Returns the exit code: 130 or 143 when SIGINT or SIGTERM stopped it, as shells say it.
+    """
     if args.list:
         print("\n".join(recipes.names()))
-        return
+        return 0
     recipe, device = recipes.find(args.recipe), find_device(args.device)
     if args.seed is not None:
         recipe = dataclasses.replace(recipe, seed=args.seed)
@@ -49,6 +51,7 @@ def train(args) -> None:
         print("the same command goes on from here")
     write_json(args.json, {"recipe": recipe.name, "seed": recipe.seed, "finished": result.finished, "step": result.step,
                            "total": result.total, "path": str(result.path), "metrics": result.metrics})  # fmt: skip
+    return 128 + result.signal if result.signal else 0
 
 
 def evaluate(args) -> None:
@@ -59,9 +62,9 @@ def evaluate(args) -> None:
     """
     check_output(args.json, args.save_record, inputs=[args.checkpoint, args.dataset, DATASETS])
     device = find_device(args.device)
-    loaded = load_network(args.checkpoint, device)
+    loaded = checkpoints.load(args.checkpoint, device)
     network = loaded.network
-    dataset = load_dataset(args.dataset, network, device)
+    dataset = data.load(args.dataset, device=device, shape=network.input_shape)
     asked = args.attack or ("clean", *attack_forms.names(network.num_exits))
     forms = {name: recording.check_forms([name], network.num_exits)[0] for name in asked}
     threat = find_threat(args, dataset) if set(forms.values()) != {"clean"} else None
@@ -75,12 +78,12 @@ def evaluate(args) -> None:
     record = recording.record(
         network, images, views, seed=args.seed, batch_size=args.batch_size, held_out=held_out, first=first,
         dataset=dataset.name, data_variant=dataset.variant, checkpoint=loaded.digest,
-        defence=(loaded.metadata.get("recipe") or {}).get("defence"),
+        defence=(loaded.metadata.get("recipe") or {}).get("defence"), trained_on=loaded.metadata.get("dataset"),
     )  # fmt: skip
     found = read(record, thresholds=thresholds, source=source)
     point = OperatingPoint(thresholds=thresholds) if network.num_exits > 1 else None
-    audited = audit(network, *images[:AUDITED].floats(), threat, point, seed=args.seed,
-                    right=torch.from_numpy(found.right("union")[:AUDITED]).to(device))  # fmt: skip
+    labels, right = (torch.from_numpy(array[:AUDITED]).to(device) for array in (record.labels, found.right("union")))
+    audited = audit(network, images[:AUDITED].floats()[0], labels, threat, point, seed=args.seed, right=right)
     if args.save_record:
         dataclasses.replace(record, meta={**record.meta, "audit": {"{}": audited}}).save(args.save_record)
     print(report(found, audited))
@@ -92,6 +95,7 @@ def evaluate(args) -> None:
             "paper_mflops": found.cost("paper_mflops", form), "cumulative_macs": found.cost("cumulative_macs", form),
         } for name, form in forms.items()},
         "worst_form": found.worst_form, "union_correct": int(found.right("union").sum()), "audit": audited,
+        "remarks": remarks(record),
     })  # fmt: skip
 
 
@@ -155,24 +159,6 @@ def find_device(name: str | None) -> torch.device:
     return device
 
 
-def load_network(path: str, device: torch.device) -> checkpoints.Loaded:
-    """One of our checkpoints, or the released weights of the RDI authors. Raises WorkbookError for any other file."""
-    if Path(path).suffix in LEGACY and Path(path).is_file():
-        from lib.models import released
-
-        return released.load(path, device)
-    return checkpoints.load(path, device)
-
-
-def load_dataset(name: str, network: Network, device: torch.device) -> Dataset:
-    """The dataset, in the network's shape. Raises WorkbookError when it has more classes than the network knows."""
-    dataset = data.load(name, device=device, shape=network.input_shape)
-    if len(dataset.classes) != network.classes:
-        raise WorkbookError(f"{dataset.name} has {len(dataset.classes)} classes, but the network knows "
-                            f"{network.classes}; evaluate it on the dataset it was trained on")  # fmt: skip
-    return dataset
-
-
 def find_images(asked: tuple[int, int | None] | None, dataset: Dataset) -> tuple[int, Split]:
     """(index of the first image, the images) of a half-open range of the test images."""
     first, stop = asked or (0, None)
@@ -208,6 +194,13 @@ def find_thresholds(asked, network: Network, held_out: Record | None) -> tuple[t
     return tuple(asked), "given"
 
 
+def remarks(record: Record) -> list[str]:
+    """What has to be said beside the numbers: images of another dataset, classes that are not the network's own."""
+    meta = record.meta
+    elsewhere = meta["trained_on"] not in (None, meta["dataset"])
+    return [f"trained on {meta['trained_on']}"] * elsewhere + [meta["remark"]] * bool(meta["remark"])
+
+
 def report(found: Reading, audited: dict) -> str:
     """What `evaluate` prints."""
     record, meta, names = found.record, found.record.meta, exit_names(found.record.num_exits)
@@ -230,7 +223,8 @@ def report(found: Reading, audited: dict) -> str:
             **{f"exit {n}": count for n, count in zip(names, leaving(found, name), strict=True)}})
     lines = [
         f"{record.model} on {meta['dataset']} ({meta['data_variant']}), test images {meta['images'][0]}:"
-        f"{meta['images'][1]}, seed {meta['seed']}; {budget}; thresholds {gates} ({found.source})",
+        f"{meta['images'][1]}, seed {meta['seed']}; {budget}; thresholds {gates} ({found.source})"
+        + "".join(f"; {remark}" for remark in remarks(record)),
         pandas.DataFrame(rows).to_string(index=False),
         f"audit on {audited['images']} images: " + (
             f"do not trust numbers with ! ({', '.join(audited['flags'])})" if mark
@@ -253,7 +247,7 @@ def exit_names(num_exits: int) -> list[str]:
 
 
 def check_output(*paths: str | None, inputs: Sequence[str | Path] = ()) -> None:
-    """Refuse before the work starts, not after, a file that cannot be written or whose place this command reads from.
+    """Refuse before the work starts, not after, a file that cannot be written or that this command uses itself.
 
     inputs: files and folders that have to stay as they are. Raises WorkbookError.
     """
@@ -265,8 +259,8 @@ def check_output(*paths: str | None, inputs: Sequence[str | Path] = ()) -> None:
             raise WorkbookError(f"{path} is a device, a pipe or a link, which would be replaced; give another name")
         writable(path)
         if used := next((one for one in taken if one in (path.resolve(), *path.resolve().parents)), None):
-            raise WorkbookError(f"{path} would overwrite {used}, or something in it, which this command uses; "
-                                "give another name")
+            where = "is" if used == path.resolve() else f"lies in {used}, which is"
+            raise WorkbookError(f"{path} {where} used by this command itself; give another name")
         taken.append(path.resolve())
 
 

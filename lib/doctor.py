@@ -38,8 +38,8 @@ def device_sentence(torch: dict | None, driver: str | None) -> str:
         return f"CPU: torch is a build without CUDA though driver {driver} is there; install a CUDA build"
     oldest = environment.OLDEST_DRIVER.get(packages.release(torch["cuda"])[0])
     if oldest and packages.release(driver)[0] < oldest:
-        return (f"CPU: driver {driver} is too old for torch's CUDA {torch['cuda']}; update it to {oldest} or newer, "
-                "or install torch for an older CUDA")
+        return (f"CPU: driver {driver} is too old for torch's CUDA {torch['cuda']}; update it to {oldest} or newer, or "
+                f"run `pip install --force-reinstall --index-url {environment.CUDA_12} torch torchvision` there")
     return f"CPU: torch's CUDA {torch['cuda']} sees no GPU though driver {driver} is there; check CUDA_VISIBLE_DEVICES"
 
 

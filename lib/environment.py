@@ -20,7 +20,7 @@ from urllib.parse import quote
 from lib import ROOT, WorkbookError
 from lib.packages import LOCK, REQUIREMENTS, distribution, missing, release, requirements
 
-VENV = (ROOT / ".venv").resolve()  # it may be a link to a larger disk
+VENV = Path(os.path.realpath(ROOT / ".venv"))  # it may be a link to a larger disk
 PYTHON = VENV / "bin" / "python"
 NEEDED_BYTES = 10e9
 DAMAGED = "DO NOT MATCH THE HASHES|IncompleteRead|not enough bytes|Read timed out"
@@ -37,16 +37,16 @@ CUDA_12 = "https://download.pytorch.org/whl/cu126"  # torch's own index of wheel
 def output_of(command: list) -> str | None:
     """What `command` prints; None where it cannot run or fails."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT)
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=300, cwd=ROOT)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
 
 
 def driver() -> str | None:
-    """The version of the NVIDIA driver, None without one."""
+    """The version of the NVIDIA driver, None without one that answers."""
     said = output_of(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"])
-    return said.split()[0] if said else None
+    return found[0] if (found := re.match(r"\d[\d.]*", said or "")) else None
 
 
 def venv_version() -> str | None:
@@ -59,9 +59,9 @@ def site_packages(version: str) -> Path:
 
 
 def fingerprint(version: str) -> str:
-    """What a finished .venv was made for: these requirements, this place, this Python."""
+    """What a finished .venv was made for: these requirements, these places, this Python."""
     lists = [file.read_bytes() for file in (REQUIREMENTS, LOCK) if file.is_file()]
-    return hashlib.sha256(b"\n".join((*lists, bytes(ROOT), version.encode()))).hexdigest()
+    return hashlib.sha256(b"\n".join((*lists, bytes(ROOT), bytes(VENV), version.encode()))).hexdigest()
 
 
 def ready() -> bool:

@@ -246,13 +246,13 @@ def constrained(path) -> list[torch.Tensor]:
 
 
 def test_dense_projected_quantised_and_what_is_in_the_file(tmp_path):
-    dense = loop.obtain(tiny(), tmp_path / "dense", progress=False)
+    dense = loop.obtain(tiny(), tmp_path / "dense")
     start = factorise(dense)
     k = nonzeros_for(start, TABLE_5)
-    sparse = loop.fit(compression(tiny(), start, nonzeros=k), tmp_path / "projected", start=start, progress=False)
+    sparse = loop.fit(compression(tiny(), start, nonzeros=k), tmp_path / "projected", start=start)
     assert 0 < nonzeros(constrained(sparse.path)) <= k
     recipe = compression(tiny(), sparse.network, nonzeros=k, bits=3, interval=2)
-    final = loop.fit(recipe, tmp_path / "quantised", start=sparse.network, progress=False)
+    final = loop.fit(recipe, tmp_path / "quantised", start=sparse.network)
     assert {"penalty", "gap", "validation_robust"} <= final.metrics.keys()
     checkpoints.save(tmp_path / "half.safetensors", final.network, dtype=torch.float16)
     for path in (final.path, tmp_path / "quantised" / "best.safetensors", tmp_path / "half.safetensors"):
@@ -269,8 +269,8 @@ def test_dense_projected_quantised_and_what_is_in_the_file(tmp_path):
 def test_a_killed_compression_goes_on_bit_for_bit(tmp_path):
     start = factorise(small("resnet38"))
     recipe = compression(tiny(), start, nonzeros=3000, bits=2, interval=2)
-    whole = loop.obtain(recipe, tmp_path / "whole", start=start, progress=False)
+    whole = loop.obtain(recipe, tmp_path / "whole", start=start)
     for _ in range(recipe.iterations):
-        result = loop.fit(recipe, tmp_path / "stepwise", start=start, minutes=1e-9, progress=False)
+        result = loop.fit(recipe, tmp_path / "stepwise", start=start, minutes=1e-9)
     assert result.finished
     assert checkpoints.digest(result.network.state_dict()) == checkpoints.digest(whole.state_dict())

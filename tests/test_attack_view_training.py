@@ -110,9 +110,9 @@ def test_the_view_is_attacked_and_follows_the_weights_at_every_step(kind, tmp_pa
 @pytest.mark.parametrize("kind", VIEWS)
 def test_a_resumed_training_ends_at_the_same_bits(kind, tmp_path):
     recipe = dataclasses.replace(RDI, attack_view=kind)
-    straight = loop.fit(recipe, tmp_path / "straight", progress=False)
+    straight = loop.fit(recipe, tmp_path / "straight")
     calls = 1
-    while not (result := loop.fit(recipe, tmp_path / "stopped", progress=False, minutes=1e-9)).finished:
+    while not (result := loop.fit(recipe, tmp_path / "stopped", minutes=1e-9)).finished:
         calls += 1
     assert calls == recipe.iterations
     assert checkpoints.load(result.path).digest == checkpoints.load(straight.path).digest
@@ -157,7 +157,7 @@ def test_trained_accuracy_is_the_same_within_noise(tmp_path):
     for view in (None, *VIEWS):
         asked = [dataclasses.replace(recipes.find("resnet20-digits-pgd_at0.7-quick"), attack_view=view, seed=seed)
                  for seed in range(2)]
-        reports = [loop.fit(r, tmp_path / f"{view}{r.seed}", progress=False).metrics for r in asked]
+        reports = [loop.fit(r, tmp_path / f"{view}{r.seed}").metrics for r in asked]
         found[view] = [sum(r[name] for r in reports) / 2 for name in ("validation_clean", "validation_robust")]
     for view in VIEWS:
         assert found[view] == pytest.approx(found[None], abs=0.12), found  # 200 images: 0.03 from drawing them alone

@@ -80,6 +80,21 @@ command("a missing file", "evaluate {tmp}/nothing.safetensors --dataset digits")
 command("a number that is none", "evaluate x.safetensors --dataset digits --epsilon 8/0")
 command("an empty range", "evaluate x.safetensors --dataset digits --images 500:400")
 command("unknown measurement", "bench --only warp_drive")
+command("no notebook", "lab 99")
+command("a port that is none", "lab --port 99999")
+command("a device", "cost smallcnn --json /dev/null")
+
+
+@case("evaluate: an output that is the checkpoint itself")
+def _(tmp):
+    path = str(saved(tmp))
+    run(["evaluate", path, "--dataset", "digits", "--save-record", path])
+
+
+@case("a notebook whose run folder cannot be made")
+def _(tmp):
+    text = dict(preset="quick", weights="shipped", run_dir=f"{saved(tmp)}/x")
+    parameters.resolve(text | {"seed": 0, "__annotations__": dict.fromkeys(text, str) | {"seed": int}}, "00_start_here")
 
 
 @case("evaluate: unknown dataset")
@@ -220,8 +235,8 @@ def _(tmp):
 @case("a training folder that holds another recipe")
 def _(tmp):
     recipe = recipes.find("rdi_smallcnn-digits-standard-quick")
-    loop.fit(replace(recipe, iterations=1), tmp, progress=False)
-    loop.fit(recipe, tmp, progress=False)
+    loop.fit(replace(recipe, iterations=1), tmp)
+    loop.fit(recipe, tmp)
 
 
 @case("preset paper on a CPU")

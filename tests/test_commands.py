@@ -1,8 +1,6 @@
 """The core verbs end to end, on a tiny network: what they print, what they write, what they refuse."""
 
 import json
-import sys
-import types
 
 import numpy as np
 import pytest
@@ -55,7 +53,7 @@ def test_evaluate_writes_exactly_the_promised_keys(checkpoint, tmp_path, capsys)
     forms = "clean,main,average,max_average,single1,single2"
     run(f"evaluate {checkpoint} {DIGITS} {BUDGET} --attack {forms} --images 100:112 --thresholds 2.2,2.1 --json {out}")
     told, printed = written(out), capsys.readouterr().out
-    assert set(told) == {"images", "thresholds", "forms", "worst_form", "union_correct", "audit"}
+    assert set(told) == {"images", "thresholds", "forms", "worst_form", "union_correct", "audit", "remarks"}
     assert told["images"] == 12 and told["thresholds"] == [2.2, 2.1]
     assert list(told["forms"]) == forms.split(",")
     for form in told["forms"].values():
@@ -146,18 +144,6 @@ def test_a_plain_network_is_evaluated_without_thresholds(plain, tmp_path, capsys
     assert told["forms"]["main"]["exits"] == [5] and "thresholds none" in capsys.readouterr().out
 
 
-def test_the_released_weights_of_the_authors_go_to_their_own_reader(checkpoint, tmp_path, monkeypatch):
-    path = tmp_path / "released.pth.tar"
-    path.write_bytes(b"legacy")
-    asked = []
-    reader = types.ModuleType("lib.models.released")
-    reader.load = lambda *args: asked.append(args) or checkpoints.load(checkpoint)
-    monkeypatch.setitem(sys.modules, "lib.models.released", reader)
-    monkeypatch.setattr("lib.models.released", reader, raising=False)
-    run(f"evaluate {path} {DIGITS} --attack clean --images 3")
-    assert asked == [(str(path), torch.device("cpu"))]
-
-
 @pytest.mark.parametrize("flags, sentence", [
     ("--attack clean,maim", "unknown attack form 'maim' .did you mean main"),
     ("--attack single9", "unknown attack form 'single9'"),
@@ -199,7 +185,7 @@ def test_thresholds_that_a_network_does_not_have_are_refused(plain):
 def test_a_network_of_other_classes_is_refused(tmp_path):
     path = tmp_path / "x.safetensors"
     checkpoints.save(path, zoo.build("smallcnn", input_shape=(1, 28, 28), width_multiplier=0.25, classes=7))
-    with pytest.raises(WorkbookError, match="digits has 10 classes, but the network knows 7"):
+    with pytest.raises(WorkbookError, match="of 10 classes .*, but the network knows 7"):
         run(f"evaluate {path} {DIGITS}")
 
 

@@ -114,14 +114,13 @@ def test_a_verdict_is_computed(first, second, answer):
 
 
 def test_a_study_writes_every_number_as_a_tidy_row(tmp_path):
-    from types import SimpleNamespace
-
     from lib.evaluation import rows
+    from lib.workbook.parameters import Settings
 
-    settings = SimpleNamespace(run_dir=tmp_path / "11_x", notebook="11_x", preset="quick", weights="train")
+    settings = Settings(run_dir=tmp_path / "11_x", notebook="11_x", preset="quick", weights="train")
     path = studies.write(settings, {"main": reading()})
     table = rows.read(path)
-    assert path == tmp_path / "metrics.csv"
+    assert path == tmp_path / "11_x" / "metrics.csv"
     clean = table[(table.metric == "clean_accuracy") & (table.exit == "routed")].iloc[0]
     assert (clean.value, clean.experiment, clean.threshold_source) == (1.0, "11_x", "paper")
 

@@ -158,7 +158,7 @@ GOOD = [
      dict(images=(100, None), thresholds=(float("-inf"), float("-inf")))),
     (["cost", "wrn40_2", "--conditioning", "float", "--widths", "0.5,1.0", "--input", "3x64x64"],
      dict(model="wrn40_2", conditioning="float", widths=(0.5, 1.0), input=(3, 64, 64), exits="none", classes=10)),
-    (["evaluate", "~/c", "--dataset=~/d", "--json=~/j", "--save-atlas=~/a"],
+    (["evaluate", "~/c", "--dataset=~/d", "--json=~/j", "--save-record=~/a"],
      dict(checkpoint=f"{HOME}/c", dataset=f"{HOME}/d", json=f"{HOME}/j", save_atlas=f"{HOME}/a")),
     (["bench", "--only", "attack", "--rounds", "2", "--record", "--json", "f"],
      dict(only=("attack",), rounds=2, record=True, json="f")),
@@ -256,12 +256,20 @@ def test_a_verb_decides_its_exit_code(verbs, monkeypatch):
     (None, None, "no torch yet; no NVIDIA driver: CPU"),
     ({"cuda": "13.2", "available": False, "gpus": []}, None, "CPU (no NVIDIA driver)"),
     ({"cuda": None, "available": False, "gpus": []}, "580.95", "install a CUDA build"),
-    ({"cuda": "13.2", "available": False, "gpus": []}, "550.54.15", "update it to 580 or newer"),
+    ({"cuda": "13.2", "available": False, "gpus": []}, "550.54.15",
+     f"update it to 580 or newer, or run `pip install --force-reinstall --index-url {environment.CUDA_12} torch"),
     ({"cuda": "12.8", "available": False, "gpus": []}, "550.54.15", "check CUDA_VISIBLE_DEVICES"),
     ({"cuda": "13.2", "available": True, "gpus": ["H200"]}, "580.95", "H200 (CUDA 13.2, driver 580.95)"),
 ])
 def test_doctor_compares_driver_and_wheels(torch, driver, expected):
     assert expected in doctor.device_sentence(torch, driver)
+
+
+@pytest.mark.parametrize("said, version", [("550.54.15\n550.54.15", "550.54.15"), ("[N/A]", None), ("", None),
+                                           (None, None), ("NVIDIA-SMI has failed", None)])
+def test_only_a_driver_that_answers_counts(said, version, monkeypatch):
+    monkeypatch.setattr(environment, "output_of", lambda command: said)
+    assert environment.driver() == version
 
 
 def test_doctor_has_a_verdict_per_verb(monkeypatch, capsys):

@@ -54,9 +54,9 @@ def test_resumed_noisy_training_is_bit_identical(tmp_path):
     network = {**recipe_of("float_slim").network, "name": "wrn40_2", "width_multiplier": 0.5}
     recipe = recipe_of("float_slim", network=network, iterations=4, batch_size=8, nesterov=True, validate_every=2,
                        validation_images=8, validation=Threat(0.15, 0.1, 1))  # fmt: skip
-    straight = loop.fit(recipe, tmp_path / "straight", progress=False)
+    straight = loop.fit(recipe, tmp_path / "straight")
     calls = 1
-    while not (result := loop.fit(recipe, tmp_path / "stopped", progress=False, minutes=1e-9)).finished:
+    while not (result := loop.fit(recipe, tmp_path / "stopped", minutes=1e-9)).finished:
         calls += 1
     assert calls == 4 and result.metrics["loss"] == straight.metrics["loss"]
     alphas = 0
@@ -72,7 +72,7 @@ SLOW = [pytest.param(m, marks=pytest.mark.slow) for m in ("pgd_at0", "pgd_at0.2"
 
 @pytest.mark.parametrize("method", ["float", "dual_bn", "oat", "pgd_at0.7", "pni", *SLOW])
 def test_quick_recipes_learn(method, tmp_path):
-    result = loop.fit(recipes.find(f"resnet20-digits-{method}-quick"), tmp_path, progress=False)
+    result = loop.fit(recipes.find(f"resnet20-digits-{method}-quick"), tmp_path)
     assert result.finished and result.metrics["validation_clean"] > 0.5, "chance is 0.1"
 
 

@@ -8,7 +8,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from lib.workbook import children, pictures
+from lib.workbook import pictures
 
 FIGURE = '{"data": [{"y": [1, 2]}], "layout": {}}'
 BROWSERS = {"exits": "exit 1", "hangs": "exec sleep 98765", "talks": "echo nonsense; exec sleep 98765"}
@@ -59,9 +59,11 @@ def test_a_browser_killed_after_the_first_picture_is_given_up():
     painter = pictures.Painter()
     made = painter.draw(FIGURE, width=300, height=200, scale=1)
     assert Image.open(io.BytesIO(made)).size == (300, 200)
-    helper, *browser = children.tree(painter.process)
+    helper = psutil.Process(painter.helper.process.pid)
+    browser = helper.children(recursive=True)
     assert browser
-    children.kill(browser)
+    for one in browser:
+        one.kill()
     begun = time.monotonic()
     assert painter.draw(FIGURE) is None and time.monotonic() - begun < 8
     assert not helper.is_running() and not any(one.is_running() for one in browser)

@@ -11,7 +11,8 @@ from nbclient import NotebookClient
 
 import lib
 from lib import ROOT, WorkbookError, __main__, commands, data
-from lib.workbook import parameters
+from lib.data import official
+from lib.workbook import parameters, released_record
 
 PLACES = "import lib; print(lib.DATASETS, lib.RUNS)"
 
@@ -58,12 +59,20 @@ def test_a_checkout_that_may_not_be_written_is_said_with_the_remedy(monkeypatch,
     assert "history.jsonl may not be written; leave --record out" in capsys.readouterr().err
     with pytest.raises(WorkbookError, match="name another folder with run_dir or WORKBOOK_RUNS"):
         settings()
+    with pytest.raises(WorkbookError, match="name another place with WORKBOOK_DATA"), official.one_at_a_time("mnist"):
+        pass
 
 
-def test_an_image_folder_at_home_is_found(monkeypatch, tmp_path):
+def test_files_and_image_folders_are_found_from_a_notebook_as_from_the_checkout(monkeypatch, tmp_path):
     (tmp_path / "pictures").mkdir()
+    (tmp_path / "weights.pth.tar").touch()
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert data.find_folder("~/pictures") == tmp_path / "pictures"
+    for here in (ROOT, ROOT / "notebooks"):
+        monkeypatch.chdir(here)
+        assert data.find_folder("~/pictures") == tmp_path / "pictures"
+        assert data.find_folder("tests/bench") == ROOT / "tests" / "bench"
+        assert released_record.find("~/weights.pth.tar") == tmp_path / "weights.pth.tar"
+        assert released_record.find("README.md").samefile(ROOT / "README.md")
 
 
 # ---- files that a command writes
@@ -75,11 +84,10 @@ def test_no_output_replaces_a_device_or_what_the_command_reads(tmp_path):
     (tmp_path / "link").symlink_to(network)
     os.mkfifo(tmp_path / "pipe")
     for outputs, sentence in [
-            ([network], "would overwrite .*network.safetensors"), ([tmp_path / "images" / "new"], "something in it"),
-            ([tmp_path / "images" / ".." / network.name], "would overwrite"), (["/dev/null"], "is a device"),
-            ([tmp_path / "pipe"], "a pipe or a link"), ([tmp_path / "link"], "a pipe or a link"),
-            ([images], "is a folder"), ([tmp_path / "a", tmp_path / "a"], "would overwrite"),
-            ([network / "x"], "may not be written")]:
+            ([network], "safetensors is used by this command"), ([images / "new"], "lies in .*images, which is"),
+            ([images / ".." / network.name], "is used by"), ([tmp_path / "a", tmp_path / "a"], "is used by"),
+            (["/dev/null"], "is a device"), ([tmp_path / "pipe"], "a pipe"), ([tmp_path / "link"], "or a link"),
+            ([images], "is a folder"), ([network / "x"], "may not be written")]:
         with pytest.raises(WorkbookError, match=sentence):
             commands.check_output(*outputs, inputs=[network, images])
     commands.check_output(None, tmp_path / "a", tmp_path / "new" / "b", inputs=[network, images, "digits"])

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lib import DATASETS, WorkbookError, data
+from lib import DATASETS, WorkbookError, checkpoints, data
 from lib.attacks import forms
 from lib.attacks.steps import Threat
-from lib.models import exits, released
+from lib.models import exits
 from lib.models.view import AttackView
 from lib.operating_point import OperatingPoint
 from tests.networks import source
@@ -50,7 +50,7 @@ def legacy(path, state, **changes):
 
 def test_a_made_up_file_gives_the_network_it_was_made_from(plain, tmp_path):
     path = legacy(tmp_path / "made_up.pth.tar", plain.state_dict())
-    loaded = released.load(path)
+    loaded = checkpoints.load(path)
     assert len(plain.state_dict()) == 296 == len(loaded.network.state_dict())
     assert not loaded.network.training and loaded.metadata["iterations"] == 60000
     assert loaded.metadata["config"] == loaded.network.config
@@ -71,7 +71,7 @@ def without(state, name):
 def test_anything_but_this_one_network_is_refused(plain, tmp_path, change):
     path = legacy(tmp_path / "other.pth.tar", change(plain.state_dict()))
     with pytest.raises(WorkbookError, match="released RDI-ResNet38"):
-        released.load(path)
+        checkpoints.load(path)
 
 
 class Harmful:
@@ -85,7 +85,7 @@ def test_a_file_that_would_run_code_is_refused_and_runs_nothing(tmp_path, monkey
                   lambda p: torch.save(Harmful(), p, _use_new_zipfile_serialization=False)):
         write(tmp_path / "bad.pth.tar")
         with pytest.raises(WorkbookError, match="cannot be opened"):
-            released.load(tmp_path / "bad.pth.tar")
+            checkpoints.load(tmp_path / "bad.pth.tar")
     assert not (tmp_path / "touched_by_a_pickle").exists()
 
 
@@ -95,13 +95,13 @@ def test_damaged_foreign_and_missing_files(plain, tmp_path):
     for content in (whole[: len(whole) // 2], whole[:20], b"", b"hello", b"PK\x03\x04 no zip"):
         path.write_bytes(content)
         with pytest.raises(WorkbookError, match="cannot be opened"):
-            released.load(path)
+            checkpoints.load(path)
     torch.save([1, 2], path)
     with pytest.raises(WorkbookError, match="state_dict"):
-        released.load(path)
-    for nowhere in (tmp_path / "nowhere.pth.tar", tmp_path):
-        with pytest.raises(WorkbookError, match="cannot be read"):
-            released.load(nowhere)
+        checkpoints.load(path)
+    for nowhere, said in ((tmp_path / "nowhere.pth.tar", "does not exist"), (tmp_path, "cannot be read")):
+        with pytest.raises(WorkbookError, match=said):
+            checkpoints.load(nowhere)
 
 
 # --- the real file ---
@@ -110,7 +110,7 @@ def test_damaged_foreign_and_missing_files(plain, tmp_path):
 def real():
     if not REAL.is_file():
         pytest.skip(f"the authors' weights are not here: put their rdi_resnet38_released.pth.tar at {REAL}")
-    return released.load(REAL)
+    return checkpoints.load(REAL)
 
 
 @pytest.fixture(scope="module")

@@ -32,7 +32,7 @@ def told(self):
     print("at", self.step, flush=True)
     advance(self)
 loop.Training.advance = told
-result = loop.fit(recipe, sys.argv[1], progress=False, save_seconds=0)
+result = loop.fit(recipe, sys.argv[1], save_seconds=0)
 print("result", result.finished, result.reason, result.step, flush=True)
 """
 
@@ -60,7 +60,7 @@ def wait_for(process: subprocess.Popen, line: str) -> str:
 def undisturbed(tmp_path_factory):
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("undisturbed")
-    assert loop.fit(TINY, folder, progress=False).finished
+    assert loop.fit(TINY, folder).finished
     return contents(folder)
 
 
@@ -78,7 +78,7 @@ def test_killed_at_random_moments_and_resumed_to_the_same_bits(kills, tmp_path):
     assert resumed_at[0] == 0 and resumed_at[-1] > 0 and resumed_at == sorted(resumed_at)
     last = child(tmp_path / "killed", recipe).communicate()[0].strip().splitlines()[-1]
     assert last.startswith(f"result True finished {recipe.iterations}")
-    assert loop.fit(recipe, tmp_path / "undisturbed", progress=False).finished
+    assert loop.fit(recipe, tmp_path / "undisturbed").finished
     assert contents(tmp_path / "killed") == contents(tmp_path / "undisturbed")
 
 
@@ -101,15 +101,15 @@ def test_killed_while_a_file_is_written_loses_nothing(undisturbed, tmp_path, mon
     for stop in (2, 3, 4, 5, 6):
         when.update(count=0, stop=stop)
         with pytest.raises(Killed):
-            loop.fit(TINY, tmp_path, progress=False, save_seconds=0)
+            loop.fit(TINY, tmp_path, save_seconds=0)
     when.update(stop=None)
-    assert loop.fit(TINY, tmp_path, progress=False).finished
+    assert loop.fit(TINY, tmp_path).finished
     assert contents(tmp_path) == undisturbed
 
 
 def test_time_boxed_pieces_make_the_same_training(undisturbed, tmp_path):
     for piece in range(1, 13):
-        result = loop.fit(TINY, tmp_path, minutes=1e-9, progress=False)
+        result = loop.fit(TINY, tmp_path, minutes=1e-9)
         assert result.step == piece and result.finished == (piece == 12)
         assert result.reason == ("finished" if piece == 12 else "time is up")
         assert checkpoints.load(result.path).metadata["step"] == piece
@@ -126,16 +126,16 @@ def test_signal_ends_the_step_saves_and_returns(number, undisturbed, tmp_path):
     assert process.wait() == 0
     step = int(re.fullmatch(r"result False interrupted (\d+)", told)[1])
     assert 4 <= step < 12
-    assert loop.fit(TINY, tmp_path, progress=False).finished
+    assert loop.fit(TINY, tmp_path).finished
     assert contents(tmp_path) == undisturbed
 
 
 def test_handlers_are_given_back_and_other_threads_may_train(undisturbed, tmp_path):
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    thread = threading.Thread(target=loop.fit, args=(TINY, tmp_path), kwargs=dict(progress=False))
+    thread = threading.Thread(target=loop.fit, args=(TINY, tmp_path))
     thread.start()
     thread.join()
-    loop.fit(TINY, tmp_path, progress=False)
+    loop.fit(TINY, tmp_path)
     assert contents(tmp_path) == undisturbed
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
@@ -147,29 +147,29 @@ def test_a_folder_in_use_is_refused_and_free_again_after_a_kill(tmp_path):
     try:
         wait_for(process, "held")
         with pytest.raises(WorkbookError, match="another process trains in"):
-            loop.fit(TINY, tmp_path, progress=False)
+            loop.fit(TINY, tmp_path)
     finally:
         process.kill()
         process.communicate()
-    assert loop.fit(TINY, tmp_path, minutes=1e-9, progress=False).step == 1
+    assert loop.fit(TINY, tmp_path, minutes=1e-9).step == 1
 
 
 def test_another_recipe_in_the_folder_is_refused_by_its_difference(tmp_path):
-    loop.fit(TINY, tmp_path, minutes=1e-9, progress=False)
+    loop.fit(TINY, tmp_path, minutes=1e-9)
     with pytest.raises(WorkbookError, match=r"another training \(batch_size 8 instead of 4\); choose another folder"):
-        loop.fit(dataclasses.replace(TINY, batch_size=4), tmp_path, progress=False)
+        loop.fit(dataclasses.replace(TINY, batch_size=4), tmp_path)
     watched = dataclasses.replace(TINY, validate_every=3)  # looks on more often, trains the same
-    assert loop.fit(watched, tmp_path, minutes=1e-9, progress=False).step == 2
+    assert loop.fit(watched, tmp_path, minutes=1e-9).step == 2
     (tmp_path / "recipe.json").unlink()
     with pytest.raises(WorkbookError, match="not what is asked now"):
-        loop.fit(dataclasses.replace(TINY, batch_size=4), tmp_path, progress=False)
+        loop.fit(dataclasses.replace(TINY, batch_size=4), tmp_path)
     (tmp_path / "recipe.json").write_text("{")
     with pytest.raises(WorkbookError, match="damaged"):
-        loop.fit(TINY, tmp_path, progress=False)
+        loop.fit(TINY, tmp_path)
 
 
 def test_other_data_than_the_state_was_trained_on_is_refused(tmp_path, monkeypatch):
-    loop.fit(TINY, tmp_path, minutes=1e-9, progress=False)
+    loop.fit(TINY, tmp_path, minutes=1e-9)
     load = trainings.data.load
 
     def fewer(*args, **options):
@@ -178,23 +178,23 @@ def test_other_data_than_the_state_was_trained_on_is_refused(tmp_path, monkeypat
 
     monkeypatch.setattr(trainings.data, "load", fewer)
     with pytest.raises(WorkbookError, match="not what is asked now; choose another folder"):
-        loop.fit(TINY, tmp_path, progress=False)
+        loop.fit(TINY, tmp_path)
 
 
 def test_damaged_state_is_named(tmp_path):
-    loop.fit(TINY, tmp_path, minutes=1e-9, progress=False)
+    loop.fit(TINY, tmp_path, minutes=1e-9)
     path = tmp_path / "state.safetensors"
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
     with pytest.raises(WorkbookError, match=r"state\.safetensors is damaged"):
-        loop.fit(TINY, tmp_path, progress=False)
+        loop.fit(TINY, tmp_path)
 
 
 def test_a_finished_training_is_loaded_and_an_unfinished_one_not_obtained(tmp_path, monkeypatch):
     with pytest.raises(WorkbookError, match="stopped at step 1 of 12 .time is up.; run again to go on"):
-        loop.obtain(TINY, tmp_path, minutes=1e-9, progress=False)
-    trained = loop.obtain(TINY, tmp_path, progress=False)
+        loop.obtain(TINY, tmp_path, minutes=1e-9)
+    trained = loop.obtain(TINY, tmp_path)
     monkeypatch.setattr(loop, "Training", None)  # from here on nothing can be trained
     loaded = loop.obtain(TINY, tmp_path)
     assert not loaded.training

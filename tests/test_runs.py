@@ -11,7 +11,7 @@ from plotly.offline import get_plotlyjs
 
 from lib import WorkbookError
 from lib.evaluation import rows
-from lib.workbook import notebooks, report, runs
+from lib.workbook import execution, notebooks, report, runs
 from lib.workbook.headless import KILLED
 
 COMMON = ('preset: str = "auto"  # size\nweights: str = "auto"  # origin\nseed: int = 0  # seed\n'
@@ -20,7 +20,7 @@ MEASURE = '''
 from lib.evaluation import rows
 from lib.workbook import parameters
 settings = parameters.resolve(globals(), "{stem}")
-rows.append(settings.run_dir.parent / "metrics.csv", [dict(experiment="{stem}", metric="value", value=settings.{own})])
+rows.append(settings.table, [dict(experiment="{stem}", metric="value", value=settings.{own})])
 print("value", settings.{own}, settings.preset, settings.weights)
 '''
 FIGURE = """
@@ -55,7 +55,7 @@ def place(tmp_path, monkeypatch):
 
 def arguments(**changes) -> Namespace:
     usual = dict(preset="quick", weights="train", only=None, list=False, name="mine", seed=4, parameters=[],
-                 dataset=None, jobs=1, allow_cpu=False)
+                 dataset=None, jobs=1, allow_cpu=False, patience=10.0)
     return Namespace(**usual | changes)
 
 
@@ -69,6 +69,7 @@ def arguments(**changes) -> Namespace:
     (dict(only=("04",)), "there is no notebook '04'"),
     (dict(only=("01_frist",)), "did you mean 01_first"),
     (dict(name="../elsewhere"), "cannot name a run"),
+    (dict(name="x" * 300), "cannot name a run"),
 ])  # fmt: skip
 def test_what_cannot_work_is_refused_before_anything_starts(place, changes, message):
     with pytest.raises(WorkbookError, match=message):
@@ -136,33 +137,116 @@ def check_page(page: str, folder: Path):
     assert "https://" not in executed and "value 0.03137254901960784" in executed
 
 
-def test_a_killed_kernel_is_tried_once_more(place, monkeypatch):
-    codes = iter([KILLED, 0])
-    monkeypatch.setattr(runs, "child", lambda job, threads: (next(codes), "the kernel was killed"))
-    assert runs.main(arguments(only=("01",))) == 0 and next(codes, "spent") == "spent"
-    codes = iter([KILLED, KILLED, 0])
-    assert runs.main(arguments(only=("03",))) == 1 and next(codes) == 0
+class Ended:
+    """In place of a notebook's process: one that ended with the next of `codes`."""
+
+    codes, seen = [], []
+
+    def __init__(self, module, notebook, output, parameters, *_, env, **options):
+        self.process, self.code = self, self.codes.pop(0)
+        self.seen.append((json.loads(parameters), env.get("OMP_NUM_THREADS")))
+        Path(output).write_text(Path(notebook).read_text())
+
+    def poll(self):
+        return self.code
+
+    def end(self):
+        pass
 
 
-def test_a_failed_cell_is_tried_only_once(place, monkeypatch):
-    codes = iter([1, 0])
-    monkeypatch.setattr(runs, "child", lambda job, threads: (next(codes), "cell 2: ValueError: no"))
-    assert runs.main(arguments(only=("01",))) == 1 and next(codes) == 0
+@pytest.fixture
+def ended(monkeypatch):
+    monkeypatch.setattr(execution, "Child", Ended)
+    monkeypatch.setattr(Ended, "seen", [])
+    return lambda *codes: monkeypatch.setattr(Ended, "codes", list(codes))
 
 
-def test_changed_parameters_make_a_finished_notebook_run_again(place, monkeypatch):
-    seen = []
+@pytest.mark.parametrize("code", [KILLED, -9])
+def test_a_killed_kernel_is_tried_once_more(place, ended, code):
+    ended(code, 0)
+    assert runs.main(arguments(only=("01",))) == 0 and not Ended.codes
+    ended(code, code, 0)
+    assert runs.main(arguments(only=("03",))) == 1 and Ended.codes == [0]
 
-    def child(job, threads):
-        seen.append((job.parameters["epsilon"], threads))
-        return 0, ""
 
-    monkeypatch.setattr(runs, "child", child)
-    monkeypatch.setattr(runs.report, "page", lambda executed: None)
+def test_a_failed_cell_is_tried_only_once(place, ended):
+    ended(1, 0)
+    assert runs.main(arguments(only=("01",))) == 1 and Ended.codes == [0]
+
+
+def test_changed_parameters_make_a_finished_notebook_run_again(place, ended):
+    ended(0, 0)
     for value in ("0.1", "0.1", "0.2"):
         assert runs.main(arguments(only=("01",), parameters=[["epsilon", value]], jobs=2)) == 0
-        (place / "runs/mine/01_first/01_first.ipynb").write_text((place / "notebooks/01_first.ipynb").read_text())
-    assert [value for value, _ in seen] == [0.1, 0.2] and all(threads >= 1 for _, threads in seen)
+    assert [told["epsilon"] for told, _ in Ended.seen] == [0.1, 0.2] and all(int(n) >= 1 for _, n in Ended.seen)
+
+
+def test_changed_code_makes_a_finished_notebook_run_again(place, ended, monkeypatch):
+    ended(0, 0)
+    for code in ("before", "before", "after"):
+        monkeypatch.setattr(runs, "code", lambda code=code: code)
+        assert runs.main(arguments(only=("01",))) == 0
+    assert len(Ended.seen) == 2
+
+
+def test_what_the_code_is_changes_with_every_module_and_record(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "ROOT", tmp_path)
+    monkeypatch.setattr(runs, "CHECKPOINTS", tmp_path / "checkpoints")
+    monkeypatch.setattr(runs, "ATLASES", tmp_path / "atlases")
+    seen = set()
+    for name in ("lib/a.py", "lib/b/c.py", "checkpoints/x.safetensors", "atlases/y.safetensors", "lib/a.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name + str(len(seen)))
+        seen.add(runs.code.__wrapped__())
+    assert len(seen) == 5
+
+
+@pytest.mark.parametrize("broken", ["01_first/status.json", "01_first/01_first.ipynb", "01_first/01_first.html",
+                                    "metrics.csv", "run.json", "index.html", "plotly.min.js"])
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe"])
+def test_broken_files_of_a_finished_run_are_made_again(place, ended, broken, content):
+    ended(0, 0)
+    assert runs.main(arguments(only=("01",))) == 0
+    folder = place / "runs" / "mine"
+    lasting = ("01_first.ipynb", "01_first.html", "metrics.csv", "run.json", "plotly.min.js")
+    before = {path.name: path.read_bytes() for path in folder.rglob("*") if path.name in lasting}
+    (folder / broken).write_bytes(content)
+    assert runs.main(arguments(only=("01",))) == 0
+    assert len(Ended.seen) == 1 + broken.startswith("01_first")
+    assert before == {path.name: path.read_bytes() for path in folder.rglob("*") if path.name in lasting}
+    assert b"What of first" in (folder / "index.html").read_bytes()
+
+
+def test_a_broken_notebook_file_is_refused(place):
+    (place / "notebooks" / "02_broken.ipynb").write_bytes(b'{"cells": [')
+    with pytest.raises(WorkbookError, match="02_broken.ipynb is not a whole notebook"):
+        runs.main(arguments())
+
+
+@pytest.mark.parametrize("changes, told", [(dict(seed=5), "seed 4"), (dict(weights="shipped"), "weights train"),
+                                           (dict(preset="laptop"), "preset quick")])
+def test_a_run_of_other_settings_does_not_overwrite_one_of_that_name(place, ended, changes, told):
+    ended(0)
+    assert runs.main(arguments(only=("01",))) == 0
+    with pytest.raises(WorkbookError, match=f"name of a run with .*{told}"):
+        runs.main(arguments(only=("01",), **changes))
+
+
+def test_each_dataset_has_a_run_of_its_own(place, ended):
+    notebook(place / "notebooks", "04_chosen", 'dataset: str = "digits"  # images')
+    ended(0, 0, 0)
+    for dataset in (None, "mnist", "/some/where"):
+        assert runs.main(arguments(only=("04",), name=None, dataset=dataset)) == 0
+    assert {path.name for path in (place / "runs").iterdir()} == {
+        "quick-train-4", "quick-train-4-mnist", "quick-train-4-_some_where"}
+
+
+def test_another_number_of_threads_is_said(place, ended, capsys, monkeypatch):
+    monkeypatch.setattr(runs, "cores", lambda: 8)
+    ended(0)
+    assert runs.main(arguments(only=("01",), jobs=4)) == 0 and "threads a notebook" not in capsys.readouterr().out
+    assert runs.main(arguments(only=("01",), jobs=2)) == 0
+    assert "began with 2 threads a notebook and goes on with 4" in capsys.readouterr().out
 
 
 def test_a_page_of_an_executed_notebook_shows_pictures_and_no_code(place):

@@ -30,7 +30,7 @@ TOOLS = {"torchvision", "anywidget", "kaleido", "nbval", "playwright", "ruff"}
 IMPORTED_AS = {"sklearn": "scikit-learn", "PIL": "pillow", "IPython": "ipython",
                "jupyterlab_server": "jupyterlab-server"}
 COME_ALONG = {"packaging": "pytest", "pillow": "torchvision", "ipython": "ipywidgets", "scipy": "scikit-learn",
-              "nbclient": "papermill", "traitlets": "ipywidgets",
+              "nbclient": "papermill", "filelock": "torch", "traitlets": "ipywidgets",
               "jupyterlab-server": "jupyterlab"}
 
 

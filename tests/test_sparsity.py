@@ -169,7 +169,7 @@ def test_what_cannot_be_selected_or_pruned_says_so():
 def test_dead_factors_are_exactly_zero_in_what_is_handed_back_and_written(tmp_path):
     start = scaled()
     alive = sum(int((factor > 0).sum()) for factor in factors(start).values())
-    result = loop.fit(continued(selection(tiny(), 2.0), start), tmp_path, start=start, progress=False)
+    result = loop.fit(continued(selection(tiny(), 2.0), start), tmp_path, start=start)
     values = torch.cat(list(factors(result.network).values())).detach()
     assert ((values == 0) | (values > DEAD)).all() and 0 < (values > 0).sum() < alive
     written = torch.cat(list(factors(checkpoints.load(result.path).network).values()))
@@ -179,7 +179,7 @@ def test_dead_factors_are_exactly_zero_in_what_is_handed_back_and_written(tmp_pa
 
 def test_select_prune_then_defend_with_inherited_or_fresh_weights(tmp_path):
     start = scaled()
-    sparse = loop.obtain(continued(selection(tiny(), 0.35), start), tmp_path / "sparse", start=start, progress=False)
+    sparse = loop.obtain(continued(selection(tiny(), 0.35), start), tmp_path / "sparse", start=start)
     pruned = prune(sparse)
     assert cost(pruned).macs < 0.9 * cost(start).macs
     inherited = continued(tiny("main"), pruned)
@@ -190,7 +190,7 @@ def test_select_prune_then_defend_with_inherited_or_fresh_weights(tmp_path):
     torch.testing.assert_close(begun(x), sparse(x), atol=1e-5, rtol=0)
     assert not torch.allclose(Training(fresh, tmp_path, CPU).network.eval()(x), sparse(x), atol=1e-2)
     for name, recipe, start in (("inherited", inherited, pruned), ("fresh", fresh, None)):
-        result = loop.fit(recipe, tmp_path / name, start=start, progress=False)
+        result = loop.fit(recipe, tmp_path / name, start=start)
         assert result.finished and result.network.config["inner"] == pruned.config["inner"]
         assert 0 <= result.metrics["validation_robust"] <= 1
 
@@ -199,17 +199,17 @@ def test_a_recipe_that_starts_from_weights_wants_exactly_these(tmp_path):
     network = small("resnet38")
     recipe = continued(tiny("main"), network)
     with pytest.raises(WorkbookError, match="start="):
-        loop.fit(recipe, tmp_path, progress=False)
+        loop.fit(recipe, tmp_path)
     with torch.no_grad():
         next(network.parameters()).add_(1e-3)
     with pytest.raises(WorkbookError, match="unchanged"):
-        loop.fit(recipe, tmp_path, start=network, progress=False)
+        loop.fit(recipe, tmp_path, start=network)
 
 
 def test_a_killed_selection_goes_on_bit_for_bit(tmp_path):
     recipe = selection(tiny(), 0.35)
-    whole = loop.obtain(recipe, tmp_path / "whole", progress=False)
+    whole = loop.obtain(recipe, tmp_path / "whole")
     for _ in range(recipe.iterations):
-        result = loop.fit(recipe, tmp_path / "stepwise", minutes=1e-9, progress=False)
+        result = loop.fit(recipe, tmp_path / "stepwise", minutes=1e-9)
     assert result.finished
     assert checkpoints.digest(result.network.state_dict()) == checkpoints.digest(whole.state_dict())

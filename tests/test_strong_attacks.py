@@ -40,7 +40,7 @@ def members():
         labels = network(pictures.floats()[0], member.point(1.0))[-1].argmax(-1).clone()
     pictures = Split(pictures.images, labels)
     threats = dict(list(strong_attacks.threats(COLOUR, "quick").items())[:3])
-    made = recording.record(network, pictures, strong_attacks.plan(threats)(network), progress=False, dataset="made",
+    made = recording.record(network, pictures, strong_attacks.plan(threats)(network), dataset="made",
                        data_variant="by hand")
     return {"dual_bn": Member("dual_bn", member.trained, made)}, threats, pictures
 
@@ -86,7 +86,7 @@ def test_slim_networks_are_read_at_every_width():
     network = small("resnet20", conditioning="dual_bn", widths=(1.0, 0.5), input_shape=(3, 8, 8))
     pictures = Split((images(network, 4) * 255).byte(), torch.arange(4))
     threat = strong_attacks.threats(COLOUR, "quick")["FGSM"]
-    made = recording.record(network, pictures, points.views(network, threat, widths=(1.0, 0.5)), progress=False)
+    made = recording.record(network, pictures, points.views(network, threat, widths=(1.0, 0.5)))
     member = Member("dual_bn_slim", Trained("resnet20-made-dual_bn_slim-quick", network, ""), made)
     table = slim_study.accuracies({"dual_bn_slim": member})
     assert table.index.get_level_values("width").tolist() == ["width 1"] * 2 + ["width 0.5"] * 2

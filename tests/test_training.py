@@ -225,7 +225,7 @@ def test_an_epoch_shows_every_image_once_and_iid_never_repeats_one_in_a_batch(tm
                                      pytest.param("max_average", marks=pytest.mark.slow)])  # fmt: skip
 def test_quick_recipes_learn(defence, tmp_path):
     recipe = recipes.find(f"rdi_smallcnn-digits-{defence}-quick")
-    result = loop.fit(recipe, tmp_path, progress=False)
+    result = loop.fit(recipe, tmp_path)
     assert result.finished and result.step == result.total == 100
     assert result.metrics["validation_clean"] > 0.4, "chance is 0.1"
     if defence in ("average", "max_average"):
@@ -233,7 +233,7 @@ def test_quick_recipes_learn(defence, tmp_path):
 
 
 def test_last_and_best_are_described_and_best_is_the_best_of_the_history(tmp_path):
-    result = loop.fit(tiny(iterations=6, learning_rate=0.3), tmp_path, progress=False)
+    result = loop.fit(tiny(iterations=6, learning_rate=0.3), tmp_path)
     last, best = (checkpoints.load(tmp_path / f"{name}.safetensors") for name in ("last", "best"))
     assert last.metadata["finished"] and last.metadata["step"] == 6 and last.metadata["data_variant"]
     assert Recipe.from_json(last.metadata["recipe"]).digest() == last.metadata["recipe_digest"]
@@ -249,24 +249,10 @@ def test_last_and_best_are_described_and_best_is_the_best_of_the_history(tmp_pat
 def test_loss_that_is_not_finite_names_the_step_and_keeps_the_last_good_state(tmp_path):
     recipe = tiny(iterations=50, learning_rate=1e18, schedule="constant", warmup=0.0, validate_every=1000)
     with pytest.raises(WorkbookError, match=r"not a finite number at step \d+ .*learning_rate below 1e\+18") as caught:
-        loop.fit(recipe, tmp_path, progress=False, save_seconds=0)
+        loop.fit(recipe, tmp_path, save_seconds=0)
     step = int(str(caught.value).split("at step ")[1].split()[0])
     path = tmp_path / "state.safetensors"
     if path.exists():
         tensors, values = checkpoints.load_state(path)
         assert values["step"] < step and all(t.isfinite().all() for t in tensors.values())
     assert not (tmp_path / "last.safetensors").exists()
-
-
-def test_progress_is_lines_when_headless_and_a_bar_when_watched(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("WORKBOOK_LIVE", "0")
-    loop.fit(tiny(), tmp_path / "a")
-    out = capsys.readouterr().out.splitlines()
-    assert len(out) == 2 and "step 4/4" in out[1] and "loss" in out[1] and "validation_robust" in out[1]
-    monkeypatch.setenv("WORKBOOK_LIVE", "1")
-    loop.fit(tiny(), tmp_path / "b")
-    captured = capsys.readouterr()
-    assert captured.out == "" and "4/4" in captured.err and "loss=" in captured.err
-    loop.fit(tiny(), tmp_path / "c", progress=False)
-    captured = capsys.readouterr()
-    assert captured.out == captured.err == ""

@@ -105,7 +105,7 @@ def test_a_network_of_your_own():
     try:
         network = zoo.build("mine", conditioning="float", widths=(1.0, 0.5)).eval()
         point = OperatingPoint(noise=1.0, batch_norm=1.0, width=0.5, draw=0)
-        assert network(torch.rand(2, 3, 16, 16), point).shape == (1, 2, 10)
+        assert network(torch.rand(2, 3, 32, 32), point).shape == (1, 2, 10)
     finally:
         del zoo.BACKBONES["mine"]
 

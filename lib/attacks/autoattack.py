@@ -15,13 +15,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from lib import WorkbookError, checkpoints, randomness
+from lib import WorkbookError, check_counts, checkpoints, randomness
 from lib.attacks.decision import Decision, fresh
 from lib.attacks.modes import attack_mode
-from lib.models.network import Network
+from lib.attacks.steps import check_epsilon
+from lib.models.network import Network, check_batch
 from lib.operating_point import OperatingPoint
 
 ATTACKS = {"standard": ("apgd-ce", "apgd-t", "fab-t", "square"), "rand": ("apgd-ce", "apgd-dlr")}
+FEWEST_CLASSES = {"apgd-t": 4, "apgd-dlr": 3}  # the largest logits that the DLR losses look at
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Verdict:
     flags: tuple[str, ...]
 
 
+@torch.inference_mode(False)  # inside inference_mode nothing has a gradient
 def run(network: Network, images: Tensor, labels: Tensor, epsilon: float, *, version: str = "standard",
         attacks: tuple[str, ...] | None = None, point: OperatingPoint | None = None, decision: str | int | None = None,
         draws: int = 1, seed: int = 0, iterations: int = 100, queries: int = 5000, batch_size: int = 250,
@@ -45,17 +48,25 @@ def run(network: Network, images: Tensor, labels: Tensor, epsilon: float, *, ver
     FAB; queries: of Square; fewer than the defaults is no longer the published AutoAttack, and a result has to say so.
     folder: keeps every batch there after every attack, and takes up a killed run again, with the same result.
     Raises WorkbookError without the package, for an unknown version or attack, for `standard` on a noisy decision, for
-    thresholds or exits that the decision would not read, and for a folder that holds another run.
+    thresholds or exits that the decision would not read, for a folder that holds another run, for attacks that compare
+    more logits than the network has, and as `forms.craft` for images, labels and budgets.
     """
+    check_batch(network, images, labels)
+    check_epsilon(epsilon)
+    check_counts(iterations=iterations, queries=queries, batch_size=batch_size, draws=draws)
     point = point or OperatingPoint()
     decided = Decision(network, point, decision, draws=draws)
     if version not in ATTACKS or not set(attacks or ()) <= set(ATTACKS[version]):
         raise WorkbookError(f"AutoAttack has no version '{version}' with {', '.join(attacks or ('all',))}; it has " +
                             "; ".join(f"{name}: {', '.join(parts)}" for name, parts in ATTACKS.items()))
+    if few := [name for name in attacks or ATTACKS[version] if network.classes < FEWEST_CLASSES.get(name, 2)]:
+        raise WorkbookError(f"AutoAttack's {few[0]} compares {FEWEST_CLASSES[few[0]]} logits, but the network has "
+                            f"{network.classes} classes; choose other attacks=(…) and say so beside the number")
     if version == "standard" and draws == 1 and fresh(network, point):
         raise WorkbookError("standard AutoAttack means nothing on a network that draws fresh noise; use version rand, "
                             "freeze the noise with OperatingPoint(draw=0), or attack the mean over several draws")
-    attacks, images, source = tuple(attacks or ATTACKS[version]), images.detach(), None
+    attacks, source = tuple(attacks or ATTACKS[version]), None
+    images, labels = (t.clone() if t.is_inference() else t.detach() for t in (images, labels))
     if folder is not None:
         about = [epsilon, version, attacks, point.to_json(), decided.what, draws, seed, iterations, queries, batch_size]
         tensors = {**network.state_dict(), "images": images, "labels": labels}

@@ -22,7 +22,7 @@ from lib.attacks import eot, steps
 from lib.attacks.modes import attack_mode
 from lib.attacks.steps import Loss, Threat
 from lib.models import exits as early_exits
-from lib.models.network import Network
+from lib.models.network import Network, check_batch
 from lib.operating_point import OperatingPoint
 
 
@@ -54,6 +54,7 @@ def find(form: str, num_exits: int) -> str:
     return form
 
 
+@torch.inference_mode(False)  # inside inference_mode nothing has a gradient
 def craft(form: str, network: Network, images: Tensor, labels: Tensor, threat: Threat, *,
           generator: torch.Generator, point: OperatingPoint | None = None, mode: str = "eval",
           thresholds: Sequence[float] | None = None, schedule: str | None = None,
@@ -65,12 +66,13 @@ def craft(form: str, network: Network, images: Tensor, labels: Tensor, threat: T
     gate_aware (default: the point's).  candidates: for max_average, single attacks already crafted, in exit order.
     Raises WorkbookError on unknown forms, modes and schedules, and on images, labels or thresholds that do not fit.
     """
-    form = find(form, network.num_exits)
     target = Target.of(network, images, labels, threat, point, mode, schedule)
+    form = find(form, network.num_exits)
     with attack_mode(network, mode):
         return target.run(form, generator, thresholds, candidates)
 
 
+@torch.inference_mode(False)  # inside inference_mode nothing has a gradient
 def suite(network: Network, images: Tensor, labels: Tensor, threat: Threat, forms: Iterable[str], *, seed: int,
           batch_index: int = 0, point: OperatingPoint | None = None, mode: str = "eval",
           thresholds: Sequence[float] | None = None, schedule: str | None = None,
@@ -82,8 +84,8 @@ def suite(network: Network, images: Tensor, labels: Tensor, threat: Threat, form
     rounding, where batches of other sizes meet other kernels). restart: above 0 the streams are others, so that starts
     are. Arguments as in `craft`.
     """
-    wanted = {form: find(form, network.num_exits) for form in forms}
     target = Target.of(network, images, labels, threat, point, mode, schedule)
+    wanted = {form: find(form, network.num_exits) for form in forms}
     singles = _singles(network.num_exits)
 
     def stream(form: str) -> torch.Generator:
@@ -113,8 +115,9 @@ class Target:
     @classmethod
     def of(cls, network, images, labels, threat, point, mode, schedule) -> "Target":
         point = point or OperatingPoint()
+        check_batch(network, images, labels)
         network.check_point(point)
-        _check_batch(network, images, labels)
+        images, labels = (t.clone() if t.is_inference() else t for t in (images, labels))
         return cls(network, images, labels, threat, point, _schedule(network, images, point, mode, schedule))
 
     def run(self, form: str, generator: torch.Generator, thresholds=None, candidates=None) -> Tensor:
@@ -238,21 +241,3 @@ def _schedule(network: Network, images: Tensor, point: OperatingPoint, mode: str
         raise WorkbookError(f"schedule '{asked}' is not exact in mode '{mode}' at this operating point; choose from "
                             f"{', '.join(exact)}")
     return asked
-
-
-def _check_batch(network: Network, images: Tensor, labels: Tensor):
-    """Shapes and types always; values (one wait for the device) unless a CUDA graph is being captured."""
-    if not images.is_floating_point():
-        raise WorkbookError(f"images of type {images.dtype} cannot be attacked; give floats in [0, 1] (pixel / 255)")
-    network.check_images(images)
-    if labels.dtype != torch.int64 or labels.shape != images.shape[:1] or len(labels) == 0:
-        raise WorkbookError(f"labels of type {labels.dtype} and shape {tuple(labels.shape)} do not fit {len(images)} "
-                            f"images; give int64 of shape ({len(images)},)")
-    if images.is_cuda and torch.cuda.is_current_stream_capturing():
-        return
-    low, high, first, last = torch.stack([images.min(), images.max(), labels.min(), labels.max()]).tolist()
-    if not (low >= 0 and high <= 1):
-        raise WorkbookError(f"image values reach from {low:g} to {high:g}; give floats in [0, 1] (pixel / 255)")
-    if not (first >= 0 and last < network.classes):
-        raise WorkbookError(f"labels reach from {first:g} to {last:g}, but the network has classes 0 to "
-                            f"{network.classes - 1}")

@@ -8,13 +8,13 @@ Random starts come from the generator that is passed in, drawn on the generator'
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
+from numbers import Real
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lib import WorkbookError
+from lib import WorkbookError, check_counts
 from lib.attacks import eot
 
 ALGORITHMS = ("pgd", "fgsm", "fgsm_authors", "wrm", "wrm_authors")
@@ -22,6 +22,12 @@ LOSSES = ("ce", "margin")
 KAPPA = 50.0  # margin at which the C&W loss stops: so large that it is the plain logit margin
 
 Loss = Callable[[Tensor], Tensor]
+
+
+def check_epsilon(epsilon: float):
+    """Raises WorkbookError unless `epsilon` is an l_inf budget for images in [0, 1]."""
+    if not isinstance(epsilon, Real) or not 0 <= epsilon <= 1:
+        raise WorkbookError(f"epsilon {epsilon} is outside [0, 1], the range of the images; write 8/255")
 
 
 @dataclass(frozen=True)
@@ -52,8 +58,7 @@ class Threat:
         for name, value, known in (("attack algorithm", self.algorithm, ALGORITHMS), ("loss", self.loss, LOSSES)):
             if value not in known:
                 raise WorkbookError(f"unknown {name} '{value}'; choose from {', '.join(known)}")
-        if not isinstance(self.epsilon, Real) or not 0 <= self.epsilon <= 1:
-            raise WorkbookError(f"epsilon {self.epsilon} is outside [0, 1], the range of the images; write 8/255")
+        check_epsilon(self.epsilon)
         fixed = {"fgsm": dict(step_size=self.epsilon, steps=1, random_start=False),
                  "fgsm_authors": dict(step_size=self.epsilon, steps=1),
                  "wrm": dict(step_size=None), "wrm_authors": dict(step_size=None)}
@@ -61,10 +66,7 @@ class Threat:
             object.__setattr__(self, name, value)
         if self.algorithm == "pgd" and not (isinstance(self.step_size, Real) and 0 < self.step_size < math.inf):
             raise WorkbookError(f"step_size {self.step_size} is not above 0; give PGD a step such as 2/255")
-        for name in ("steps", "draws"):
-            value = getattr(self, name)
-            if not isinstance(value, Integral) or value < 1:
-                raise WorkbookError(f"{name} {value} is not a whole number of at least 1")
+        check_counts(steps=self.steps, draws=self.draws)
 
     @property
     def reach(self) -> float:

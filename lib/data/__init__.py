@@ -7,7 +7,7 @@ A dataset is named, or is any image folder {train,test}/<class>/<image>. Every o
 out of its training images, the same for every seed.
 """
 
-import os
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,11 +16,12 @@ import lib
 from lib import WorkbookError
 from lib.data import readers
 from lib.data.augment import augment
+from lib.data.classes import CLASSES, match
 from lib.data.folders import LAYOUT, image_folder
 from lib.data.official import COLOUR_THREAT, SOURCES, found, obtain
 from lib.data.splits import Dataset, Split, hold_out
 
-__all__ = ["NAMES", "Dataset", "Split", "augment", "found", "load"]
+__all__ = ["CLASSES", "NAMES", "Dataset", "Split", "augment", "found", "load", "match"]
 
 NAMES = ("digits", *SOURCES)
 # Our own choice, as no paper attacks digits: at 0.15 the standard networks we tried fall below 10 %, while training
@@ -51,7 +52,11 @@ def load(name: str | Path, *, device: torch.device | str = "cpu", shape: tuple[i
         folder = find_folder(name)
         name, raw, threat = folder.name, image_folder(folder), COLOUR_THREAT
         augmentation = "crop4_flip" if len(raw.test.images[0]) == 3 else "none"
+    for part, split in (("training", raw.train), ("test", raw.test)):
+        if not len(split):
+            raise WorkbookError(f"{name} has no {part} images; put some there, or load another dataset.")
     check_shape(name, raw.test.images.shape[1:], shape)
+    raw = raw._replace(train=replace(raw.train, classes=raw.classes), test=replace(raw.test, classes=raw.classes))
     train, validation = hold_out(raw.train, validation, len(raw.classes))
     return Dataset(name, raw.variant, train.to(device), validation.to(device), raw.test.to(device), raw.classes,
                    augmentation, dict(threat))
@@ -65,8 +70,8 @@ def check_shape(name: str, actual: tuple[int, ...], wanted: tuple[int, ...] | No
 
 def find_folder(name: str) -> Path:
     """The image folder that a user means by `name`."""
-    for place in (Path(), lib.ROOT, lib.DATASETS):
-        if (folder := place / os.path.expanduser(name)).is_dir():
+    for folder in lib.candidates(name):
+        if folder.is_dir():
             return folder.resolve()
     raise WorkbookError(f"There is no dataset {name!r}; choose one of {', '.join(NAMES)}, or give the path of an image "
                         f"folder {LAYOUT}.")

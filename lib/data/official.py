@@ -1,6 +1,5 @@
 """The named datasets: where their official files lie, how missing ones are fetched, how the papers train and attack."""
 
-import fcntl
 import shutil
 import socket
 import zipfile
@@ -14,15 +13,14 @@ from pickle import UnpicklingError
 from tarfile import TarError
 
 import lib
-from lib import WorkbookError
+from lib import WorkbookError, locks
 from lib.data import folders, readers
+from lib.data.classes import CLASSES
 from lib.data.splits import Raw
 
 MNIST_THREAT = dict(epsilon=0.3, step_size=0.01, train_steps=40, steps=40)  # RDI-Nets, section 4.1
 FASHION_THREAT = dict(epsilon=0.1, step_size=0.01, train_steps=40, steps=40)  # customary; neither paper uses the set
 COLOUR_THREAT = dict(epsilon=8 / 255, step_size=2 / 255, train_steps=10, steps=20)  # RDI-Nets, section 4.1
-FASHION_CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag",
-                   "Ankle boot")
 SYSTEM_FASHION = Path("/usr/share/datasets/fashion-mnist")  # where the system package dataset-fashion-mnist puts it
 PATIENCE = 30  # seconds that a silent server is waited for
 FAILURES = (OSError, RuntimeError, ValueError, EOFError, HTTPException, TarError, zipfile.BadZipFile)
@@ -123,10 +121,9 @@ def fill(scratch: Path, source: Source, archive: Path | None) -> None:
 @contextmanager
 def one_at_a_time(name: str) -> Iterator[Path]:
     """An empty folder for one download, which other processes wait for; what a killed one left is removed first."""
-    lib.DATASETS.mkdir(parents=True, exist_ok=True)
+    lib.writable(lib.DATASETS, "name another place with WORKBOOK_DATA").mkdir(parents=True, exist_ok=True)
     scratch = lib.DATASETS / f".{name}.part"
-    with open(lib.DATASETS / f".{name}.lock", "wb") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locks.held(lib.DATASETS / f".{name}.lock"):
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir()
         try:
@@ -171,7 +168,7 @@ STL10_FILES = ("train_X.bin", "train_y.bin", "test_X.bin", "test_y.bin", "class_
 SOURCES = {
     "mnist": grey("MNIST", "https://ossci-datasets.s3.amazonaws.com/mnist/", MNIST_THREAT),
     "fashion_mnist": grey("FashionMNIST", "https://github.com/zalandoresearch/fashion-mnist", FASHION_THREAT,
-                          partial(readers.idx, classes=FASHION_CLASSES), elsewhere=SYSTEM_FASHION),
+                          partial(readers.idx, classes=CLASSES["fashion_mnist"]), elsewhere=SYSTEM_FASHION),
     "cifar10": colour("cifar-10-batches-py", CIFAR10_FILES, readers.cifar10,
                       partial(torchvision_download, loader="CIFAR10"), CIFAR_PAGE, 32,
                       augmentation="crop4_flip", archive="cifar-10-python.tar.gz"),
@@ -183,7 +180,7 @@ SOURCES = {
     "stl10": colour("stl10_binary", STL10_FILES, readers.stl10, partial(torchvision_download, loader="STL10"),
                     "https://cs.stanford.edu/~acoates/stl10/", 96,
                     augmentation="crop4_flip", archive="stl10_binary.tar.gz"),
-    "tiny_imagenet": colour("tiny-imagenet-200", ("train", "val/val_annotations.txt"), folders.tiny_imagenet,
+    "tiny_imagenet": colour("tiny-imagenet-200", ("train", "val"), folders.tiny_imagenet,
                             download_tiny_imagenet, "http://cs231n.stanford.edu/tiny-imagenet-200.zip", 64,
                             augmentation="crop8_flip", archive="tiny-imagenet-200.zip"),
 }

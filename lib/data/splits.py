@@ -1,6 +1,6 @@
 """What a dataset is here: three splits, each one uint8 tensor of images and one tensor of labels on the same device."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -16,18 +16,34 @@ class Split:
     """Images and labels that stay on the device.
 
     images: uint8 (N, C, H, W), pixel values 0 to 255.    labels: int64 (N,).
+    classes: what each label is called, or None where nobody says.
+    Raises WorkbookError for floats, and for images and labels that do not fit together.
     """
 
     images: Tensor = field(repr=False)
     labels: Tensor = field(repr=False)
+    classes: tuple[str, ...] | None = field(default=None, repr=False)
+
+    def __post_init__(self):
+        if self.images.dim() != 4 or self.labels.shape != self.images.shape[:1]:
+            raise WorkbookError(f"images of shape {tuple(self.images.shape)} and labels of shape "
+                                f"{tuple(self.labels.shape)} do not fit together; give (N, C, H, W) and (N,)")
+        if self.images.is_floating_point() or self.labels.is_floating_point():
+            raise WorkbookError(f"a split holds whole pixels 0 to 255 and whole labels, not {self.images.dtype} and "
+                                f"{self.labels.dtype}; give images.mul(255).round().byte() where they are in [0, 1]")
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int | slice | list | Tensor) -> "Split":
-        """A part of the split, always a Split again: a slice (no copy), index or boolean tensor, or one image."""
+        """A part of the split, always a Split again: a slice (no copy), index or boolean tensor, or one image.
+
+        Raises WorkbookError for a slice from behind, which would be all but so many.
+        """
+        if isinstance(index, slice) and min(index.start or 0, index.stop or 0) < 0:
+            raise WorkbookError(f"images {index.start or 0}:{index.stop} do not exist; ask for a number of at least 1")
         index = [index] if isinstance(index, int) else index
-        return Split(self.images[index], self.labels[index])
+        return replace(self, images=self.images[index], labels=self.labels[index])
 
     def floats(self, index: slice | Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(images float32 in [0, 1], exactly pixel / 255; labels), of the whole split or of `index`."""
@@ -35,7 +51,7 @@ class Split:
         return part.images.float().div_(255), part.labels
 
     def to(self, device: torch.device | str) -> "Split":
-        return Split(self.images.to(device), self.labels.to(device))
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import lib
-from lib import WorkbookError, randomness
+from lib import WorkbookError, check_counts, randomness
 from lib.models import exits, zoo
 from lib.models.network import Network
 from lib.operating_point import OperatingPoint
@@ -29,6 +29,8 @@ def measure(network: Network, images: Tensor, thresholds: Sequence[float], *, po
     way's time over routed's: above 1, routed is faster); suite = "batch B"; images = how many were timed.
     Raises WorkbookError when there are fewer images than the largest batch, or the thresholds do not fit.
     """
+    for size in batch_sizes:
+        check_counts(batch_size=size)
     if len(images) < max(batch_sizes):
         raise WorkbookError(f"{len(images)} images do not fill a batch of {max(batch_sizes)}; give more of them")
     device = images.device

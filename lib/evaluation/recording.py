@@ -20,24 +20,24 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 import lib
-from lib import WorkbookError, checkpoints
+from lib import WorkbookError, check_counts, checkpoints
 from lib.attacks import forms as attack_forms
 from lib.attacks.audit import audit
 from lib.attacks.decision import fresh
 from lib.attacks.modes import attack_mode
 from lib.attacks.steps import Threat
-from lib.data import Split
+from lib.data import Split, match
 from lib.evaluation import routing
 from lib.evaluation.reading import read, relation
 from lib.evaluation.record import Record, View, alike, join
 from lib.models.cost import cost
 from lib.models.exits import entropy
-from lib.models.network import Network
+from lib.models.network import Network, check_batch, check_labels
 from lib.models.view import AttackView
 from lib.operating_point import OperatingPoint
+from lib.progress import bar
 
 HALF = 65504.0  # the largest number in half precision
 
@@ -76,7 +76,7 @@ def check_forms(forms: Sequence[str], num_exits: int) -> tuple[str, ...]:
 
 def record(network: Network, images: Split, views: Sequence[View], *, held_out: Split | Record | None = None,
            draws: int = 5, seed: int = 0, batch_size: int = 250, first: int = 0, folder: Path | str | None = None,
-           split: str = "test", audited: int = 0, progress: bool = True, **meta) -> Record:
+           split: str = "test", audited: int = 0, **meta) -> Record:
     """Attack `images` in every view, look at all exits, and write down what they said.
 
     views: see `suite` and `points.views`.  draws: over how many frozen draws a noisy point is judged, where the view
@@ -86,36 +86,38 @@ def record(network: Network, images: Split, views: Sequence[View], *, held_out: 
     slices cut at multiples of `batch_size` join to exactly the record made in one go.  folder: keeps a part per batch
     there, and takes up a killed recording again.  audited: of so many images an audit of the network and of the plain
     attack (`attacks.audit`) at each end of the points: meta["audit"]; 64 for what is kept (minutes on a CPU).  meta:
-    what else to remember (checkpoint, dataset, data_variant, defence, …).
-    Raises WorkbookError for no images or views, points that the network does not have, and a folder that holds a
-    recording of other weights, images or settings.
+    what else to remember (checkpoint, dataset, data_variant, defence, …). Class names are compared and labels follow
+    the network's; what has to be said of that is meta["remark"].
+    Raises WorkbookError for no views, points that the network does not have, images or classes that do not fit it, and
+    a folder that holds a recording of other weights, images or settings.
     """
-    if not len(images) or not views:
-        raise WorkbookError("there is nothing to record; give at least one image and one view")
+    check_counts(draws=draws)
+    images, remark = admitted(network, images, batch_size)
+    if not views:
+        raise WorkbookError("there is nothing to record; give at least one view")
     views = tuple(one for view in views for one in _drawn(network, replace(view, seed=seed), draws))
     meta = {**meta, **_about(network, views, images.images.device), "split": split, "seed": seed,
-            "batch_size": batch_size}
+            "batch_size": batch_size, "remark": remark, "classes": images.classes and list(images.classes)}
     folder = folder and Path(folder)
     if isinstance(held_out, Split):
         held_out = hold_out(network, held_out, dict.fromkeys(view.point for view in views), draws=draws, seed=seed,
                             batch_size=batch_size, folder=folder and folder / "held_out")
     attacked, parts = AttackView(network), []
-    for start in tqdm(range(0, len(images), batch_size), unit="batch", desc="record", disable=not progress):
-        part = images[start:start + batch_size]
-        about = {**meta, "images": [first + start, first + start + len(part)],
-                 "pixels": checkpoints.digest({"images": part.images, "labels": part.labels})}
-        path = folder and folder / "images-{:06d}-{:06d}.safetensors".format(*about["images"])
-        if path is None or not path.exists():
-            made = _batch(network, attacked, part, views, about)
-            if path is None:
-                parts.append(made)
-                continue
-            made.save(path)
-        kept = Record.load(path)
-        if kept.views != views or not alike(kept.meta, about):
-            raise WorkbookError(f"{folder} holds another recording; give a new folder, or the network, images and "
-                                "settings that it was begun with")
-        parts.append(kept)
+    with bar(len(images), "attack", "image") as shown:
+        for start in range(0, len(images), batch_size):
+            part = images[start:start + batch_size]
+            about = {**meta, "images": [first + start, first + start + len(part)],
+                     "pixels": checkpoints.digest({"images": part.images, "labels": part.labels})}
+            path = folder and folder / "images-{:06d}-{:06d}.safetensors".format(*about["images"])
+            if path is None or not path.exists():
+                made = _batch(network, attacked, part, views, about)
+                if path is not None:
+                    made.save(path)
+            parts.append(made if path is None else Record.load(path))
+            if parts[-1].views != views or not alike(parts[-1].meta, about):
+                raise WorkbookError(f"{folder} holds another recording; give a new folder, or the network, images and "
+                                    "settings that it was begun with")
+            shown.update(len(part))
     found = replace(join(parts), held_out=held_out)
     return replace(found, meta=found.meta | {"audit": _audits(network, images[:audited], found)}) if audited else found
 
@@ -145,7 +147,24 @@ def hold_out(network: Network, images: Split, points: Iterable[OperatingPoint] =
     if not len(images):
         raise WorkbookError("there are no held-out images to choose thresholds on; use the paper's or give some")
     return record(network, images, [View("clean", point) for point in points],
-                  **{"split": "validation", "progress": False} | options)
+                  **{"split": "validation"} | options)
+
+
+def admitted(network: Network, images: Split, batch_size: int) -> tuple[Split, str]:
+    """The gate of recordings: (the images with labels as the network numbers its classes, what to say of that or "").
+
+    Raises WorkbookError for no images, none that fit, a batch size that is none, and weights that are no numbers.
+    """
+    check_counts(batch_size=batch_size)
+    if not isinstance(images, Split) or not len(images):
+        raise WorkbookError(f"there is no image to evaluate in this {type(images).__name__}; give at least one, as a "
+                            "Split such as data.load(…).test")
+    check_batch(network, *images[:1].floats())
+    if broken := [name for name, t in network.state_dict().items() if not t.isfinite().all()]:
+        raise WorkbookError(f"the network's {broken[0]} is not finite: its training diverged; use another checkpoint")
+    images, remark = match(images, network.class_names, network.classes)
+    check_labels(network, images.labels)
+    return images, remark
 
 
 def _drawn(network: Network, view: View, draws: int) -> list[View]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import lib
-from lib import WorkbookError, randomness
+from lib import WorkbookError, check_counts, randomness
 from lib.evaluation.latency import _alternate, _name, _time, median_interval
 from lib.evaluation.routing import ExitCosts
 from lib.models import exits
@@ -29,6 +29,8 @@ def side_by_side(ways: Mapping[str, Way], images: Tensor, *, batch_sizes: Sequen
     Median; low and high are the distribution-free 95 % interval of the median. suite = "batch B".
     Raises WorkbookError when there are too few images.
     """
+    for size in batch_sizes:
+        check_counts(batch_size=size)
     if len(images) < max(batch_sizes):
         raise WorkbookError(f"{len(images)} images do not fill a batch of {max(batch_sizes)}; give more of them")
     for network, point in ways.values():

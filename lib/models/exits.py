@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lib import WorkbookError
 from lib.models.conditions import take
-from lib.models.network import Network
+from lib.models.network import Network, check_batch
 from lib.operating_point import OperatingPoint
 
 
@@ -55,9 +55,9 @@ def route(network: Network, images: Tensor, point: OperatingPoint, generator: to
 
     Heads of disabled exits are not run. `compact_above`: shrink the batch only where more than this share of it left
     (a gather costs time too); the decisions are the same for every value. Where the point has one value per image the
-    batch is not shrunk.
+    batch is not shrunk. Raises WorkbookError as `network.check_batch`, and where thresholds are missing.
     """
-    network.check_images(images)
+    check_batch(network, images)
     at = network.conditions(point, generator)
     if any(isinstance(knob, Tensor) and knob.dim() for knob in (at.noise, at.batch_norm)):
         compact_above = 1.0

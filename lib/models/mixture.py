@@ -51,6 +51,9 @@ def mixture(standard: Network, robust: Network, weight: float) -> Network:
         raise WorkbookError(f"weight {weight} is not between 0 and 1; at the ends one of the networks alone is meant")
     if (standard.input_shape, standard.classes) != (robust.input_shape, robust.classes):
         raise WorkbookError(f"{standard.config['name']} and {robust.config['name']} take different images or classes")
+    names = {network.class_names for network in (standard, robust) if network.class_names}
+    if len(names) > 1:
+        raise WorkbookError("the two networks number their classes differently; mix networks of the same dataset")
     for network in (standard, robust):
         if network.knobs - {"exits", "thresholds"}:
             raise WorkbookError(f"{network.config['name']} ({network.conditioning}) has knobs of its own; mix networks "
@@ -58,4 +61,6 @@ def mixture(standard: Network, robust: Network, weight: float) -> Network:
     config = {"name": "mixture", "weight": weight, "standard": standard.config, "robust": robust.config,
               "classes": standard.classes, "input_shape": standard.input_shape}
     stages = Backbone([Both(standard, robust)], [Tap(0, MeanOfProbabilities(weight))])
-    return Network(stages, Parts(), config).eval()
+    mixed = Network(stages, Parts(), config).eval()
+    mixed.class_names = next(iter(names), None)
+    return mixed

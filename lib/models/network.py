@@ -18,7 +18,10 @@ class Network(nn.Module):
 
     config: the arguments of `zoo.build` that made it.  knobs: names of the `OperatingPoint` fields it has.
     taps: for each exit the index of the stage it reads.  paper_thresholds: the published entropy thresholds, or None.
+    class_names: what its outputs mean, set by whoever trains or loads it; None = nobody says.
     """
+
+    class_names: tuple[str, ...] | None = None
 
     def __init__(self, backbone: Backbone, parts: Parts, config: dict):
         super().__init__()
@@ -124,11 +127,26 @@ class Network(nn.Module):
                                 f"{self.code_values}")
         return index, wanted > 0 if len(wanted) > 1 else float(value > 0)
 
+    @property
+    def image_type(self) -> torch.dtype:
+        """The floats that it takes."""
+        return next((p.dtype for p in self.parameters()), torch.float32)
+
     def check_images(self, images: Tensor):
-        channels = self.input_shape[0]
-        if images.dim() != 4 or images.shape[1] != channels:
+        """Raises WorkbookError unless these are floats that fit, far from 0 ... 255; `check_batch` is strict.
+
+        Values may leave [0, 1] a little, as random starts do, and are not looked at on a GPU, to save waiting for it.
+        """
+        if not isinstance(images, Tensor):
+            raise WorkbookError(f"images are a {type(images).__name__}; give a float tensor (torch.from_numpy)")
+        if images.shape[1:] != self.input_shape:
             raise WorkbookError(f"images of shape {tuple(images.shape)} do not fit {self.config['name']}, which takes "
                                 f"(N, {', '.join(map(str, self.input_shape))})")
+        if images.dtype != self.image_type:
+            raise WorkbookError(f"images of type {images.dtype} do not fit {self.config['name']}, which takes "
+                                f"{self.image_type} in [0, 1] (pixel / 255)")
+        if images.device.type == "cpu" and images.numel():
+            check_range(images, 3.0)
 
     def advance(self, x: Tensor, exit: int, at: Conditions) -> Tensor:
         """Run the stages between exit `exit` - 1 and exit `exit` (0-based) on features `x`."""
@@ -149,3 +167,43 @@ class Network(nn.Module):
 
     def weight_count(self) -> int:
         return sum(math.prod(p.shape) for p in self.parameters())
+
+
+def check_range(images: Tensor, slack: float = 0.0):
+    """Raises WorkbookError when a value lies further than `slack` outside [0, 1], or is not a number."""
+    low, high = torch.stack(images.detach().aminmax()).tolist()
+    if not (low >= -slack and high <= 1 + slack):
+        raise WorkbookError(f"image values reach from {low:g} to {high:g}; give floats in [0, 1] (pixel / 255)")
+
+
+def check_batch(network: Network, images: Tensor, labels: Tensor | None = None):
+    """The one gate of all that looks at a batch: attacks, AutoAttack, records and routed inference.
+
+    Types, shapes and places always; values (one wait for the device) unless a CUDA graph is being captured. Raises
+    WorkbookError for what is no network of ours, no images in [0, 1] as it takes them, or no labels that fit.
+    """
+    if not isinstance(network, Network):
+        raise WorkbookError(f"a {type(network).__name__} is no network of this project; give one that zoo.build made "
+                            "(of a DataParallel or compiled one that inside: network.module, network._orig_mod)")
+    network.check_images(images)
+    if labels is not None:
+        of = f"{labels.dtype} {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
+        if of != f"torch.int64 ({len(images)},)" or not len(images):
+            raise WorkbookError(f"labels ({of}) do not fit {len(images)} images; give an int64 tensor of shape "
+                                f"({len(images)},)")
+    here = next((p.device for p in network.parameters()), images.device)
+    if any(given.device != here for given in (images, labels) if given is not None):
+        raise WorkbookError(f"the network is on {here}, but its images or labels are not; move them: .to('{here}')")
+    if not len(images) or images.is_cuda and torch.cuda.is_current_stream_capturing():
+        return
+    check_range(images)
+    if labels is not None:
+        check_labels(network, labels)
+
+
+def check_labels(network: Network, labels: Tensor):
+    """Raises WorkbookError when a label is none of the network's classes."""
+    first, last = torch.stack(labels.aminmax()).tolist()
+    if first < 0 or last >= network.classes:
+        raise WorkbookError(f"labels reach from {first} to {last}, but the network has classes 0 to "
+                            f"{network.classes - 1}")

@@ -1,14 +1,17 @@
-"""Import of the RDI-Nets authors' released weights: RDI-ResNet38 on CIFAR-10, max-average defence (Hu et al. 2020).
+"""Import of RDI-ResNet38 (Hu et al. 2020) as its authors' code writes it: their released weights, and others' own.
 
-The file is a pickle of an old PyTorch. It is opened with `weights_only=True`, which rebuilds tensors and runs nothing.
+Such files are pickles. They are opened with `weights_only=True`, which rebuilds tensors and runs nothing.
 """
 
+import argparse
 import hashlib
 import io
+import re
 import warnings
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,20 +20,13 @@ from lib.models import zoo
 from lib.models.network import Network
 
 NAME = "rdi_resnet38_released"  # of the file, and of the records made of it
+RELEASED = "f1c76b0f65ce23f5ecea647e3d8fa9688dc9bb3507cdc3b86942c94fe9e823b8"  # sha256 of the file
+WRAPPERS = r"^((module|_orig_mod|model|net|network)\.)+"  # what wrapping a network puts before its names
 BLOCK = {"conv1": "main.0", "bn1": "main.1.norms.0", "conv2": "main.3", "bn2": "main.4.norms.0",
          "downsample.0": "shortcut.0", "downsample.1": "shortcut.1.norms.0"}
 HEADS = ({"1": "1", "2": "2.norms.0", "5": "5", "6": "6.norms.0", "9": "8"},
          {**{f"1.{theirs}": f"1.{ours}" for theirs, ours in BLOCK.items()}, "4": "3"},
          {"2": "1"})
-
-
-@dataclass(frozen=True)
-class Released:
-    """As `checkpoints.Loaded`: the network in eval mode, what is known about it, and the sha256 of the file."""
-
-    network: Network
-    metadata: dict
-    digest: str
 
 
 def names() -> dict[str, str]:
@@ -47,49 +43,74 @@ def names() -> dict[str, str]:
     return table
 
 
-def load(path: Path | str, device: torch.device | str = "cpu") -> Released:
-    """The released RDI-ResNet38 from `path`, in eval mode.
+def load(data: bytes, path: Path | str) -> tuple[Network, dict, str]:
+    """(RDI-ResNet38 in eval mode, what is known about it, sha256 of the file) from the content of the file at `path`:
+    a state_dict, alone or inside what a trainer wrote, under the names that any wrapper gives, in single or half
+    precision, with or without batch counters.
 
-    Raises WorkbookError when the file is missing, is no PyTorch file, would run code when opened, or holds anything
-    but the tensors of this one network.
+    Only the file that the authors released is called theirs. Raises WorkbookError for what is no PyTorch file, would
+    run code when opened, or holds anything but the tensors of this one network, or several of it.
     """
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise WorkbookError(f"{path} cannot be read ({error.strerror}); give the released weights' path") from error
-    try:
-        with warnings.catch_warnings(action="ignore"):  # of unusual pickles; the error says what to do
-            content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a foreign or damaged pickle makes the reader raise
-        raise WorkbookError(f"{path} cannot be opened as tensors alone; give the released RDI-ResNet38 file "
-                            "(.pth.tar), whole and unchanged") from error
-    state = content.get("state_dict") if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not state or not all(isinstance(t, Tensor) for t in state.values()):
-        raise WorkbookError(f"{path} holds no state_dict of tensors; give the released RDI-ResNet38 file (.pth.tar)")
-    network = zoo.build("resnet38", exits="rdi")
-    _fill(network, {str(name).removeprefix("module."): tensor for name, tensor in state.items()}, path)
-    metadata = {"config": network.config, "source": "released by the authors of RDI-Nets (Hu et al. 2020)",
-                "recipe": {"name": "released", "defence": "max_average"}, "dataset": "cifar10",
+    content, digest = _opened(data, path), hashlib.sha256(data).hexdigest()
+    network = zoo.build("resnet38", exits="rdi", seed=None)
+    states = list(_states(content, {f"{module}.weight" for module in names()}))
+    if len(states) != 1:
+        raise WorkbookError(f"{path} holds {len(states) or 'no'} state_dicts of RDI-ResNet38; give the released "
+                            "RDI-ResNet38 file (.pth.tar), or one like it with one such network")
+    _fill(network, states[0], path)
+    theirs = digest == RELEASED
+    metadata = {"config": network.config, "dataset": "cifar10" if theirs else None,
+                "source": "released by the authors of RDI-Nets (Hu et al. 2020)" if theirs else f"imported from {path}",
+                "recipe": {"name": "released", "defence": "max_average"} if theirs else {"name": "imported"},
                 "arch": content.get("arch"), "iterations": content.get("iter")}
-    return Released(network.to(device).eval(), metadata, hashlib.sha256(data).hexdigest())
+    return network.eval(), metadata, digest
 
 
-def _fits(tensor: Tensor, place: Tensor) -> bool:
-    same = (tensor.shape, tensor.dtype, tensor.layout) == (place.shape, place.dtype, place.layout)
-    return same and bool(tensor.isfinite().all())
+def _opened(data: bytes, path: Path | str):
+    """What a pickle holds, with nothing run but the making of tensors, numpy scalars and argparse's bare namespaces."""
+    scalar = np._core.multiarray.scalar
+    harmless = [np.dtype, argparse.Namespace, scalar, (scalar, "numpy.core.multiarray.scalar"),
+                *(type(np.dtype(kind)) for kind in "?bBhHiIlLefd")]
+    try:
+        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(harmless):
+            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a foreign or damaged pickle makes the reader raise
+        raise WorkbookError(f"{path} is not a safetensors file and cannot be opened as tensors alone; give a file that "
+                            "this project wrote, or the released RDI-ResNet38 file, whole and unchanged") from error
 
 
-def _fill(network: Network, state: dict[str, Tensor], path: Path | str):
-    """Copy every released tensor to its place; WorkbookError unless names, shapes and values are those expected."""
-    ours, table, renamed = network.state_dict(), names(), {}
+def _states(content, known: set[str], depth: int = 3) -> Iterator[dict]:
+    """The dictionaries in `content`, itself or inside, that hold some of the weights `known`, by their bare names."""
+    if not isinstance(content, dict):
+        return
+    state = {re.sub(WRAPPERS, "", str(name)): value for name, value in content.items()}
+    if known & state.keys():
+        yield state
+    elif depth:
+        for value in content.values():
+            yield from _states(value, known, depth - 1)
+
+
+def _fits(tensor, place: Tensor) -> bool:
+    kinds = {place.dtype, torch.float16, torch.bfloat16} if place.is_floating_point() else {place.dtype}
+    return (isinstance(tensor, Tensor) and (tensor.shape, tensor.layout) == (place.shape, place.layout)
+            and tensor.dtype in kinds and bool(tensor.isfinite().all()))
+
+
+def _fill(network: Network, state: dict, path: Path | str):
+    """Copy every tensor to its place; WorkbookError unless names, shapes and values are those expected."""
+    ours, table = network.state_dict(), names()
+    filled = {name: torch.zeros_like(t) for name, t in ours.items() if name.endswith("num_batches_tracked")}
     for name, tensor in state.items():
         module, _, leaf = name.rpartition(".")
         target = f"{table.get(module)}.{leaf}"
+        if target not in ours and not isinstance(tensor, Tensor):
+            continue  # a note among the tensors
         if target not in ours or not _fits(tensor, ours[target]):
             raise WorkbookError(f"{path} does not hold the released RDI-ResNet38 ('{name}' does not fit); other "
                                 "networks of these authors cannot be imported")
-        renamed[target] = tensor
-    if missing := len(ours) - len(renamed):
+        filled[target] = tensor
+    if missing := len(ours) - len(filled):
         raise WorkbookError(f"{path} does not hold the released RDI-ResNet38 ({missing} of its {len(ours)} tensors are "
                             "missing); give the released file, whole and unchanged")
-    network.load_state_dict(renamed)
+    network.load_state_dict(filled)

@@ -203,6 +203,10 @@ class AttackView(Network):
                     module.refresh()
         return self
 
+    @property
+    def image_type(self) -> torch.dtype:
+        return torch.promote_types(self.dtype, torch.float32)
+
     def train(self, mode: bool = True) -> "AttackView":
         if mode:
             raise WorkbookError("an attack view is frozen in eval mode; for modes batch and authors attack the network")

@@ -4,6 +4,8 @@ import difflib
 import inspect
 from collections.abc import Callable
 
+import torch
+
 from lib import WorkbookError
 from lib.models import mobilenet_v2, resnet, smallcnn, wide_resnet
 from lib.models.factors import factorise
@@ -26,10 +28,11 @@ def register(name: str, backbone: Callable[..., Backbone]):
     BACKBONES[name] = backbone
 
 
+@torch.inference_mode(False)  # weights made inside inference_mode could never be attacked
 def build(name: str, *, exits: str = "none", conditioning: str = "none", widths=(1.0,), classes: int = 10,
           input_shape=(3, 32, 32), width_multiplier: float = 1.0, depth_multiplier: float = 1.0, code_size: int = 128,
           codes=(0.0, 0.2, 0.7, 1.0), film_identity: bool = False, noise_granularity: str = "layer",
-          width_heads: bool = False, factorised: bool = False, seed: int = 0, **options) -> Network:
+          width_heads: bool = False, factorised: bool = False, seed: int | None = 0, **options) -> Network:
     """A freshly initialised network in train mode.
 
     name: see BACKBONES.  exits: none | rdi | cheap | released.  conditioning: none | float (weight noise and dual batch
@@ -38,7 +41,8 @@ def build(name: str, *, exits: str = "none", conditioning: str = "none", widths=
     width_multiplier, depth_multiplier: the same network, smaller.  code_size, codes: OAT's code length d, its lambdas.
     film_identity: OAT's modulation starts near 1 and 0, not near 0 and 0 as in its code.
     noise_granularity: layer | channel | element, what has an alpha of its own.
-    factorised: weights as low rank plus sparse (see `factors`).  options: what the backbone alone understands.
+    factorised: weights as low rank plus sparse (see `factors`).  seed: None leaves weights to whoever fills them in.
+    options: what the backbone alone understands.
     `network.config` holds every argument but the seed. Raises WorkbookError for what cannot be built.
     """
     if name not in BACKBONES:
@@ -62,5 +66,6 @@ def build(name: str, *, exits: str = "none", conditioning: str = "none", widths=
     backbone = BACKBONES[name](parts, exits=exits, classes=classes, input_shape=tuple(input_shape),
                                depth=depth_multiplier, **options)
     network = Network(backbone, parts, config)
-    network.initialise(seed)
+    if seed is not None:
+        network.initialise(seed)
     return factorise(network) if factorised else network

@@ -6,7 +6,6 @@
 """
 
 import csv
-import fcntl
 import io
 import json
 import signal
@@ -16,15 +15,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from lib import WorkbookError, checkpoints
+from lib import WorkbookError, checkpoints, locks
 from lib.training.recipes import WATCHED, Recipe
 
 
 @dataclass
 class Stop:
-    """Whether SIGINT or SIGTERM asked the training to stop after the step it is in."""
+    """The signal, SIGINT or SIGTERM, that asked the training to stop after the step it is in; 0 if none did."""
 
-    asked: bool = False
+    asked: int = 0
 
 
 @contextmanager
@@ -33,16 +32,7 @@ def claimed(folder: Path, recipe: Recipe) -> Iterator[None]:
 
     Raises WorkbookError when another process trains there, the folder holds another recipe, or it may not be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / ".lock", "ab+")  # noqa: SIM115 - held open until the training ends
-    except OSError as error:
-        raise WorkbookError(f"{folder} may not be written ({error.strerror}); choose another folder") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise WorkbookError(f"another process trains in {folder}; wait for it or choose another folder") from None
+    with locks.held(folder / ".lock", f"another process trains in {folder}; wait for it or choose another folder"):
         _check_recipe(folder, recipe)
         yield
 
@@ -77,7 +67,7 @@ def stop_signals() -> Iterator[Stop]:
     def ask(number, frame):
         if stop.asked:
             raise KeyboardInterrupt
-        stop.asked = True
+        stop.asked = number
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

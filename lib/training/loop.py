@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from tqdm.auto import tqdm
 
 from lib import WorkbookError, checkpoints
 from lib.models.network import Network
-from lib.progress import watched
+from lib.progress import bar
 from lib.training import folder as folders
 from lib.training.recipes import Recipe
 from lib.training.training import Training
@@ -21,7 +20,7 @@ SAVE_SECONDS = 30.0  # of work that a kill may cost
 class Result:
     """What a call of `fit` leaves. network: in eval mode. path: its file. metrics: the last report.
 
-    finished: whether all iterations ran; else `reason` says why not and the next call goes on.
+    finished: whether all iterations ran; else `reason` says why not and the next call goes on. signal: what stopped it.
     """
 
     network: Network
@@ -31,10 +30,11 @@ class Result:
     step: int
     total: int
     reason: str = "finished"
+    signal: int = 0
 
 
 def fit(recipe: Recipe, folder: Path | str, *, start: Network | None = None, device: torch.device | str | None = None,
-        minutes: float | None = None, progress: bool = True, save_seconds: float = SAVE_SECONDS) -> Result:
+        minutes: float | None = None, save_seconds: float = SAVE_SECONDS) -> Result:
     """Train `recipe` in `folder`, from the start or from where it stopped, to its end or for `minutes`.
 
     start: the network whose weights the recipe starts from, where it does (see `constraints.continued`).
@@ -50,12 +50,14 @@ def fit(recipe: Recipe, folder: Path | str, *, start: Network | None = None, dev
             return done
         training = Training(recipe, folder, device, start)
         training.resume()
-        with folders.stop_signals() as stop, Watch(training, progress) as watch:
+        with folders.stop_signals() as stop, bar(training.total, recipe.name, "step", training.step) as shown:
             reason = "finished"
             while training.step < training.total:
                 training.advance()
                 report = training.report()
-                watch.show(report)
+                if means := training.means():
+                    shown.set_postfix({name: f"{value:.3f}" for name, value in means.items()}, refresh=False)
+                shown.update()
                 if report or time.monotonic() - training.saved_at >= save_seconds:
                     training.save()
                 if stop.asked:
@@ -64,7 +66,7 @@ def fit(recipe: Recipe, folder: Path | str, *, start: Network | None = None, dev
                 if minutes is not None and time.monotonic() - begun >= 60 * minutes:
                     reason = "time is up"
                     break
-        return _close(training, reason)
+        return _close(training, reason, stop.asked)
 
 
 def obtain(recipe: Recipe, folder: Path | str, **options) -> Network:
@@ -90,7 +92,7 @@ def _finished(recipe: Recipe, folder: Path, device: torch.device) -> Result | No
     return Result(loaded.network, path, True, told["metrics"], told["step"], told["total"])
 
 
-def _close(training: Training, reason: str) -> Result:
+def _close(training: Training, reason: str, signal: int) -> Result:
     """Write the network, and the state unless all is done."""
     training.save()
     metrics = training.history[-1] if training.history else {}
@@ -98,36 +100,4 @@ def _close(training: Training, reason: str) -> Result:
     if finished := training.step == training.total:
         (training.folder / "state.safetensors").unlink()
     return Result(training.constraint.deployed().eval(), path, finished, metrics, training.step, training.total,
-                  "finished" if finished else reason)
-
-
-class Watch:
-    """Progress: a bar with loss, accuracy and time left where somebody watches, else a line per report."""
-
-    def __init__(self, training: Training, progress: bool):
-        self.training, self.progress = training, progress
-        self.first, self.begun = training.step, time.monotonic()
-        self.bar = None
-
-    def __enter__(self) -> "Watch":
-        if self.progress and watched():
-            self.bar = tqdm(total=self.training.total, initial=self.first, desc=self.training.recipe.name, unit="step")
-        return self
-
-    def __exit__(self, *_):
-        if self.bar is not None:
-            self.bar.close()
-
-    def show(self, report: dict | None) -> None:
-        training = self.training
-        if self.bar is not None:
-            self.bar.update(training.step - self.bar.n)
-            if means := training.means():
-                self.bar.set_postfix({name: f"{value:.3f}" for name, value in means.items()})
-        elif report and self.progress:
-            spent = time.monotonic() - self.begun
-            left = spent / (training.step - self.first) * (training.total - training.step)
-            told = "  ".join(f"{name} {value:.3f}" for name, value in report.items() if isinstance(value, float)
-                             and name not in ("seconds", "epoch"))
-            print(f"{training.recipe.name}  epoch {report['epoch']:g}  step {training.step}/{training.total}  {told}  "
-                  f"{spent:.0f} s, {left:.0f} s left", flush=True)
+                  "finished" if finished else reason, 0 if finished else signal)

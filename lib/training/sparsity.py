@@ -132,6 +132,7 @@ def prune(network: Network) -> Network:
     per_group = len(widths) // 3
     inner = [widths[i:i + per_group] for i in range(0, len(widths), per_group)]
     small = zoo.build(**{**network.config, "inner": inner, "channel_scales": False})
+    small.class_names = network.class_names
     small.load_state_dict(state)
     return small.to(next(network.parameters()).device).train(network.training)
 

@@ -4,6 +4,7 @@ Nothing random is remembered: step t draws from streams named by (seed, t), so w
 """
 
 import math
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -41,6 +42,10 @@ class Training:
         self.network = zoo.build(**recipe.network, seed=recipe.seed)
         if recipe.start is not None:
             self.inherit(start)
+        if len(self.data.classes) != self.network.classes:
+            raise WorkbookError(f"{self.data.name} has {len(self.data.classes)} classes, but the network of "
+                                f"{recipe.name} has {self.network.classes}; change `classes` in the recipe's network")
+        self.network.class_names = self.data.classes
         self.network.to(device, memory_format=torch.channels_last).train()
         self.rate = torch.tensor(0.0, device=device)  # a tensor, so that a captured step can follow the schedule
         told = {"name": "none"} | (recipe.constraint or {})
@@ -185,7 +190,8 @@ class Training:
         """What a resumed training needs besides tensors."""
         return {"recipe_digest": self.recipe.digest(), "step": self.step, "seconds": self.seconds,
                 "data": [self.data.name, self.data.variant, len(self.data.train)], "history": self.history,
-                "sums": self.sums, "counts": self.counts, "best": None if self.best == -math.inf else self.best}
+                "threads": torch.get_num_threads(), "sums": self.sums,
+                "counts": self.counts, "best": None if self.best == -math.inf else self.best}
 
     def save(self) -> None:
         """Write the state to resume from, after making sure that it is worth it."""
@@ -210,6 +216,9 @@ class Training:
         if values["recipe_digest"] != self.recipe.digest() or values["data"] != self.values()["data"]:
             raise WorkbookError(f"{path} was trained on {', '.join(map(str, values['data']))} by recipe "
                                 f"{values['recipe_digest']}, which is not what is asked now; choose another folder")
+        if self.device.type == "cpu" and (before := values.get("threads")) not in (None, torch.get_num_threads()):
+            print(f"{self.recipe.name} was begun with {before} threads and goes on with {torch.get_num_threads()}: not "
+                  f"bit for bit what it would have become (OMP_NUM_THREADS={before} keeps to them)", file=sys.stderr)
         self.network.load_state_dict({n[8:]: t for n, t in tensors.items() if n.startswith("network.")})
         state: dict[int, dict] = {}
         self.constraint.load({n[11:]: t for n, t in tensors.items() if n.startswith("constraint.")})

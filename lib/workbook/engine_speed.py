@@ -51,7 +51,7 @@ def steps(settings: Settings) -> dict[str, list[dict]]:
         for label, one in several.items():
             passes = timing.work(one, zoo.build(**one.network))
             found[kind].append(told | {"metric": "step_passes", "defence": label, "value": passes})
-        rows.append(settings.run_dir.parent / "metrics.csv", found[kind])
+        rows.append(settings.table, found[kind])
     return found
 
 

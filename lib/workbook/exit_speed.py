@@ -156,7 +156,7 @@ def routed(settings: Settings, record: Record, clocked: Clock) -> dict[tuple[str
             timed[thresholds] = took  # several settings may find the same thresholds
             told = dict(experiment=settings.notebook, preset=settings.preset, weights=settings.weights, defence=name,
                         threshold_source=name)
-            rows.append(settings.run_dir.parent / "metrics.csv", [row | told for row in took])
+            rows.append(settings.table, [row | told for row in took])
             macs = record.exit_costs().cumulative(thresholds)[leaving].mean() / record.costs()["trunk"][-1]
             found[name, size] = Routed(record.num_exits, leaving, clean, worst, macs, took)
     return found

@@ -97,12 +97,12 @@ def make(seeds=SEEDS) -> None:
     threat = dataclasses.replace(networks.customary(images), steps=STEPS)
     for called, asked in ((name(method, seed), recipe(method, seed)) for seed in seeds for method in METHODS):
         if not weights(called).is_file():
-            shipping.halved(loop.fit(asked, RUNS / "seeds" / called, progress=False).path, weights(called))
+            shipping.halved(loop.fit(asked, RUNS / "seeds" / called).path, weights(called))
         shipped = checkpoints.load(weights(called))
         for which, count in IMAGES.items():
             if not record(called, which).is_file():
                 todo = plan(which, threat)(shipped.network)
-                made = recording.record(shipped.network, images.test[:count], todo, draws=DRAWS, progress=False,
+                made = recording.record(shipped.network, images.test[:count], todo, draws=DRAWS,
                                         folder=RUNS / "seeds" / f"{called}-{which}", dataset=images.name,
                                         defence=asked.defence, data_variant=images.variant, checkpoint=shipped.digest)
                 made.lightened().save(record(called, which))

@@ -147,7 +147,7 @@ class LambdaExplorer:
             progress(start, total)
             part = self.images.test[first + start:first + min(start + CHUNK, total)]
             parts.append(recording.record(member.network, part, todo, draws=draws, seed=record.meta["seed"],
-                                          batch_size=CHUNK, first=first + start, progress=False))
+                                          batch_size=CHUNK, first=first + start))
         progress(total, total)
         self.exact[member.method, at] = join(parts)
         return self.spot(member, at)

@@ -132,8 +132,7 @@ def record(settings: Settings, trained: Trained, images: data.Dataset | None, **
         if not path.is_file():
             recording.record(trained.network, networks.first(settings, images, settings.images), todo, draws=draws,
                              seed=settings.seed, folder=path.with_suffix(""), dataset=images.name,
-                             data_variant=images.variant, checkpoint=trained.digest, defence=trained.defence,
-                             progress=False).save(path)
+                             data_variant=images.variant, checkpoint=trained.digest, defence=trained.defence).save(path)
     return Record.load(path)
 
 
@@ -160,7 +159,7 @@ def caption(settings: Settings, found: dict[str, Member]) -> str:
 
 def write(settings: Settings, found: dict[str, Member]) -> Path:
     """All numbers of the members as tidy rows in the run's table; returns its path."""
-    path = settings.run_dir.parent / "metrics.csv"
+    path = settings.table
     for member in found.values():
         threats = dict.fromkeys(replace(v.threat, draws=1) for v in member.record.views if v.attacked)
         told = dict(experiment=settings.notebook, preset=settings.preset, weights=member.trained.weights)

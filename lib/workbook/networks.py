@@ -1,14 +1,13 @@
 """Where a notebook's networks and records come from: shipped with the repository, or made in this run and kept."""
 
-import contextlib
 import dataclasses
-import fcntl
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 import lib
-from lib import WorkbookError, checkpoints, data
+from lib import WorkbookError, checkpoints, data, locks
 from lib.attacks.steps import Threat
 from lib.evaluation import recording
 from lib.evaluation.record import Record
@@ -71,13 +70,9 @@ def obtain(settings: Settings, network: str, dataset: str, defence: str, **chang
     return Trained(name, loaded.network, loaded.digest, settings.weights)
 
 
-@contextlib.contextmanager
-def waiting_for(folder: Path) -> Iterator[None]:
+def waiting_for(folder: Path) -> AbstractContextManager[None]:
     """Hold what is made in `folder`; whoever comes second waits and then finds it made."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with open(folder.with_name(f".{folder.name}.lock"), "wb") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+    return locks.held(folder.with_name(f".{folder.name}.lock"))
 
 
 def customary(dataset: data.Dataset) -> Threat:
@@ -159,7 +154,7 @@ def record(settings: Settings, trained: Trained, dataset: data.Dataset | None, i
         made = recording.record(trained.network, first(settings, dataset, images),
                                 recording.suite(trained.network, **options), held_out=dataset.validation,
                                 folder=path.with_suffix(""), dataset=dataset.name, data_variant=dataset.variant,
-                                checkpoint=trained.digest, defence=trained.defence, progress=False, **how)
+                                checkpoint=trained.digest, defence=trained.defence, **how)
         made.save(path)
     return Record.load(path)
 

@@ -34,6 +34,11 @@ class Settings(SimpleNamespace):
         """Where trained networks are kept: one place for all notebooks of a run, so that each is trained once."""
         return self.run_dir.parent / "networks"
 
+    @property
+    def table(self) -> Path:
+        """Where this notebook's rows go; the run's table is made of those of all its notebooks."""
+        return self.run_dir / "metrics.csv"
+
     def __str__(self):
         folder = self.run_dir.relative_to(ROOT) if self.run_dir.is_relative_to(ROOT) else self.run_dir
         own = "".join(f" · {name} {value}" for name, value in vars(self).items()
@@ -125,6 +130,8 @@ def coerce(name: str, value, kind: type):
         value = int(value)
     if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
         raise mistyped(name, value, wanted)
+    if wanted is int and value < 0:
+        raise WorkbookError(f"parameter {name} is {value}; give a number of at least 0")
     if wanted is float and math.isnan(value):
         raise mistyped(name, value, wanted)
     if wanted in (int, float) and value < 0:

@@ -24,7 +24,7 @@ class Painter:
     """One helper for all pictures of this process."""
 
     def __init__(self):
-        self.process, self.patience, self.thread = None, FIRST, ThreadPoolExecutor(1)
+        self.helper, self.patience, self.thread = None, FIRST, ThreadPoolExecutor(1)
 
     def draw(self, figure: str, **options) -> bytes | None:
         """The PNG of a figure (Plotly's JSON); options: width, height in pixels, scale. None once it was given up."""
@@ -43,15 +43,14 @@ class Painter:
     def _give_up(self, why: str) -> None:
         print(f"figures stay without pictures: the browser that draws them {why}", file=sys.__stderr__, flush=True)
         self.patience = 0.0
-        if self.process is not None:
-            children.kill(children.tree(self.process))
+        if self.helper is not None:
+            self.helper.end()
 
     def _ask(self, figure: str, options: dict) -> bytes:
-        if self.process is None:
-            self.process = children.start(__name__, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        self.process.stdin.write(f'[{figure}, {json.dumps({"format": "png"} | options)}]\n'.encode())
-        self.process.stdin.flush()
-        if not (answer := self.process.stdout.readline()).endswith(b"\n"):
+        if self.helper is None:
+            self.helper = children.Child(__name__, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        self.helper.tell(f'[{figure}, {json.dumps({"format": "png"} | options)}]'.encode())
+        if not (answer := self.helper.process.stdout.readline()).endswith(b"\n"):
             raise OSError("the helper ended")
         return base64.b64decode(answer)
 

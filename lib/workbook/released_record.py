@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 import lib
-from lib import WorkbookError, data
+from lib import WorkbookError, checkpoints, data
 from lib.attacks import forms
 from lib.evaluation import recording
 from lib.evaluation.reading import read
@@ -66,14 +66,14 @@ def obtain(settings: Settings) -> Released:
     else:
         source, record = "shipped", networks.cut(settings, networks.of_seed(settings, Record.load(shipped)))
         digest, restarts = record.meta["checkpoint"], again(settings, lib.ATLASES / "repeats" / shipped.name)
-    network = None if path is None else lambda: released.load(path, settings.device).network
+    network = None if path is None else lambda: checkpoints.load(path, settings.device).network
     trained = Trained(released.NAME, network and network(), digest, source)
     return Released(studies.read(settings, trained, record, "paper"), restarts, images, network)
 
 
 def find(name: str) -> Path | None:
-    """The file at that path, or below data/datasets."""
-    return next((path for path in (Path(name), lib.DATASETS / name) if path.is_file()), None)
+    """The file that a person means by `name`."""
+    return next(filter(Path.is_file, lib.candidates(name)), None)
 
 
 def again(settings: Settings, path: Path) -> Record | None:
@@ -94,8 +94,8 @@ def attack(settings: Settings, path: Path, images: data.Dataset) -> tuple[Record
 
     No images are held out: the weights have seen all training images, so the thresholds are the published ones.
     """
-    found, threat = released.load(path, settings.device), networks.threat_of(settings, images)
-    told = dict(batch_size=50, checkpoint=found.digest, dataset="cifar10", defence="max_average", progress=False,
+    found, threat = checkpoints.load(path, settings.device), networks.threat_of(settings, images)
+    told = dict(batch_size=50, checkpoint=found.digest, dataset="cifar10", defence="max_average",
                 data_variant=f"lossless, first {settings.images:,}")
     folder = settings.run_dir / f"released-{settings.images}-{threat.steps}"
     every, again = (recording.suite(found.network, threat, which) for which in (

@@ -7,7 +7,8 @@ import platform
 from datetime import datetime
 from pathlib import Path
 
-from lib import __version__, checkpoints
+from lib import WorkbookError, __version__, checkpoints
+from lib.evaluation import rows
 
 PLOTLY = "application/vnd.plotly.v1+json"
 STYLE = """
@@ -24,9 +25,17 @@ details summary{cursor:pointer;color:#66748a}
 """
 
 
+def cells(notebook: Path) -> list[dict]:
+    """The cells of a notebook. Raises WorkbookError for a file that is none, or not a whole one."""
+    try:
+        return json.loads(notebook.read_bytes())["cells"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise WorkbookError(f"{notebook} is not a whole notebook; fetch it again or run it again") from None
+
+
 def title(notebook: Path) -> str:
     """The first heading of a notebook, without its number."""
-    for cell in json.loads(notebook.read_bytes())["cells"]:
+    for cell in cells(notebook):
         for line in "".join(cell["source"]).splitlines():
             if cell["cell_type"] == "markdown" and line.startswith("# "):
                 return line[2:].strip().lstrip("0123456789 ·.-—")
@@ -38,18 +47,15 @@ def page(executed: Path) -> Path:
     folder."""
     import nbformat
     from nbconvert import HTMLExporter
-    from plotly.offline import get_plotlyjs
 
     exporter = HTMLExporter(template_name="basic", exclude_input=True, exclude_output_prompt=True, anchor_link_text="")
-    notebook = nbformat.read(executed, as_version=4)
+    name, notebook = title(executed), nbformat.read(executed, as_version=4)
     for data in (o["data"] for cell in notebook.cells for o in cell.get("outputs", ()) if PLOTLY in o.get("data", {})):
         data["text/html"] = _figure(data[PLOTLY])
     body, _ = exporter.from_notebook_node(notebook)
-    target, script = executed.with_suffix(".html"), executed.parent.parent / "plotly.min.js"
-    if not script.exists():
-        checkpoints.replace(script, get_plotlyjs().encode())
+    target = executed.with_suffix(".html")
     head = '<script src="../plotly.min.js"></script><p><a href="../index.html">← all notebooks</a></p>'
-    checkpoints.replace(target, _document(title(executed), head + body).encode())
+    checkpoints.replace(target, _document(name, head + body).encode())
     return target
 
 
@@ -63,29 +69,43 @@ def write(folder: Path, jobs, seconds: float) -> Path:
     facts = (f"preset {first.get('preset')} · weights {first.get('weights')} · seed {first.get('seed')} · {device} · "
              f"torch {torch.__version__} · Python {platform.python_version()} · version {__version__} · "
              f"{datetime.now():%Y-%m-%d %H:%M} · {seconds:.0f} s")
-    rows = "".join(_row(job) for job in jobs)
+    table = "".join(_row(job) for job in jobs)
     body = (f'<script>{get_plotlyjs()}</script><h1>The trade-off workbook</h1><p class="muted">{html.escape(facts)}</p>'
             '<table><thead><tr><th>notebook</th><th style="text-align:left">what it asks</th><th>outcome</th>'
-            f"<th>seconds</th></tr></thead>{rows}</table>"
+            f"<th>seconds</th></tr></thead>{table}</table>"
             + "".join(_section(job) for job in jobs))
-    metrics = folder / "metrics.csv"
-    if metrics.exists():
+    if gather(folder):
         body += '<h2>All numbers</h2><p>Every number of this run, one a row: <a href="metrics.csv">metrics.csv</a>.</p>'
     target = folder / "index.html"
+    checkpoints.replace(folder / "plotly.min.js", get_plotlyjs().encode())
     checkpoints.replace(target, _document("The trade-off workbook", body).encode())
     return target
+
+
+def gather(folder: Path) -> bool:
+    """`metrics.csv` of a run from the rows of all its notebooks; False where there are none."""
+    header = ",".join(rows.COLUMNS).encode() + b"\n"
+    tables = [path.read_bytes().splitlines(keepends=True) for path in sorted(folder.glob("*/metrics.csv"))]
+    lines = [line for table in tables if table and table[0] == header for line in table[1:] if line.endswith(b"\n")]
+    checkpoints.replace(folder / "metrics.csv", header + b"".join(lines))
+    return bool(lines)
 
 
 def _row(job) -> str:
     status, name = job.status, job.notebook.name
     outcome = status.get("outcome", "not run")
     told = f'<span class="{outcome}">{outcome}</span><br>{html.escape(status.get("message", ""))}'
-    return (f'<tr><td><a href="{name}/{name}.html">{name}</a></td><td style="text-align:left">'
+    link = f'<a href="{name}/{name}.html">{name}</a>' if _page(job).exists() else name
+    return (f'<tr><td>{link}</td><td style="text-align:left">'
             f"{html.escape(job.notebook.title)}</td><td>{told}</td><td>{status.get('seconds', 0):.0f}</td></tr>")
 
 
+def _page(job) -> Path:
+    return job.output.with_suffix(".html")
+
+
 def _section(job) -> str:
-    shown = headline(job.output) if job.output.exists() else ""
+    shown = headline(job.output) if _page(job).exists() else ""
     if not shown:
         return ""
     name = job.notebook.name
@@ -95,7 +115,7 @@ def _section(job) -> str:
 def headline(executed: Path) -> str:
     """The outputs of the cells tagged `headline`, as HTML with pictures inside."""
     parts = []
-    for cell in json.loads(executed.read_bytes())["cells"]:
+    for cell in cells(executed):
         if "headline" in cell["metadata"].get("tags", []):
             parts += [_output(output) for output in cell.get("outputs", [])]
     return "\n".join(parts)

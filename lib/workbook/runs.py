@@ -1,33 +1,29 @@
 """The whole workbook, headless: chosen notebooks through papermill into one folder, with one table and an index page.
 
-    data/runs/<name>/          index.html, metrics.csv, networks/
-    data/runs/<name>/NN_name/  NN_name.ipynb and .html as executed, status.json, log.txt
+    data/runs/<name>/          index.html, metrics.csv, networks/, run.json (what the run was asked for)
+    data/runs/<name>/NN_name/  NN_name.ipynb and .html as executed, metrics.csv, status.json, log.txt
 
-A run with the name of an earlier one continues it: what finished with the same notebook and parameters is kept, and
-trainings resume where they stopped.
+A run with the name of an earlier one continues it: what finished with the same code, notebook and parameters is kept,
+and trainings resume where they stopped. One process at a time owns the folder; each notebook writes rows of its own,
+and the run's table is made of them, so that no number can stand there twice.
 """
 
 import ast
-import csv
 import difflib
-import fcntl
+import functools
 import hashlib
 import json
 import os
 import re
-import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
-from lib import ROOT, RUNS, WorkbookError, __version__, checkpoints, writable
+from lib import ATLASES, CHECKPOINTS, ROOT, RUNS, WorkbookError, checkpoints, locks, writable
 from lib.workbook import parameters as checks
 from lib.workbook import report
-from lib.workbook.headless import KILLED
+from lib.workbook.execution import cores, execute
 
 NOTEBOOKS = ROOT / "notebooks"
 MOST_AT_ONCE = 4  # notebooks side by side on CPUs, unless told: small networks gain little from more threads each
@@ -42,8 +38,8 @@ class Notebook:
 
     @classmethod
     def read(cls, path: Path) -> "Notebook":
-        """Raises WorkbookError when the notebook has no cell tagged `parameters` (papermill would go on without)."""
-        cells = [c for c in json.loads(path.read_bytes())["cells"] if "parameters" in c["metadata"].get("tags", [])]
+        """Raises WorkbookError for a damaged file, or one without a cell tagged `parameters` (papermill goes on)."""
+        cells = [c for c in report.cells(path) if "parameters" in c["metadata"].get("tags", [])]
         if not cells:
             raise WorkbookError(f"{path.name} has no cell tagged parameters; tag the one that holds preset, weights, …")
         declared = [line for line in ast.parse("".join(cells[0]["source"])).body if isinstance(line, ast.AnnAssign)]
@@ -60,6 +56,15 @@ class Notebook:
         return report.title(self.path)
 
 
+@functools.cache
+def code() -> str:
+    """What every notebook's numbers depend on: this package and the networks and records that came along."""
+    total = hashlib.sha256()
+    for path in sorted([*(ROOT / "lib").rglob("*.py"), *CHECKPOINTS.rglob("*"), *ATLASES.rglob("*")]):
+        total.update(str(path).encode() + (path.read_bytes() if path.is_file() else b""))
+    return total.hexdigest()
+
+
 @dataclass(frozen=True)
 class Job:
     """One notebook of a run with its parameters. `digest` says whether a finished result still holds."""
@@ -74,15 +79,38 @@ class Job:
 
     @property
     def status(self) -> dict:
-        file = self.folder / "status.json"
-        return json.loads(file.read_bytes()) if file.exists() else {}
+        return read_json(self.folder / "status.json")
 
     @property
     def digest(self) -> str:
-        """Over what the notebook says (not its stored outputs), its parameters and this version."""
-        cells = json.loads(self.notebook.path.read_bytes())["cells"]
-        told = json.dumps([[c["source"] for c in cells], self.parameters, __version__], sort_keys=True)
+        """Over what the notebook says (not its stored outputs), its parameters and the code."""
+        sources = [cell["source"] for cell in report.cells(self.notebook.path)]
+        told = json.dumps([sources, self.parameters, code()], sort_keys=True)
         return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+    @property
+    def files(self) -> list[Path]:
+        """What the notebook leaves: itself executed, its page, its rows."""
+        return [self.output, self.output.with_suffix(".html"), self.folder / "metrics.csv"]
+
+    @property
+    def made(self) -> str:
+        """Over these files: a finished notebook that lost or broke any of them runs again."""
+        told = [hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else "" for path in self.files]
+        return hashlib.sha256("".join(told).encode()).hexdigest()[:16]
+
+    @property
+    def kept(self) -> bool:
+        status = self.status
+        return [status.get(name) for name in ("outcome", "digest", "made")] == ["done", self.digest, self.made]
+
+
+def read_json(path: Path) -> dict:
+    """What a run noted in `path`; {} where there is nothing that can be read."""
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
 
 
 def main(args) -> int:
@@ -92,17 +120,25 @@ def main(args) -> int:
         for notebook in notebooks:
             print(f"{notebook.name:32} {notebook.title}")
         return 0
-    folder = writable(RUNS / checked_name(args.name or f"{args.preset}-{args.weights}-{args.seed}"),
-                      "name another place with --runs or WORKBOOK_RUNS")
     given = dict(args.parameters) | ({"dataset": args.dataset} if args.dataset else {})
+    asked = dict(preset=args.preset, weights=args.weights, seed=args.seed) | {
+        name: given[name] for name in ("dataset",) if name in given}
+    name = args.name or re.sub(r"[^\w.+-]", "_", "-".join(map(str, asked.values())))
+    folder = writable(RUNS / checked_name(name), "name another place with --runs or WORKBOOK_RUNS")
     jobs = plan(notebooks, folder, args.preset, args.weights, args.seed, given)
     if args.allow_cpu:
         os.environ["WORKBOOK_ALLOW_CPU"] = "1"
     device = checks.pick_device()
     checks.refuse_paper_on_cpu(args.preset, args.weights, device)
-    begun = time.monotonic()
-    failed = execute(jobs, args.jobs or (1 if device == "cuda" else min(MOST_AT_ONCE, cores())))
-    page = report.write(folder, jobs, seconds=time.monotonic() - begun)
+    at_once = args.jobs or (1 if device == "cuda" else min(MOST_AT_ONCE, cores()))
+    threads, begun = max(1, cores() // at_once) if at_once > 1 else None, time.monotonic()
+    with locks.held(folder / ".lock", f"another run goes on in {folder}; wait for it, or give this one another --name"):
+        try:
+            claim(folder, asked, threads)
+            failed = execute(jobs, at_once, threads, 60 * args.patience)
+            page = report.write(folder, jobs, seconds=time.monotonic() - begun)
+        except OSError as error:  # such as a full disk where a log begins
+            raise WorkbookError(f"{error.filename or folder} could not be written ({error.strerror})") from error
     shown = page.relative_to(ROOT) if page.is_relative_to(ROOT) else page
     print(f"{len(jobs) - len(failed)} of {len(jobs)} notebooks done in {time.monotonic() - begun:.0f} s; see {shown}")
     for job in failed:
@@ -110,10 +146,23 @@ def main(args) -> int:
     return 1 if failed else 0
 
 
+def claim(folder: Path, asked: dict, threads: int | None) -> None:
+    """Note what a run is asked for. Raises WorkbookError where the folder holds another run."""
+    before = read_json(folder / "run.json") or dict(asked=asked, threads=threads)
+    if before["asked"] != asked:
+        told = ", ".join(f"{name} {value}" for name, value in before["asked"].items())
+        raise WorkbookError(f"{folder.name} is the name of a run with {told}; give this one another --name")
+    if before["threads"] != threads:
+        print(f"this run began with {before['threads'] or 'all'} threads a notebook and goes on with "
+              f"{threads or 'all'}: a training that resumes is then not bit for bit what it would have become")
+    checkpoints.replace(folder / "run.json", json.dumps(dict(asked=asked, threads=threads)).encode())
+
+
 def checked_name(name: str) -> str:
     """Raises WorkbookError for a name that is no folder of its own below data/runs."""
-    if not re.fullmatch(r"[\w][\w.+-]*", name):
-        raise WorkbookError(f"'{name}' cannot name a run; use letters, digits, dot, plus, minus and underscore")
+    if not re.fullmatch(r"[\w][\w.+-]*", name) or len(name.encode()) > 200:
+        raise WorkbookError(f"'{name:.50}' cannot name a run; use letters, digits, dot, plus, minus and underscore, at "
+                            "most 200")
     return name
 
 
@@ -156,87 +205,3 @@ def plan(notebooks: list[Notebook], folder: Path, preset: str, weights: str, see
         where = folder / notebook.name
         jobs.append(Job(notebook, where, dict(preset=preset, weights=weights, seed=seed, run_dir=str(where)) | own))
     return jobs
-
-
-def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
-def execute(jobs: list[Job], at_once: int = 1) -> list[Job]:
-    """Run the jobs, `at_once` side by side, one line for each as it ends; returns those that failed."""
-    failed, done = [], 0
-    bar = tqdm(total=len(jobs), unit="notebook", disable=None)  # none where nobody watches
-    with ThreadPoolExecutor(at_once) as pool, bar:
-        threads = max(1, cores() // at_once) if at_once > 1 else None
-        running = {pool.submit(execute_one, job, threads): job for job in jobs}
-        try:
-            for future in as_completed(running):
-                job, done = running[future], done + 1
-                status = future.result()
-                said = f"  {status['message']}" if status["message"] else ""
-                bar.write(f"[{done}/{len(jobs)}] {job.notebook.name:32} {status['outcome']:7} "
-                          f"{status['seconds']:5.0f} s{said}")
-                bar.update()
-                sys.stdout.flush()
-                if status["outcome"] == "failed":
-                    failed.append(job)
-        except KeyboardInterrupt:
-            pool.shutdown(cancel_futures=True)
-            raise
-    return failed
-
-
-def execute_one(job: Job, threads: int | None = None) -> dict:
-    """Execute one job unless its finished result is there; a killed kernel is tried once more.
-
-    threads: CPU cores it may use; None = all.
-    """
-    before = job.status
-    if before.get("outcome") == "done" and before.get("digest") == job.digest and job.output.exists():
-        return before | {"outcome": "kept"}
-    job.folder.mkdir(parents=True, exist_ok=True)
-    begun = time.monotonic()
-    for _attempt in range(2):
-        forget(job)
-        code, message = child(job, threads)
-        if code != KILLED:
-            break
-    status = {"outcome": "failed" if code else "done", "message": message if code else "", "digest": job.digest,
-              "seconds": round(time.monotonic() - begun, 1), "parameters": job.parameters}
-    if job.output.exists():
-        report.page(job.output)
-    checkpoints.replace(job.folder / "status.json", json.dumps(status, indent=1).encode())
-    return status
-
-
-def forget(job: Job) -> None:
-    """Take the rows of an earlier attempt out of the run's table, so that no number stands there twice."""
-    path = job.folder.parent / "metrics.csv"
-    if not path.exists():
-        return
-    with open(path, "r+", newline="", encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        header, *lines = csv.reader(file)
-        kept = [line for line in lines if line[0] != job.notebook.name]
-        file.seek(0)
-        file.truncate()
-        csv.writer(file, lineterminator="\n").writerows([header, *kept])
-
-
-def child(job: Job, threads: int | None = None) -> tuple[int, str]:
-    """(exit code, last line it said) of the notebook in its own process, which finds this checkout's lib first."""
-    outside = os.environ.get("PYTHONPATH")
-    environment = os.environ | {"WORKBOOK_LIVE": "0",
-                                "PYTHONPATH": os.pathsep.join([str(ROOT)] + ([outside] if outside else []))}
-    if threads:
-        environment |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
-    command = [sys.executable, "-m", "lib.workbook.headless", str(job.notebook.path), str(job.output),
-               json.dumps(job.parameters)]
-    with open(job.folder / "log.txt", "w+", encoding="utf-8", errors="replace") as log:
-        code = subprocess.run(command, env=environment, stdout=log, stderr=log, cwd=ROOT).returncode
-        log.seek(0)
-        lines = [line.strip() for line in log if line.strip()]
-    if code < 0:
-        code = KILLED
-    return code, lines[-1] if lines else "no message"

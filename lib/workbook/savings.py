@@ -44,7 +44,7 @@ def clock(settings: Settings, readings: Mapping[str, Reading], images: data.Spli
             seconds=settings.seconds, seed=settings.seed, experiment=settings.notebook, preset=settings.preset,
             weights=reading.trained.weights, dataset=reading.record.meta["dataset"], checkpoint=reading.trained.digest,
             threshold_source=reading.source, defence=label)
-        rows.append(settings.run_dir.parent / "metrics.csv", found[label])
+        rows.append(settings.table, found[label])
     return found
 
 

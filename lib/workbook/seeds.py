@@ -49,11 +49,11 @@ def make() -> None:
         target = place(defence, seed)
         if target.is_file():
             continue
-        network = loop.obtain(asked, RUNS / "seeds" / called, progress=False)
+        network = loop.obtain(asked, RUNS / "seeds" / called)
         found = recording.record(network, images.test[:IMAGES], recording.suite(network, threat), batch_size=125,
-                             progress=False, held_out=images.validation, folder=RUNS / "seeds" / f"{called}-record",
-                             dataset=images.name, data_variant=images.variant, defence=defence,
-                             training_seed=seed, recipe_digest=asked.digest())
+                                 held_out=images.validation, folder=RUNS / "seeds" / f"{called}-record",
+                                 dataset=images.name, data_variant=images.variant, defence=defence,
+                                 training_seed=seed, recipe_digest=asked.digest())
         found.lightened().save(target)
         print(called, flush=True)
 

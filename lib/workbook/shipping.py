@@ -92,7 +92,7 @@ def ship_released(folder: Path | None = None) -> Path:
     The weights have seen all training images, so that what is held out are the other test images, of the JPEG copy.
     """
     folder = folder or RUNS / released.NAME
-    weights = released.load(DATASETS / f"{released.NAME}.pth.tar")
+    weights = checkpoints.load(DATASETS / f"{released.NAME}.pth.tar")
     network, images = weights.network.to(memory_format=torch.channels_last), data.load(DATASETS / "cifar10_png")
     told = dict(checkpoint=weights.digest, dataset="cifar10", data_variant=f"lossless, first {len(images.test):,}",
                 defence="max_average")

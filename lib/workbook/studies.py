@@ -113,7 +113,7 @@ def train(settings: Settings, asked: Recipe, start: Network | None = None) -> Tr
     """The network of a recipe, trained once per run and kept. Raises WorkbookError when training stopped early."""
     folder = settings.networks / f"{asked.name}-{asked.digest()}"
     with networks.waiting_for(folder):
-        loop.obtain(asked, folder, start=start, device=settings.device, progress=settings.preset != "quick")
+        loop.obtain(asked, folder, start=start, device=settings.device)
     loaded = checkpoints.load(folder / "last.safetensors", settings.device)
     return Trained(asked.name, loaded.network, loaded.digest)
 
@@ -142,7 +142,7 @@ def read(settings: Settings, trained: Trained, record: Record, source: str | Non
 
 def write(settings: Settings, readings: Mapping[str, Reading]) -> Path:
     """All numbers of the readings as tidy rows in the run's table; returns its path."""
-    path = settings.run_dir.parent / "metrics.csv"
+    path = settings.table
     told = dict(experiment=settings.notebook, preset=settings.preset)
     for reading in readings.values():
         rows.append(path, rows.of(reading, **told, weights=reading.trained.weights))

@@ -1,0 +1,140 @@
+"""Every attack reaches the optimum that a linear network has in closed form; other libraries' PGD agrees with ours."""
+
+
+import pytest
+import torch
+
+from lib import CHECKPOINTS, checkpoints, data, randomness
+from lib.attacks import autoattack, forms, steps, strong
+from lib.attacks.decision import Decision
+from lib.attacks.steps import Threat
+from lib.operating_point import OperatingPoint
+from tests.linear_oracle import linear_network, random_batch, worst_case
+from tests.networks import images, small
+
+torch.set_num_threads(1)
+EPSILON = 0.08
+
+
+def known(n=48, exits=1):
+    """A linear network, images it is right on, and which of them (N,) stay right at the worst point of the ball."""
+    shape = (1, 4, 4)
+    weight = torch.randn(2, 16, generator=torch.Generator().manual_seed(2))
+    x, _ = random_batch(n, shape)
+    bias = -(weight @ x.flatten(1).mean(0))
+    network = linear_network(torch.stack([weight * (k + 1) / exits for k in range(exits)]),
+                             torch.stack([bias * (k + 1) / exits for k in range(exits)]), shape)
+    y = network(x)[-1].argmax(-1)
+    right = network(worst_case(x, y, weight, EPSILON))[-1].argmax(-1) == y
+    assert 0.2 < right.float().mean() < 0.8
+    return network, x, y, right
+
+
+@pytest.mark.parametrize("algorithm", ["pgd", "fgsm"])
+@pytest.mark.parametrize("loss", steps.LOSSES)
+def test_every_form_reaches_the_optimum(algorithm, loss):
+    network, x, y, right = known(exits=2)
+    threat = Threat(EPSILON, EPSILON / 4, 12, algorithm=algorithm, loss=loss)
+    for form in forms.names(2):
+        made = forms.craft(form, network, x, y, threat, generator=randomness.generator(0, form), thresholds=(0.4,))
+        assert torch.equal(network(made)[-1].argmax(-1) == y, right), form
+
+
+@pytest.mark.parametrize("point", [None, OperatingPoint(thresholds=(0.6,))])
+def test_every_attack_of_the_suite_reaches_the_optimum_alone(point, monkeypatch):
+    """Both exits lean on the same weights, so that where an image leaves does not change its worst point."""
+    pytest.importorskip("pyautoattack")
+    network, x, y, right = known(24, exits=1 if point is None else 2)
+    suite = strong.names(network, point)
+    reroutes = () if point is None else ("reroute 1", "reroute 2")
+    assert suite == ("gate_aware", "margin", "margin 2", *reroutes, "apgd-ce")
+    for name in suite:
+        monkeypatch.setattr(strong, "names", lambda *_, name=name: (name,))
+        ((said, made, left),) = strong.attacked(network, x, y, Threat(EPSILON, 0.01, 1), point=point)
+        assert said == name and (made - x).abs().max() <= EPSILON + 1e-6 and 0 <= made.min() <= made.max() <= 1
+        decided = Decision(network, point)(made).argmax(-1) == y
+        assert torch.equal(decided, left)
+        if name.startswith("reroute"):
+            assert not (right & ~left).any()
+        else:
+            assert torch.equal(left, right), name
+
+
+def test_square_finds_what_gradients_find():
+    pytest.importorskip("pyautoattack")
+    network, x, y, right = known(16)
+    found = autoattack.run(network, x, y, EPSILON, attacks=("square",), queries=1000)
+    assert not (right & ~found.robust).any() and (found.robust == right).float().mean() > 0.9
+
+
+def test_later_attacks_meet_only_the_images_that_are_left(monkeypatch):
+    network, x, y, _ = known(24)
+    met, craft = [], strong._craft
+    monkeypatch.setattr(strong, "_craft", lambda name, n, images, *rest: (met.append(len(images)),
+                                                                         craft(name, n, images, *rest))[1])
+    monkeypatch.setattr(strong, "names", lambda *_: ("gate_aware", "margin"))
+    (_, first, left), (_, second, after) = strong.attacked(network, x, y, Threat(EPSILON, 0.01, 1))
+    assert met == [24, int(left.sum())] and met[1] < 24
+    assert torch.equal(first[~left], second[~left]) and not (after & ~left).any()
+    right, counts = strong.survivors(network, x, y, Threat(EPSILON, 0.01, 1), batch_size=10)
+    assert counts["margin"] == int(right.sum()) and len(right) == 24
+
+
+def test_the_best_iterate_is_kept_and_never_worse_than_the_last():
+    network = small("smallcnn", exits="rdi")
+    x = images(network, 12)
+    y = network(x)[-1].argmax(-1)
+    threat = Threat(0.1, 0.08, 7)
+
+    def margin(z):
+        return steps.lead(z, y)
+
+    kept = steps.climb(lambda x: network(x)[-1], margin, margin, x, threat, randomness.generator(0, "a"))
+    last = steps.pgd(lambda x: margin(network(x)[-1]).sum(), x, threat, randomness.generator(0, "a"))
+    assert (margin(network(kept)[-1]) >= margin(network(last)[-1]) - 1e-6).all()
+    assert (kept - x).abs().max() <= 0.1 + 1e-6
+
+
+def test_rerouting_breaks_what_the_gates_hide():
+    """The last exit cannot be broken; the first is wrong but unsure, and surer only where the last is surer too."""
+    ones = torch.ones(4)
+    network = linear_network(torch.stack([torch.stack([10 * ones, 0 * ones]), torch.stack([0 * ones, 5 * ones])]),
+                             [[-19.0, 0.0], [0.0, 0.0]])
+    x, y = torch.full((3, 1, 2, 2), 0.5), torch.ones(3, dtype=torch.int64)
+    at = OperatingPoint(thresholds=(0.1,))
+    assert torch.equal(Decision(network, at)(x).argmax(-1), y)
+    left = {name: bool(right.all()) or int(right.sum()) for name, _, right in strong.attacked(
+        network, x, y, Threat(0.1, 0.01, 1), point=at)}
+    assert left["gate_aware"] is True and left["margin 2"] is True and left["reroute 1"] == 0
+
+
+def test_dlr_by_hand():
+    logits, labels = torch.tensor([[5.0, 3.0, 1.0, 0.0], [2.0, 7.0, 4.0, -1.0]]), torch.tensor([0, 3])
+    torch.testing.assert_close(strong.dlr(logits, labels), torch.tensor([-2 / 4, 8 / 5]))
+
+
+@pytest.fixture(scope="module")
+def undefended():
+    """A trained network's last exit as a plain module, 100 images, and what our PGD leaves right."""
+    network = checkpoints.load(CHECKPOINTS / "rdi_smallcnn-digits-max_average-laptop.safetensors").network
+    x, y = data.load("digits", shape=network.input_shape).test[:100].floats()
+    threat = Threat(0.15, 0.03, 20)
+    made = forms.craft("main", network, x, y, threat, generator=randomness.generator(0, "ours"))
+    return Decision(network).eval(), x, y, threat, (network(made)[-1].argmax(-1) == y).float().mean().item()
+
+
+def test_foolboxs_pgd_agrees(undefended):
+    foolbox = pytest.importorskip("foolbox", exc_type=ImportError)
+    model, x, y, threat, ours = undefended
+    attack = foolbox.attacks.LinfPGD(abs_stepsize=threat.step_size, steps=threat.steps, random_start=True)
+    torch.manual_seed(0)
+    _, made, _ = attack(foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu"), x, y, epsilons=threat.epsilon)
+    assert abs((model(made).argmax(-1) == y).float().mean().item() - ours) <= 0.01
+
+
+def test_torchattacks_pgd_agrees(undefended):
+    torchattacks = pytest.importorskip("torchattacks", exc_type=ImportError)
+    model, x, y, threat, ours = undefended
+    torch.manual_seed(0)
+    made = torchattacks.PGD(model, eps=threat.epsilon, alpha=threat.step_size, steps=threat.steps)(x, y)
+    assert abs((model(made).argmax(-1) == y).float().mean().item() - ours) <= 0.01
