@@ -60,8 +60,8 @@ def fit(recipe: Recipe, folder: Path | str, *, start: Network | None = None, dev
                     shown.set_postfix({name: f"{value:.3f}" for name, value in means.items()}, refresh=False)
                 shown.update()
                 if report and training.fallen:
-                    shown.write(f"{recipe.name}: held-out accuracy fell more than {FALL:g} below {training.best:.3f}, a "
-                                f"sign of catastrophic overfitting; the network from before is "
+                    shown.write(f"{recipe.name}: held-out accuracy fell more than {FALL:g} below {training.best:.3f}, "
+                                f"a sign of catastrophic overfitting; the network from before is "
                                 f"{folder / 'best.safetensors'}", file=sys.stderr)
                 if report or time.monotonic() - training.saved_at >= save_seconds:
                     training.save()
