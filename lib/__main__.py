@@ -20,7 +20,7 @@ from lib import WorkbookError, environment
 
 # What a verb needs before it starts: only the core packages, all of them, or nothing but Python.
 NEEDS = {"run": "all", "test": "all", "lab": "all", "doctor": None,
-         "train": "core", "evaluate": "core", "cost": "core", "bench": "core"}
+         "train": "core", "fleet": "core", "evaluate": "core", "cost": "core", "bench": "core"}
 
 
 def number(text, low=0.0, high=float("inf")):
@@ -151,6 +151,15 @@ def add_train(add):
     add_common(verb)
 
 
+def add_fleet(add):
+    verb = add("fleet", "train the workbook's networks on CIFAR-10, the most wanted first; the same command goes on")
+    verb.add_argument("--list", action="store_true", help="show how far each is and stop")
+    verb.add_argument("--only", type=names, metavar="WORDS", help="only trainings with one of these in their name")
+    verb.add_argument("--minutes", type=number, metavar="M", help="stop cleanly after M minutes")
+    verb.add_argument("--jobs", type=count, default=1, metavar="N", help="trainings at a time (default 1)")
+    verb.add_argument("--device", help="cpu, cuda, cuda:1 (default: the GPU if there is one)")
+
+
 def add_evaluate(add):
     verb = add("evaluate", "clean and attacked accuracy of a checkpoint, routed through its exits")
     verb.add_argument("checkpoint", type=path, metavar="CHECKPOINT")
@@ -215,7 +224,7 @@ def build_parser():
     def add(name, summary, **more):
         return verbs.add_parser(name, help=summary, description=summary.capitalize() + ".", allow_abbrev=False, **more)
 
-    for one in (add_run, add_test, add_lab, add_doctor, add_train, add_evaluate, add_cost, add_bench):
+    for one in (add_run, add_test, add_lab, add_doctor, add_train, add_fleet, add_evaluate, add_cost, add_bench):
         one(add)
     return parser
 

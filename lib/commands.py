@@ -22,6 +22,7 @@ from lib.models.cost import MEBI
 from lib.models.cost import cost as count_cost
 from lib.models.network import Network
 from lib.operating_point import OperatingPoint
+from lib.training import fleet as training_fleet
 from lib.training import loop, recipes
 
 AUDITED = 64  # the first images, which the audit looks at
@@ -39,7 +40,7 @@ def train(args) -> int:
     recipe, device = recipes.find(args.recipe), find_device(args.device)
     if args.seed is not None:
         recipe = dataclasses.replace(recipe, seed=args.seed)
-    folder = Path(args.folder) if args.folder else RUNS / "train" / f"{recipe.name}-seed{recipe.seed}"
+    folder = Path(args.folder) if args.folder else RUNS / "train" / recipe.label
     check_output(args.json, inputs=[folder])
     result = loop.fit(recipe, folder, device=device, minutes=args.minutes)
     print(f"{recipe.name}, seed {recipe.seed}: step {result.step:,} of {result.total:,} ({result.reason})")
@@ -52,6 +53,24 @@ def train(args) -> int:
     write_json(args.json, {"recipe": recipe.name, "seed": recipe.seed, "finished": result.finished, "step": result.step,
                            "total": result.total, "path": str(result.path), "metrics": result.metrics})  # fmt: skip
     return 128 + result.signal if result.signal else 0
+
+
+def fleet(args) -> int:
+    """Train the declared fleet, or go on with it. args: only, list, minutes, jobs, device.
+
+    Returns the exit code, as `train`.
+    """
+    members = training_fleet.members(training_fleet.names(), RUNS / "train")
+    members = [m for m in members if not args.only or any(word in m.recipe.label for word in args.only)]
+    if not members:
+        raise WorkbookError(f"no training of the fleet has {' or '.join(args.only)} in its name; see fleet --list")
+    if args.list:
+        print(training_fleet.table(members))
+        return 0
+    find_device(args.device)
+    data.load(training_fleet.DATASET)  # said before anything starts where it is missing
+    stopped = training_fleet.run(members, minutes=args.minutes, jobs=args.jobs, device=args.device)
+    return 128 + stopped if stopped else 0
 
 
 def evaluate(args) -> None:

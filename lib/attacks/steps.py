@@ -17,7 +17,8 @@ from torch import Tensor
 from lib import WorkbookError, check_counts
 from lib.attacks import eot
 
-ALGORITHMS = ("pgd", "fgsm", "fgsm_authors", "wrm", "wrm_authors")
+ALGORITHMS = ("pgd", "fgsm", "fgsm_authors", "n_fgsm", "wrm", "wrm_authors")
+UNPROJECTED = ("fgsm_authors", "n_fgsm")  # one step from a random start, wherever it leads
 LOSSES = ("ce", "margin")
 KAPPA = 50.0  # margin at which the C&W loss stops: so large that it is the plain logit margin
 
@@ -38,7 +39,8 @@ class Threat:
     step_size, steps: needed by pgd; what an algorithm fixes itself is filled in here, so that a record states what ran.
     random_start: begin at a uniform point of the epsilon-ball.
     algorithm: pgd | fgsm (one step of epsilon from the clean image, inside the ball) | fgsm_authors (released code:
-        random start and no projection, so up to 2 epsilon) | wrm (penalised ascent with rates 1/sqrt(t+2), Sinha et al.
+        random start and no projection, so up to 2 epsilon) | n_fgsm (for training: one step of epsilon from a start in
+        +-2 epsilon, no projection, de Jorge et al. 2022) | wrm (penalised ascent with rates 1/sqrt(t+2), Sinha et al.
         2018) | wrm_authors (released code: cross-entropy averaged over the batch, which makes it tiny).
     loss: ce | margin (C&W: -relu(z_y - max other + 50)), per sample, usable with every algorithm.
     draws: gradients averaged at each step (EOT), for networks that draw fresh noise.
@@ -61,6 +63,7 @@ class Threat:
         check_epsilon(self.epsilon)
         fixed = {"fgsm": dict(step_size=self.epsilon, steps=1, random_start=False),
                  "fgsm_authors": dict(step_size=self.epsilon, steps=1),
+                 "n_fgsm": dict(step_size=self.epsilon, steps=1, random_start=True),
                  "wrm": dict(step_size=None), "wrm_authors": dict(step_size=None)}
         for name, value in fixed.get(self.algorithm, {}).items():
             object.__setattr__(self, name, value)
@@ -73,7 +76,12 @@ class Threat:
         """The largest l_inf distance from the clean image that the algorithm may end at."""
         if self.algorithm.startswith("wrm"):
             return 1.0
-        return min(1.0, 2 * self.epsilon) if self.algorithm == "fgsm_authors" and self.random_start else self.epsilon
+        return min(1.0, self.start_radius + self.step_size) if self.algorithm in UNPROJECTED else self.epsilon
+
+    @property
+    def start_radius(self) -> float:
+        """How far from the clean image a random start may lie, per pixel."""
+        return self.random_start * (2 if self.algorithm == "n_fgsm" else 1) * self.epsilon
 
     @property
     def batch_mean(self) -> bool:
@@ -81,25 +89,29 @@ class Threat:
         return self.algorithm == "wrm_authors"
 
 
-def per_sample(logits: Tensor, labels: Tensor, loss: str = "ce") -> Tensor:
+def per_sample(logits: Tensor, labels: Tensor, loss: str = "ce", smoothing: float = 0.0) -> Tensor:
     """Loss of each sample: logits (..., N, classes), labels (N,) -> (..., N).
 
-    ce: cross-entropy.  margin: -relu(z_y - max_{j != y} z_j + 50), Carlini & Wagner's f with kappa = 50.
+    ce: cross-entropy, against labels smoothed by `smoothing`.  margin: -relu(z_y - max_{j != y} z_j + 50), Carlini &
+    Wagner's f with kappa = 50.
     """
     if loss == "ce":
         labels = labels.expand(logits.shape[:-1])
-        return F.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="none").view(labels.shape)
+        losses = F.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="none", label_smoothing=smoothing)
+        return losses.view(labels.shape)
     return -F.relu(KAPPA - lead(logits, labels))
 
 
 def begin(images: Tensor, threat: Threat, generator: torch.Generator | None) -> Tensor:
-    """Where the ascent starts: x + U(-epsilon, epsilon), NOT clamped to [0, 1] before the first gradient, or x."""
+    """Where the ascent starts: x + U(-r, r), r the threat's start radius, NOT clamped to [0, 1] before the first
+    gradient, or x."""
     if not threat.random_start:
         return images
     if generator is None:
         raise WorkbookError("a random start draws numbers: pass generator=…, or use Threat(random_start=False)")
     noise = torch.empty(images.shape, dtype=images.dtype, device=generator.device)  # drawn in NCHW order for any layout
-    return images + noise.uniform_(-threat.epsilon, threat.epsilon, generator=generator).to(images.device)
+    radius = threat.start_radius
+    return images + noise.uniform_(-radius, radius, generator=generator).to(images.device)
 
 
 def ascend(loss: Loss, images: Tensor, threat: Threat, generator: torch.Generator | None = None, *,

@@ -163,7 +163,8 @@ class Network(nn.Module):
         for exit, head in enumerate(self.heads):
             x = self.advance(x, exit, at)
             logits.append(head(x, at))
-        return torch.stack(logits)
+        logits = torch.stack(logits)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))  # losses of passes in bf16 are not
 
     def weight_count(self) -> int:
         return sum(math.prod(p.shape) for p in self.parameters())

@@ -40,12 +40,12 @@ DATASETS = {  # of each network; CIFAR-10's image folders come on top
 GREY = ("mnist", "fashion_mnist")
 PNI_NORMALISATION = {"cifar10": "cifar10", "cifar100": "cifar100"}  # of its ResNet-20; other datasets: 0.5 and 0.5
 SMALLER = {"resnet34": {"width_multiplier": 0.25}, "wrn16_8": {"width_multiplier": 0.25},
-           "wrn40_2": {"width_multiplier": 0.5, "depth_multiplier": 0.5}, "resnet38": {"width_multiplier": 0.5}}
+           "wrn40_2": {"width_multiplier": 0.5, "depth_multiplier": 0.5}}
 
 
 def methods(network: str) -> tuple[str, ...]:
-    """The methods for a network of `recipes.NETWORKS`; FLOAT and its control also with the exits of RDI-ResNet38."""
-    if network == "rdi_resnet38":
+    """The methods for a network of `recipes.NETWORKS`; FLOAT and its control also with the exits of ResNet-38."""
+    if network in ("rdi_resnet38", "cheap_resnet38"):
         return tuple(name for name, (_, recipe) in METHODS.items() if recipe["objective"] == "float")
     return tuple(METHODS) if network in DATASETS else ()
 
@@ -67,7 +67,7 @@ def fields(backbone: str, dataset: str, method: str, preset: str) -> dict:
         found |= short(dataset, preset, epsilon) | ({"clean_epochs": 1} if method == "pni" else {})
     found |= dict(network=network, form="average" if backbone == "resnet38" else "main", **objective)
     if found.get("adversarial_weight") == 0:
-        found |= dict(threat=None, validation=None, epsilon_warmup=0.0)
+        found |= dict(threat=None, validation=None, epsilon_warmup=0.0, attack_view=None)
     return found
 
 
@@ -96,10 +96,10 @@ def published(dataset: str, method: str, epsilon: float) -> dict:
 
 
 def smaller(backbone: str, dataset: str, preset: str) -> dict:
-    """Arguments that make a network smaller."""
+    """Arguments that make a network smaller; on colour images only those that are too large for any CPU."""
     network = dict(SMALLER.get(backbone, {}))
     if preset == "quick" or dataset == "digits":
-        network["width_multiplier"] = 0.5 * network.get("width_multiplier", 1.0)
+        network["width_multiplier"] = network.get("width_multiplier", 0.5 if backbone == "resnet38" else 1.0) / 2
     elif dataset in GREY:
         network["width_multiplier"] = 0.25
     if preset == "quick":
@@ -109,6 +109,8 @@ def smaller(backbone: str, dataset: str, preset: str) -> dict:
 
 def short(dataset: str, preset: str, epsilon: float) -> dict:
     """A schedule of minutes or seconds: the rate rises and falls linearly, epsilon rises, few large attack steps."""
+    if preset == "laptop" and dataset not in ("digits", *GREY):
+        return one_cycle(epsilon)
     steps = {"laptop": 5 if dataset == "digits" else 3, "quick": 2}[preset]
     found = dict(threat=Threat(epsilon, 1.7 * epsilon / steps, steps), validation=Threat(epsilon, epsilon / 4, 10),
                  schedule="linear", milestones=(), warmup=0.2, epsilon_warmup=0.3)
@@ -116,5 +118,13 @@ def short(dataset: str, preset: str, epsilon: float) -> dict:
         return found | dict(epochs=None, iterations=100, batch_size=32, learning_rate=0.1, validation_images=100)
     if dataset == "digits":
         return found | dict(epochs=20, batch_size=32, validation_images=200, validate_every=200)
-    epochs = 2 if dataset in GREY else 6  # grey images teach a narrow network within five minutes
-    return found | dict(epochs=epochs, batch_size=64, validation_images=256, validate_every=500)
+    return found | dict(epochs=2, batch_size=64, validation_images=256, validate_every=500)  # of narrow networks
+
+
+def one_cycle(epsilon: float) -> dict:
+    """The schedule of every full-size network on colour images at `laptop` size, whatever its method: about an hour on
+    a CPU core, minutes on a GPU. One attack step a batch (N-FGSM), attack and training passes in bf16."""
+    return dict(threat=Threat(epsilon, algorithm="n_fgsm"), attack_mode="eval", attack_view="bf16", precision="bf16",
+                epochs=12, iterations=None, batch_size=128, learning_rate=0.1, weight_decay=5e-4, schedule="linear",
+                milestones=(), warmup=0.2, epsilon_warmup=0.2, sampler="epoch", nesterov=True, validate_every=351,
+                validation=Threat(epsilon, epsilon / 4, 10), validation_images=256)

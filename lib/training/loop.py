@@ -1,5 +1,6 @@
 """The one training loop: any network, objective and device; stops at any moment and goes on bit for bit (on CPU)."""
 
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from lib.models.network import Network
 from lib.progress import bar
 from lib.training import folder as folders
 from lib.training.recipes import Recipe
-from lib.training.training import Training
+from lib.training.training import FALL, Training
 
 SAVE_SECONDS = 30.0  # of work that a kill may cost
 
@@ -58,6 +59,10 @@ def fit(recipe: Recipe, folder: Path | str, *, start: Network | None = None, dev
                 if means := training.means():
                     shown.set_postfix({name: f"{value:.3f}" for name, value in means.items()}, refresh=False)
                 shown.update()
+                if report and training.fallen:
+                    shown.write(f"{recipe.name}: held-out accuracy fell more than {FALL:g} below {training.best:.3f}, "
+                                f"a sign of catastrophic overfitting; the network from before is "
+                                f"{folder / 'best.safetensors'}", file=sys.stderr)
                 if report or time.monotonic() - training.saved_at >= save_seconds:
                     training.save()
                 if stop.asked:
@@ -99,5 +104,5 @@ def _close(training: Training, reason: str, signal: int) -> Result:
     path = training.write("last.safetensors", metrics)
     if finished := training.step == training.total:
         (training.folder / "state.safetensors").unlink()
-    return Result(training.constraint.deployed().eval(), path, finished, metrics, training.step, training.total,
+    return Result(training.deployed().eval(), path, finished, metrics, training.step, training.total,
                   "finished" if finished else reason, 0 if finished else signal)

@@ -46,7 +46,7 @@ class Context:
 
 def weighted(logits: Tensor, labels: Tensor, recipe: Recipe) -> Tensor:
     """sum_i w_i CE_i of logits (exits, N, classes): each exit's mean cross-entropy by its weight (Eq. 1), 0-d."""
-    each = steps.per_sample(logits, labels).mean(1)
+    each = steps.per_sample(logits, labels, smoothing=recipe.label_smoothing).mean(1)
     if recipe.exit_weights is None:
         return each.sum()
     return sum(weight * loss for weight, loss in zip(recipe.exit_weights, each, strict=True))

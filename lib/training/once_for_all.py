@@ -82,8 +82,9 @@ def oat(network: Network, images: Tensor, labels: Tensor, context: Context) -> t
     clean_logits = network(images, context.point(code=lambdas), context.stream("clean"))
     adversarial = attacked(network, images[zeros:], labels[zeros:], context, point)
     logits = network(adversarial, point, context.stream("adversarial"))
-    clean_losses = steps.per_sample(clean_logits[-1], labels)
-    adversarial_losses = steps.per_sample(logits[-1], labels[zeros:])
+    smoothing = context.recipe.label_smoothing
+    clean_losses = steps.per_sample(clean_logits[-1], labels, smoothing=smoothing)
+    adversarial_losses = steps.per_sample(logits[-1], labels[zeros:], smoothing=smoothing)
     loss = (((1 - lambdas) * clean_losses).sum() + (lambdas[zeros:] * adversarial_losses).sum()) / len(images)
     return loss, {"loss": loss.detach(), "clean_accuracy": accuracy(clean_logits[:, :zeros], labels[:zeros]),
                   "adversarial_accuracy": accuracy(logits, labels[zeros:])}

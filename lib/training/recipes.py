@@ -34,6 +34,9 @@ class Recipe:
     attack_view: what is attacked in mode "eval": "folded" or "bf16", a faster copy (`models.view`); None = the network.
     start: digest of the weights to start from, which are handed to `loop.fit`; None = drawn from the seed.
     constraint: {"name": "sss" | "atmc", **its options}, what training holds the weights to; None = nothing.
+    precision: of the training passes, "fp32" or "bf16" (autocast; weights, losses and the optimiser stay in float32).
+    label_smoothing: of the cross-entropy that is descended, 0 to 1.
+    average_decay: of the mean of the weights that is validated and kept (`averaging`), below 1; None = the weights.
     exit_weights: w_i of the loss, one per exit; None = 1 each.  adversarial_weight: share of the adversarial loss.
     split: PGD-AT trains on the "full" batch, clean and attacked, or on disjoint clean and attacked halves, "half".
     clean_epochs: PNI's first epochs, without attack.  alpha_decay: weight decay of trained noise scales.
@@ -55,6 +58,9 @@ class Recipe:
     threat: Threat | None = None
     attack_mode: str = "eval"
     attack_view: str | None = None
+    precision: str = "fp32"
+    label_smoothing: float = 0.0
+    average_decay: float | None = None
     exit_weights: tuple[float, ...] | None = None
     adversarial_weight: float = 0.5
     split: str = "full"
@@ -81,11 +87,15 @@ class Recipe:
     validation: Threat | None = None
 
     def __post_init__(self):
+        if self.average_decay is not None and (self.constraint or not 0 < self.average_decay < 1):
+            raise WorkbookError(f"recipe {self.name}: average_decay {self.average_decay} has to lie between 0 and 1, "
+                                "and a constrained training has no average; leave one of them out")
         if (self.iterations is None) == (self.epochs is None):
             raise WorkbookError(f"recipe {self.name} needs either iterations or epochs")
         for name, value, known in (("schedule", self.schedule, ("multistep", "linear", "cosine", "constant")),
                                    ("sampler", self.sampler, ("epoch", "iid")),
                                    ("split", self.split, ("full", "half")),
+                                   ("precision", self.precision, ("fp32", "bf16")),
                                    ("attack_mode", self.attack_mode, MODES),
                                    ("attack_view", self.attack_view or "folded", VIEWS)):
             if value not in known:
@@ -93,6 +103,11 @@ class Recipe:
         if self.attack_view is not None and self.attack_mode != "eval":
             raise WorkbookError(f"recipe {self.name}: a {self.attack_view} view stands for the network in mode eval; "
                                 f"in mode {self.attack_mode} attack the network itself")
+
+    @property
+    def label(self) -> str:
+        """Name and seed, as the folder of its training is called."""
+        return f"{self.name}-seed{self.seed}"
 
     @property
     def attack_form(self) -> str:
@@ -253,10 +268,11 @@ def _one_cycle(attack: Threat, steps: int, **fields) -> dict:
 
 
 def _laptop(backbone: str, dataset: str, attack: Threat) -> dict:
+    if backbone != "smallcnn" and dataset != "digits":
+        return float_recipes.one_cycle(attack.epsilon)
     if backbone != "smallcnn":
-        fields = dict(epochs=12, batch_size=32, learning_rate=0.05) if dataset == "digits" else dict(epochs=10)
         return _one_cycle(attack, 3, smaller=dict(width_multiplier=0.5), validate_every=500, validation_images=200,
-                          attack_view="folded", **fields)
+                          attack_view="folded", epochs=12, batch_size=32, learning_rate=0.05)
     if dataset == "digits":
         return _one_cycle(attack, 4, epochs=18, batch_size=32, learning_rate=0.02, epsilon_warmup=0.4,
                           validate_every=100, validation_images=200)  # at 0.05 max-average does not start

@@ -16,10 +16,12 @@ from lib import WorkbookError, checkpoints, data, randomness
 from lib.attacks import forms
 from lib.models import exits, zoo
 from lib.models.network import Network
+from lib.models.view import AttackView
 from lib.operating_point import OperatingPoint
 from lib.training import folder as folders
 from lib.training import losses
 from lib.training.admm import Compression
+from lib.training.averaging import Average
 from lib.training.capture import Captured, Streams
 from lib.training.constraints import Unconstrained
 from lib.training.losses import Context, Metrics
@@ -30,6 +32,7 @@ from lib.training.sparsity import Selection
 CONSTRAINTS = {"none": Unconstrained, "sss": Selection, "atmc": Compression}
 READ_EVERY = 20  # steps between looks at the losses on a device that runs ahead of the host
 VALIDATION_BATCH = 128
+FALL = 0.1  # of held-out accuracy, at which one-step training has learned to fool its own attack
 
 
 class Training:
@@ -51,7 +54,8 @@ class Training:
         told = {"name": "none"} | (recipe.constraint or {})
         self.constraint = CONSTRAINTS[told.pop("name")](self.network, recipe, self.rate, **told)
         self.optimiser = self.constraint.optimiser
-        self.step, self.seconds, self.best = 0, 0.0, -math.inf
+        self.average = Average(self.network, recipe.average_decay, self.total)
+        self.step, self.seconds, self.best, self.fallen = 0, 0.0, -math.inf, False
         self.history: list[dict] = []
         self.sums, self.counts = Counter(), Counter()  # of each reported value over the steps since the last report
         self.unread: list[tuple[int, dict[str, Tensor]]] = []
@@ -91,20 +95,43 @@ class Training:
                                view=self.view)
         metrics = self.captured((self.context.threat, self.context.epoch < recipe.clean_epochs))
         self.step += 1
+        self.average.after_step(self.step)
         self.unread.append((self.step, metrics | self.constraint.after_step(self.step)))
         if self.device.type == "cpu" or len(self.unread) >= READ_EVERY:
             self.read()
 
     def body(self) -> Metrics:
         """What a step computes on the device: reads and writes nothing but tensors that keep their places."""
-        batch = self.data.train[self.index]
-        images = data.augment(batch.images, self.streams("augment"), self.recipe.augmentation or self.data.augmentation)
         self.optimiser.zero_grad()
-        objective = OBJECTIVES[self.recipe.objective]
-        loss, metrics = at_every_width(objective, self.network, images, batch.labels, self.context)
+        loss, metrics = self.passes(self.network, self.index, self.context)
         (loss + self.constraint.penalty()).backward()
         self.optimiser.step()
         return metrics
+
+    def passes(self, network: Network, index: Tensor, context: Context) -> tuple[Tensor, Metrics]:
+        """(loss, what to report) of the training images `index`, augmented and attacked."""
+        batch = self.data.train[index]
+        how = self.recipe.augmentation or self.data.augmentation
+        images = data.augment(batch.images, context.generator("augment"), how)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
+            return at_every_width(OBJECTIVES[self.recipe.objective], network, images, batch.labels, context)
+
+    def deployed(self) -> Network:
+        """The network that is validated, written and handed back."""
+        if self.average.network is None:
+            return self.constraint.deployed()
+        view = losses.view_of(self.average.network, self.recipe)
+
+        def passes(network: Network, k: int) -> None:
+            def stream(purpose: str) -> torch.Generator:
+                return self.stream("average", k, purpose)
+
+            index = torch.randint(len(self.data.train), (self.recipe.batch_size,), generator=stream("order"),
+                                  device=self.device)
+            epoch = math.ceil(self.step / self.per_epoch)
+            self.passes(network, index, Context(self.recipe, self.recipe.threat, epoch, stream, view=view))
+
+        return self.average.estimate(passes)
 
     def read(self) -> None:
         """Fetch the values of the steps since the last look. Raises WorkbookError at the first that is not finite."""
@@ -158,27 +185,30 @@ class Training:
         """Accuracy on held-out images: clean at the most accurate point, and under a short attack of the training's own
         form at the most robust one. Attacks always begin at the same starts."""
         split, right = self.data.validation[:self.recipe.validation_images], Counter()
-        network = self.constraint.deployed().eval()
+        network = self.deployed().eval()
+        target = AttackView(network)
         accurate, robust = ends(network)
         for b, first in enumerate(range(0, len(split), VALIDATION_BATCH)):
             images, labels = split.floats(slice(first, first + VALIDATION_BATCH))
             generator = self.stream("validation", b)
             right["validation_clean"] += self.right(network, images, labels, accurate, generator)
             if self.recipe.validation is not None:
-                attacked = forms.craft(self.recipe.attack_form, network, images, labels, self.recipe.validation,
+                attacked = forms.craft(self.recipe.attack_form, target, images, labels, self.recipe.validation,
                                        point=robust, generator=generator)
                 right["validation_robust"] += self.right(network, attacked, labels, robust, generator)
         self.network.train()
         return {name: count / len(split) for name, count in right.items()}
 
     def keep_best(self, row: dict) -> None:
+        """Write the best network so far; a fall far below it, as of catastrophic overfitting, is noted."""
         score = row.get("validation_robust", row["validation_clean"])
+        self.fallen = score < self.best - FALL
         if score > self.best:
             self.best = score
             self.write("best.safetensors", row)
 
     def write(self, name: str, metrics: dict) -> Path:
-        checkpoints.save(self.folder / name, self.constraint.deployed(), recipe=self.recipe.to_json(),
+        checkpoints.save(self.folder / name, self.deployed(), recipe=self.recipe.to_json(),
                          recipe_digest=self.recipe.digest(), dataset=self.data.name,
                          data_variant=self.data.variant, training_images=len(self.data.train), step=self.step,
                          total=self.total, finished=self.step == self.total, metrics=metrics,
@@ -202,7 +232,8 @@ class Training:
         tensors = {f"network.{name}": t for name, t in self.network.state_dict().items()}
         for index, state in self.optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser.{index}.{name}": t for name, t in state.items() if t is not None}
-        tensors |= {f"constraint.{name}": t for name, t in self.constraint.tensors().items()}
+        for part in ("constraint", "average"):
+            tensors |= {f"{part}.{name}": t for name, t in getattr(self, part).tensors().items()}
         checkpoints.save_state(self.folder / "state.safetensors", tensors, self.values())
         folders.write_history(self.folder, self.history)
         self.saved_at = time.monotonic()
@@ -221,7 +252,9 @@ class Training:
                   f"bit for bit what it would have become (OMP_NUM_THREADS={before} keeps to them)", file=sys.stderr)
         self.network.load_state_dict({n[8:]: t for n, t in tensors.items() if n.startswith("network.")})
         state: dict[int, dict] = {}
-        self.constraint.load({n[11:]: t for n, t in tensors.items() if n.startswith("constraint.")})
+        for part in ("constraint", "average"):
+            getattr(self, part).load({n.removeprefix(f"{part}."): t for n, t in tensors.items()
+                                      if n.startswith(f"{part}.")})
         parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
         for name, t in tensors.items():
             if name.startswith("optimiser."):
