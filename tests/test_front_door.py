@@ -159,7 +159,7 @@ GOOD = [
     (["cost", "wrn40_2", "--conditioning", "float", "--widths", "0.5,1.0", "--input", "3x64x64"],
      dict(model="wrn40_2", conditioning="float", widths=(0.5, 1.0), input=(3, 64, 64), exits="none", classes=10)),
     (["evaluate", "~/c", "--dataset=~/d", "--json=~/j", "--save-record=~/a"],
-     dict(checkpoint=f"{HOME}/c", dataset=f"{HOME}/d", json=f"{HOME}/j", save_atlas=f"{HOME}/a")),
+     dict(checkpoint=f"{HOME}/c", dataset=f"{HOME}/d", json=f"{HOME}/j", save_record=f"{HOME}/a")),
     (["bench", "--only", "attack", "--rounds", "2", "--record", "--json", "f"],
      dict(only=("attack",), rounds=2, record=True, json="f")),
 ]
