@@ -271,6 +271,7 @@ def main(argv):
 
 def piped(argv):
     """`main`, ending quietly when whoever reads the output has seen enough, as `head` does."""
+    sys.stdout.reconfigure(errors="replace")  # a λ is no reason to stop where only ASCII can be shown
     try:
         try:
             return main(argv)
