@@ -98,8 +98,8 @@ def test_autoattack_with_few_classes(classes, version, works):
 @pytest.mark.parametrize("size", [-1, 0, 2.5])
 def test_batches_of_no_size(size, network):
     split = Split(images(network, 4).mul(255).byte(), torch.arange(4))
-    for go in (lambda: atlas.record(network, split, forms=["clean"], batch_size=size, progress=False),
-               lambda: grid.record(network, split, [Attack((OperatingPoint(),))], batch_size=size, progress=False),
+    for go in (lambda: atlas.record(network, split, forms=["clean"], batch_size=size),
+               lambda: grid.record(network, split, [Attack((OperatingPoint(),))], batch_size=size),
                lambda: latency.measure(network, images(network, 4), (0.5, 0.5), batch_sizes=[size]),
                lambda: speeds.side_by_side({"one": (network, None)}, images(network, 4), batch_sizes=[size]),
                lambda: autoattack.run(network, images(network, 4), torch.arange(4), 0.1, batch_size=size)):
@@ -112,8 +112,8 @@ def test_recordings_refuse_what_is_no_split_and_networks_that_are_broken(network
     broken = small("smallcnn", exits="rdi")
     with torch.no_grad():
         broken.heads[-1][-1].bias[3] = torch.nan
-    for records in (lambda n, s: atlas.record(n, s, forms=["clean"], progress=False),
-                    lambda n, s: grid.record(n, s, [Attack((OperatingPoint(),))], progress=False)):
+    for records in (lambda n, s: atlas.record(n, s, forms=["clean"]),
+                    lambda n, s: grid.record(n, s, [Attack((OperatingPoint(),))])):
         for case in ((nn.DataParallel(network), split), (network, images(network, 4)), (broken, split),
                      (network, Split(split.images, split.labels + 7))):
             with pytest.raises(WorkbookError):
@@ -150,20 +150,20 @@ def test_more_draws_than_a_byte_counts():
     noisy = small("resnet20", conditioning="float", input_shape=(3, 8, 8))
     split = Split(images(noisy, 2).mul(255).byte(), torch.zeros(2, dtype=torch.int64))
     found = grid.record(noisy, split, [Attack((OperatingPoint(noise=0.0),)), Attack((OperatingPoint(noise=0.1),))],
-                        draws=300, progress=False)
+                        draws=300)
     assert found.cells[1].draws == 300
     frozen = [noisy(split.floats()[0], OperatingPoint(noise=0.1, draw=d))[-1].argmax(-1) == 0 for d in range(300)]
     assert found.right[1].tolist() == torch.stack(frozen).sum(0).tolist()
     with pytest.raises(WorkbookError, match="draws 0"):
-        grid.record(noisy, split, [Attack((OperatingPoint(noise=0.1),))], draws=0, progress=False)
+        grid.record(noisy, split, [Attack((OperatingPoint(noise=0.1),))], draws=0)
 
 
 def test_kept_parts_of_other_weights_images_or_settings_are_refused(tmp_path):
     network, other = small("resnet20", input_shape=(3, 8, 8)), small("resnet20", input_shape=(3, 8, 8), seed=1)
     split = Split(images(network, 8).mul(255).byte(), torch.arange(8))
     another = Split(split.images.flip(0), split.labels)
-    grids = dict(attacks=[Attack((OperatingPoint(),))], progress=False, folder=tmp_path / "grid", batch_size=4)
-    atlases = dict(forms=["clean"], progress=False, folder=tmp_path / "atlas", batch_size=4)
+    grids = dict(attacks=[Attack((OperatingPoint(),))], folder=tmp_path / "grid", batch_size=4)
+    atlases = dict(forms=["clean"], folder=tmp_path / "atlas", batch_size=4)
     for record, told in ((grid.record, grids), (atlas.record, atlases)):
         record(network, split, **told)
         record(network, split, **told)
