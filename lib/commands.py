@@ -1,30 +1,23 @@
 """The core verbs, train, evaluate, cost and bench, as functions of parsed flags; each prints a readable table."""
 
 import dataclasses
+import importlib
 import json
 import runpy
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pandas
 import torch
 
-from lib import DATASETS, ROOT, RUNS, WorkbookError, checkpoints, data, writable
-from lib.attacks import forms as attack_forms
-from lib.attacks.audit import audit
-from lib.attacks.steps import Threat
-from lib.data import Dataset, Split
-from lib.evaluation import accuracy, atlas, routing
-from lib.evaluation.atlas import Atlas
+from lib import ROOT, RUNS, WorkbookError, checkpoints, writable
 from lib.models import zoo
-from lib.models.cost import MEBI
 from lib.models.cost import cost as count_cost
-from lib.models.network import Network
 from lib.operating_point import OperatingPoint
 from lib.training import fleet as training_fleet
 from lib.training import loop, recipes
 
+EOT = 10  # gradients averaged at a step where the noise is fresh
 AUDITED = 64  # the first images, which the audit looks at
 GREY = {"smallcnn": (1, 28, 28)}  # the shape a model was published for; the others take 3x32x32
 
@@ -74,47 +67,8 @@ def fleet(args) -> int:
 
 
 def evaluate(args) -> None:
-    """Routed accuracy of a checkpoint, clean and attacked, over all its exits.
-
-    args: checkpoint, dataset, attack, epsilon, step_size, steps, images, batch_size, thresholds, seed, device, mode,
-    save_atlas, json.
-    """
-    check_output(args.json, args.save_atlas, inputs=[args.checkpoint, args.dataset, DATASETS])
-    device = find_device(args.device)
-    loaded = checkpoints.load(args.checkpoint, device)
-    network = loaded.network
-    dataset = data.load(args.dataset, device=device, shape=network.input_shape)
-    asked = args.attack or ("clean", *attack_forms.names(network.num_exits))
-    forms = {name: atlas.check_forms([name], network.num_exits)[0] for name in asked}
-    threat = find_threat(args, dataset) if set(forms.values()) != {"clean"} else None
-    first, images = find_images(args.images, dataset)
-    held_out = None
-    if args.thresholds == "calibrated" or args.save_atlas:
-        held_out = atlas.hold_out(network, dataset.validation, seed=args.seed, batch_size=args.batch_size)
-    thresholds, source = find_thresholds(args.thresholds, network, held_out)
-    record = atlas.record(
-        network, images, forms=tuple(dict.fromkeys(forms.values())), threat=threat, seed=args.seed, mode=args.mode,
-        batch_size=args.batch_size, thresholds=thresholds, validation=held_out, first=first,
-        dataset=dataset.name, data_variant=dataset.variant, checkpoint=loaded.digest,
-        defence=(loaded.metadata.get("recipe") or {}).get("defence"), trained_on=loaded.metadata.get("dataset"),
-    )  # fmt: skip
-    point = OperatingPoint(thresholds=thresholds) if network.num_exits > 1 else None
-    right = np.logical_and.reduce(list(accuracy.correct(record, thresholds).values()))
-    labels, right = (torch.from_numpy(array[:AUDITED]).to(device) for array in (record.labels, right))
-    audited = audit(network, images[:AUDITED].floats()[0], labels, threat, point, seed=args.seed, right=right)
-    record = dataclasses.replace(record, meta={**record.meta, "audit": audited})
-    if args.save_atlas:
-        record.save(args.save_atlas)
-    found = accuracy.summary(record, thresholds)
-    print(report(record, found, source))
-    write_json(args.json, {
-        "images": found["images"], "thresholds": [plain(t) for t in found["thresholds"]],
-        "forms": {name: {key: found["forms"][form][key] for key in
-                         ("correct", "exits", "per_exit", "paper_mflops", "cumulative_macs")}
-                  for name, form in forms.items()},
-        "worst_form": found["worst_form"], "union_correct": found["union_correct"], "audit": audited,
-        "remarks": remarks(record),
-    })  # fmt: skip
+    """See `lib.evaluating`."""
+    importlib.import_module("lib.evaluating").evaluate(args)
 
 
 def cost(args) -> None:
@@ -172,84 +126,6 @@ def find_device(name: str | None) -> torch.device:
     return device
 
 
-def find_images(asked: tuple[int, int | None] | None, dataset: Dataset) -> tuple[int, Split]:
-    """(index of the first image, the images) of a half-open range of the test images."""
-    first, stop = asked or (0, None)
-    stop = len(dataset.test) if stop is None else stop
-    if not 0 <= first < stop <= len(dataset.test):
-        raise WorkbookError(f"images {first}:{stop} are not among the {len(dataset.test):,} test images of "
-                            f"{dataset.name}; give a range within 0:{len(dataset.test)}")  # fmt: skip
-    return first, dataset.test[first:stop]
-
-
-def find_threat(args, dataset: Dataset) -> Threat:
-    """The budget: the flags, and the dataset's customary values where they are missing; its step follows epsilon."""
-    given = {name: getattr(args, name) for name in ("epsilon", "step_size", "steps")}
-    usual = dict(dataset.threat)
-    if given["epsilon"]:
-        usual["step_size"] *= given["epsilon"] / usual["epsilon"]
-    return Threat(**{name: usual[name] if value is None else value for name, value in given.items()})
-
-
-def find_thresholds(asked, network: Network, held_out: atlas.Validation | None) -> tuple[tuple[float, ...], str]:
-    """(thresholds, where they come from). Raises WorkbookError when they are missing or too many."""
-    if network.num_exits == 1:
-        if asked not in (None, "paper", "calibrated"):
-            raise WorkbookError("this network has one exit and takes no thresholds; leave --thresholds out")
-        return (), "none"
-    if asked == "calibrated":
-        return routing.calibrate(held_out.entropy), "calibrated"
-    if asked in (None, "paper"):
-        if network.paper_thresholds is None:
-            raise WorkbookError("the paper states no thresholds for this network; use --thresholds calibrated")
-        return tuple(network.paper_thresholds), "paper"
-    routing.check_thresholds(asked, network.num_exits)
-    return tuple(asked), "given"
-
-
-def remarks(record: Atlas) -> list[str]:
-    """What has to be said beside the numbers: images of another dataset, classes that are not the network's own."""
-    meta = record.meta
-    elsewhere = meta["trained_on"] not in (None, meta["dataset"])
-    return [f"trained on {meta['trained_on']}"] * elsewhere + [meta["remark"]] * bool(meta["remark"])
-
-
-def report(record: Atlas, found: dict, source: str) -> str:
-    """What `evaluate` prints."""
-    meta, names = record.meta, exit_names(record.num_exits)
-    threat = next((view.threat for view in record.views if view.threat), None)
-    budget = "no attack" if threat is None else (
-        f"{threat.algorithm}-{threat.steps}, epsilon {threat.epsilon:.4g}, step {threat.step_size:.4g}, "
-        f"{next(view.mode for view in record.views if view.threat)} mode")  # fmt: skip
-    gates = ", ".join(f"{t:.4g}" for t in found["thresholds"]) or "none"
-    audited = meta["audit"]
-    mark = " !" if audited["flags"] else ""
-    rows = [{"attack": name, "accuracy %": f"{100 * f['accuracy']:.2f}{mark if f['attacked'] else ''}",
-             "95 %": f"{100 * f['low']:.1f} - {100 * f['high']:.1f}", "last exit alone %":
-             f"{100 * f['per_exit'][-1] / found['images']:.2f}", "paper MFlops": f"{f['paper_mflops']:.2f}",
-             "saved %": f"{100 * f['paper_saving']:.1f}", "true Mi MACs": f"{f['cumulative_macs'] / MEBI:.2f}",
-             "truly saved %": f"{100 * f['saving']:.1f}",
-             **{f"exit {n}": count for n, count in zip(names, f["exits"], strict=True)}}
-            for name, f in found["forms"].items()]  # fmt: skip
-    lines = [
-        f"{record.model} on {meta['dataset']} ({meta['data_variant']}), test images {meta['images'][0]}:"
-        f"{meta['images'][1]}, seed {meta['seed']}; {budget}; thresholds {gates} ({source})"
-        + "".join(f"; {remark}" for remark in remarks(record)),
-        pandas.DataFrame(rows).to_string(index=False),
-    ]  # fmt: skip
-    lines.append(f"audit on {audited['images']} images: " + (
-        f"do not trust numbers with ! ({', '.join(audited['flags'])})" if mark else "nothing against these numbers"))
-    if threat is not None:
-        worst = found["forms"][found["worst_form"]]
-        lines.append(f"worst form: {found['worst_form']} with {100 * worst['accuracy']:.2f} %")
-    if found["paper_worst"]:
-        lines.append(f"the paper's worst case (lowest of its {len(attack_forms.paper_forms(record.num_exits))} forms): "
-                     f"{100 * found['forms'][found['paper_worst']]['accuracy']:.2f} % ({found['paper_worst']})")
-    if len(found["suite"]) > 1:
-        lines.append(f"right under every one of {', '.join(found['suite'])}: {found['union_correct']} of "
-                     f"{found['images']} = {100 * found['union_accuracy']:.2f} % ({100 * found['union_low']:.1f} - "
-                     f"{100 * found['union_high']:.1f})")  # fmt: skip
-    return "\n".join(lines)
 
 
 def exit_names(num_exits: int) -> list[str]:

@@ -23,7 +23,7 @@ import torch
 from tqdm.auto import tqdm
 
 import lib
-from lib import WorkbookError, checkpoints
+from lib import WorkbookError, check_counts, checkpoints
 from lib.attacks import forms as attack_forms
 from lib.attacks.audit import audit
 from lib.attacks.decision import fresh
@@ -33,6 +33,7 @@ from lib.data import Split
 from lib.evaluation import routing
 from lib.evaluation.reading import read, relation
 from lib.evaluation.record import Record, View, alike, join
+from lib.evaluation.views import admitted
 from lib.models.cost import cost
 from lib.models.exits import entropy
 from lib.models.network import Network
@@ -90,16 +91,20 @@ def record(network: Network, images: Split, views: Sequence[View], *, held_out: 
     Raises WorkbookError for no images or views, points that the network does not have, and a folder that holds a
     recording of other weights, images or settings.
     """
-    if not len(images) or not views:
-        raise WorkbookError("there is nothing to record; give at least one image and one view")
+    if not views:
+        raise WorkbookError("there is nothing to record; give at least one view")
+    images, remark = admitted(network, images, batch_size)
+    check_counts(draws=draws)
     views = tuple(one for view in views for one in _drawn(network, replace(view, seed=seed), draws))
     meta = {**meta, **_about(network, views, images.images.device), "split": split, "seed": seed,
-            "batch_size": batch_size}
+            "batch_size": batch_size, "remark": remark, "classes": images.classes and list(images.classes)}
     folder = folder and Path(folder)
     if isinstance(held_out, Split):
         held_out = hold_out(network, held_out, dict.fromkeys(view.point for view in views), draws=draws, seed=seed,
                             batch_size=batch_size, folder=folder and folder / "held_out")
-    attacked, parts = AttackView(network), []
+    attacked, parts = folded(network, images[:4].floats()[0], views[0].evaluated_at), []
+    if attacked is network:
+        meta["attacked_on"] = "the network itself"
     for start in tqdm(range(0, len(images), batch_size), unit="batch", desc="record", disable=not progress):
         part = images[start:start + batch_size]
         about = {**meta, "images": [first + start, first + start + len(part)],
@@ -118,6 +123,21 @@ def record(network: Network, images: Split, views: Sequence[View], *, held_out: 
         parts.append(kept)
     found = replace(join(parts), held_out=held_out)
     return replace(found, meta=found.meta | {"audit": _audits(network, images[:audited], found)}) if audited else found
+
+
+@torch.no_grad()
+def folded(network: Network, images: torch.Tensor, point: OperatingPoint) -> Network:
+    """The network's folded copy, where it answers as the network does; else the network itself (statistics of the
+    batch, answers at random, modules that folding does not know)."""
+    point = point.replace(draw=0) if fresh(network, point) else point
+    try:
+        copy = AttackView(network)
+        with attack_mode(network, "eval"):
+            ours, theirs = network(images, point), copy(images, point)
+    except (AttributeError, TypeError):
+        return network
+    same = (ours - theirs).abs().max() <= 1e-3 * ours.abs().max().clamp(min=1)
+    return copy if same else network
 
 
 def _audits(network: Network, images: Split, found: Record) -> dict[str, dict]:
