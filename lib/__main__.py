@@ -172,8 +172,21 @@ def add_evaluate(add):
     verb.add_argument("--batch-size", type=count, default=250)
     verb.add_argument("--thresholds", type=thresholds, default="paper", metavar="paper|calibrated|t1,t2,...",
                       help="when an image leaves: entropy below the exit's threshold (default paper)")
+    verb.add_argument("--algorithm", choices=("pgd", "fgsm", "wrm", "cw"), default="pgd",
+                      help="what steps (default pgd); cw is PGD on the margin")
+    verb.add_argument("--loss", choices=("ce", "margin"), default="ce", help="what is climbed (default ce)")
     verb.add_argument("--mode", choices=("eval", "batch", "authors"), default="eval",
                       help="state of batch norm and dropout while attacking (default eval)")
+    for knob, said in (("lambda-n", "FLOAT's one knob, 0 (accurate) to 1 (robust)"),
+                       ("lambda-th", "where it switches batch norm (default 0)"),
+                       ("noise", "scale of the weight noise"),
+                       ("batch-norm", "0 (clean statistics) to 1 (adversarial)"), ("code", "OAT's lambda"),
+                       ("width", "one of the trained widths")):
+        verb.add_argument(f"--{knob}", type=unit, metavar="X", help=said)
+    verb.add_argument("--draws", type=count, default=5, metavar="N", help="of fresh noise, to judge over (default 5)")
+    verb.add_argument("--strong", action="store_true", help="attack what is left by the strong suite as well")
+    verb.add_argument("--autoattack", choices=("standard", "rand"), help="AutoAttack on the deployed decision as well")
+    verb.add_argument("--robustbench-card", metavar="FILE", help="with --autoattack standard: RobustBench's entry")
     verb.add_argument("--seed", type=int, default=0)
     verb.add_argument("--save-record", type=path, metavar="FILE", help="keep the record of every image")
     add_common(verb)
@@ -271,6 +284,7 @@ def main(argv):
 
 def piped(argv):
     """`main`, ending quietly when whoever reads the output has seen enough, as `head` does."""
+    sys.stdout.reconfigure(errors="replace")  # a λ is no reason to stop where only ASCII can be shown
     try:
         try:
             return main(argv)

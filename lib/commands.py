@@ -1,6 +1,7 @@
 """The core verbs, train, evaluate, cost and bench, as functions of parsed flags; each prints a readable table."""
 
 import dataclasses
+import importlib
 import json
 import runpy
 from collections.abc import Sequence
@@ -9,22 +10,14 @@ from pathlib import Path
 import pandas
 import torch
 
-from lib import DATASETS, ROOT, RUNS, WorkbookError, checkpoints, data, writable
-from lib.attacks import forms as attack_forms
-from lib.attacks.audit import audit
-from lib.attacks.steps import Threat
-from lib.data import Dataset, Split
-from lib.evaluation import recording, routing
-from lib.evaluation.reading import Reading, read
-from lib.evaluation.record import Record
+from lib import ROOT, RUNS, WorkbookError, checkpoints, data, writable
 from lib.models import zoo
-from lib.models.cost import MEBI
 from lib.models.cost import cost as count_cost
-from lib.models.network import Network
 from lib.operating_point import OperatingPoint
 from lib.training import fleet as training_fleet
 from lib.training import loop, recipes
 
+EOT = 10  # gradients averaged at a step where the noise is fresh
 AUDITED = 64  # the first images, which the audit looks at
 GREY = {"smallcnn": (1, 28, 28)}  # the shape a model was published for; the others take 3x32x32
 
@@ -74,53 +67,8 @@ def fleet(args) -> int:
 
 
 def evaluate(args) -> None:
-    """Routed accuracy of a checkpoint, clean and attacked, over all its exits.
-
-    args: checkpoint, dataset, attack, epsilon, step_size, steps, images, batch_size, thresholds, seed, device, mode,
-    save_record, json.
-    """
-    check_output(args.json, args.save_record, inputs=[args.checkpoint, args.dataset, DATASETS])
-    device = find_device(args.device)
-    loaded = checkpoints.load(args.checkpoint, device)
-    network = loaded.network
-    dataset = data.load(args.dataset, device=device, shape=network.input_shape)
-    asked = args.attack or ("clean", *attack_forms.names(network.num_exits))
-    forms = {name: recording.check_forms([name], network.num_exits)[0] for name in asked}
-    threat = find_threat(args, dataset) if set(forms.values()) != {"clean"} else None
-    first, images = find_images(args.images, dataset)
-    held_out = None
-    if args.thresholds == "calibrated" or args.save_record:
-        held_out = recording.hold_out(network, dataset.validation, seed=args.seed, batch_size=args.batch_size)
-    thresholds, source = find_thresholds(args.thresholds, network, held_out)
-    views = recording.suite(network, threat, tuple(dict.fromkeys(forms.values())), mode=args.mode,
-                            thresholds=thresholds if network.num_exits > 1 else None)
-    record = recording.record(
-        network, images, views, seed=args.seed, batch_size=args.batch_size, held_out=held_out, first=first,
-        dataset=dataset.name, data_variant=dataset.variant, checkpoint=loaded.digest,
-        defence=(loaded.metadata.get("recipe") or {}).get("defence"), trained_on=loaded.metadata.get("dataset"),
-    )  # fmt: skip
-    found = read(record, thresholds=thresholds, source=source)
-    point = OperatingPoint(thresholds=thresholds) if network.num_exits > 1 else None
-    labels, right = (torch.from_numpy(array[:AUDITED]).to(device) for array in (record.labels, found.right("union")))
-    audited = audit(network, images[:AUDITED].floats()[0], labels, threat, point, seed=args.seed, right=right)
-    if args.save_record:
-        dataclasses.replace(record, meta={**record.meta, "audit": {"{}": audited}}).save(args.save_record)
-    print(report(found, audited))
-    write_json(args.json, {
-        "images": record.images, "thresholds": [plain(t) for t in found.thresholds],
-        "forms": {name: {
-            "correct": int(found.right(form).sum()), "exits": leaving(found, form),
-            "per_exit": found.alone(form).sum(1).astype(int).tolist(),
-            "paper_mflops": found.cost("paper_mflops", form), "cumulative_macs": found.cost("cumulative_macs", form),
-        } for name, form in forms.items()},
-        "worst_form": found.worst_form, "union_correct": int(found.right("union").sum()), "audit": audited,
-        "remarks": remarks(record),
-    })  # fmt: skip
-
-
-def leaving(found: Reading, view: str) -> list[int]:
-    """How many images leave at each exit."""
-    return (found.share(view) * found.record.images).round().astype(int).tolist()
+    """See `lib.evaluating`."""
+    importlib.import_module("lib.evaluating").evaluate(args)
 
 
 def cost(args) -> None:
@@ -178,87 +126,6 @@ def find_device(name: str | None) -> torch.device:
     return device
 
 
-def find_images(asked: tuple[int, int | None] | None, dataset: Dataset) -> tuple[int, Split]:
-    """(index of the first image, the images) of a half-open range of the test images."""
-    first, stop = asked or (0, None)
-    stop = len(dataset.test) if stop is None else stop
-    if not 0 <= first < stop <= len(dataset.test):
-        raise WorkbookError(f"images {first}:{stop} are not among the {len(dataset.test):,} test images of "
-                            f"{dataset.name}; give a range within 0:{len(dataset.test)}")  # fmt: skip
-    return first, dataset.test[first:stop]
-
-
-def find_threat(args, dataset: Dataset) -> Threat:
-    """The budget: the flags, and the dataset's customary values where they are missing; its step follows epsilon."""
-    given = {name: getattr(args, name) for name in ("epsilon", "step_size", "steps")}
-    usual = dict(dataset.threat)
-    if given["epsilon"]:
-        usual["step_size"] *= given["epsilon"] / usual["epsilon"]
-    return Threat(**{name: usual[name] if value is None else value for name, value in given.items()})
-
-
-def find_thresholds(asked, network: Network, held_out: Record | None) -> tuple[tuple[float, ...], str]:
-    """(thresholds, where they come from). Raises WorkbookError when they are missing or too many."""
-    if network.num_exits == 1:
-        if asked not in (None, "paper", "calibrated"):
-            raise WorkbookError("this network has one exit and takes no thresholds; leave --thresholds out")
-        return (), "none"
-    if asked == "calibrated":
-        return routing.calibrate(held_out.entropy[0]), "calibrated"
-    if asked in (None, "paper"):
-        if network.paper_thresholds is None:
-            raise WorkbookError("the paper states no thresholds for this network; use --thresholds calibrated")
-        return tuple(network.paper_thresholds), "paper"
-    routing.check_thresholds(asked, network.num_exits)
-    return tuple(asked), "given"
-
-
-def remarks(record: Record) -> list[str]:
-    """What has to be said beside the numbers: images of another dataset, classes that are not the network's own."""
-    meta = record.meta
-    elsewhere = meta["trained_on"] not in (None, meta["dataset"])
-    return [f"trained on {meta['trained_on']}"] * elsewhere + [meta["remark"]] * bool(meta["remark"])
-
-
-def report(found: Reading, audited: dict) -> str:
-    """What `evaluate` prints."""
-    record, meta, names = found.record, found.record.meta, exit_names(found.record.num_exits)
-    attacked = next((view for view in record.views if view.attacked), None)
-    budget = "no attack" if attacked is None else (
-        f"{attacked.threat.algorithm}-{attacked.threat.steps}, epsilon {attacked.threat.epsilon:.4g}, "
-        f"step {attacked.threat.step_size:.4g}, {attacked.mode} mode")  # fmt: skip
-    gates = ", ".join(f"{t:.4g}" for t in found.thresholds) or "none"
-    mark = " !" if audited["flags"] else ""
-    rows = []
-    for name in found.names:
-        right = found.measured(name)
-        paper, true = (found.cost(convention, name) for convention in ("paper_mflops", "cumulative_macs"))
-        rows.append({
-            "attack": name, "accuracy %": f"{100 * right.value:.2f}{mark if found.view(name).attacked else ''}",
-            "95 %": f"{100 * right.low:.1f} - {100 * right.high:.1f}",
-            "last exit alone %": f"{100 * found.alone(name)[-1].mean():.2f}", "paper MFlops": f"{paper:.2f}",
-            "saved %": f"{100 * (1 - paper / found.plain('paper_mflops')):.1f}", "true Mi MACs": f"{true / MEBI:.2f}",
-            "truly saved %": f"{100 * (1 - true / found.plain('trunk')):.1f}",
-            **{f"exit {n}": count for n, count in zip(names, leaving(found, name), strict=True)}})
-    lines = [
-        f"{record.model} on {meta['dataset']} ({meta['data_variant']}), test images {meta['images'][0]}:"
-        f"{meta['images'][1]}, seed {meta['seed']}; {budget}; thresholds {gates} ({found.source})"
-        + "".join(f"; {remark}" for remark in remarks(record)),
-        pandas.DataFrame(rows).to_string(index=False),
-        f"audit on {audited['images']} images: " + (
-            f"do not trust numbers with ! ({', '.join(audited['flags'])})" if mark
-            else "nothing against these numbers"),
-    ]
-    if attacked is not None:
-        lines.append(f"worst form: {found.worst_form} with {100 * found.measured(found.worst_form).value:.2f} %")
-    if found.paper_worst:
-        lines.append(f"the paper's worst case (lowest of its {len(attack_forms.paper_forms(record.num_exits))} forms): "
-                     f"{100 * found.measured('paper_worst').value:.2f} % ({found.paper_worst})")
-    if len(found.suite) > 1:
-        union = found.measured("union")
-        lines.append(f"right under every one of {', '.join(found.suite)}: {int(found.right('union').sum())} of "
-                     f"{record.images} = {100 * union.value:.2f} % ({100 * union.low:.1f} - {100 * union.high:.1f})")
-    return "\n".join(lines)
 
 
 def exit_names(num_exits: int) -> list[str]:

@@ -115,16 +115,15 @@ def install():
                 return
             print(f"setting up {VENV} once: about 6 GB and 3 minutes on a fast network", file=sys.stderr)
             make_venv(lock)
-            version = venv_version()
-            forget_unfinished(site_packages(version))
-            run_pip(lock, site_packages(version))
-            if problems := missing(path=[str(site_packages(version))]):
+            site = site_packages(version := venv_version())
+            forget_unfinished(site)
+            run_pip(lock, site)
+            if problems := missing(path=[str(site)]):
                 raise WorkbookError(f"the packages do not fit together ({problems[0]}); delete {VENV}, check what "
                                     "pip's own configuration asks for, and repeat the command")
             rebase_scripts()
-            partial = VENV / "ready.part"
-            partial.write_text(fingerprint(version), "utf-8")
-            os.replace(partial, VENV / "ready")  # the marker of what was finished before stays until here
+            (VENV / "ready.part").write_text(fingerprint(version), "utf-8")
+            os.replace(VENV / "ready.part", VENV / "ready")  # the marker of what was finished before stays until here
     except (OSError, subprocess.CalledProcessError) as error:
         raise WorkbookError(f"setting up {VENV} failed ({error}); mend that, or delete the folder, and repeat the "
                             "command") from None
@@ -181,8 +180,8 @@ def pip_install(wanted: list, lock: int):
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
     outside = ("PIP_TARGET", "PIP_PREFIX", "PIP_ROOT", "PYTHONHOME", "PYTHONPATH")
-    variables = {name: value for name, value in os.environ.items() if name not in outside}
-    variables |= {"PIP_USER": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "TMPDIR": str(scratch)}
+    variables = {name: value for name, value in os.environ.items() if name not in outside} | {
+        "PIP_USER": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "TMPDIR": str(scratch)}
     command = [PYTHON, "-m", "pip", "install", "--no-input", *wanted]
     for left in (2, 1, 0):  # a download that breaks off is begun again; what arrived before it is in pip's cache
         code, said = tell(command, variables, lock)
@@ -200,13 +199,13 @@ def tell(command: list, variables: dict[str, str], lock: int) -> tuple[int, str]
 
     pip holds the lock as well: when only this process is killed, the next call waits for pip and then continues.
     """
-    messages = []
+    said = ""
     with subprocess.Popen(command, env=variables, stdout=sys.stderr, stderr=subprocess.PIPE, text=True,
                           errors="replace", pass_fds=(lock,)) as pip:
         for line in pip.stderr:
             sys.stderr.write(line)
-            messages.append(line)
-    return pip.returncode, "".join(messages)
+            said += line
+    return pip.returncode, said
 
 
 def pip_sentence(code: int, said: str) -> str:

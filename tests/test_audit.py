@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from lib import CHECKPOINTS, WorkbookError, __main__, checkpoints, commands, data
+from lib import CHECKPOINTS, WorkbookError, __main__, checkpoints, commands, data, evaluating
 from lib.attacks.audit import audit, step_checks
 from lib.attacks.decision import Decision
 from lib.attacks.steps import Threat
@@ -95,9 +95,9 @@ def test_evaluate_says_it_beside_the_number(tmp_path, capsys):
 def test_epsilon_alone_scales_the_step(sound):
     dataset = data.load("digits")
     args = __main__.parse("evaluate x --dataset digits --epsilon 0.3".split())
-    assert commands.find_threat(args, dataset) == Threat(0.3, dataset.threat["step_size"] * 0.3 / 0.15, 20)
+    assert evaluating.find_threat(args, dataset) == Threat(0.3, dataset.threat["step_size"] * 0.3 / 0.15, 20)
     args = __main__.parse("evaluate x --dataset digits --epsilon 0.3 --step-size 0.01".split())
-    assert commands.find_threat(args, dataset).step_size == 0.01
+    assert evaluating.find_threat(args, dataset).step_size == 0.01
 
 
 def test_the_decision_is_the_one_asked_for(sound):

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 import lib
 import lib.__main__ as front_door
-from lib import WorkbookError, checkpoints, data
+from lib import WorkbookError, checkpoints, data, locks
 from lib.attacks import forms
 from lib.attacks.decision import Decision
 from lib.attacks.steps import Threat
@@ -25,7 +25,7 @@ from lib.models import exits, zoo
 from lib.operating_point import OperatingPoint
 from lib.randomness import generator
 from lib.training import loop, recipes
-from lib.workbook import networks, parameters, released_record
+from lib.workbook import networks, parameters, released_record, runs
 
 TABLE = Path(__file__).with_name("bad_inputs.md")
 CASES: dict[str, object] = {}
@@ -289,6 +289,33 @@ def _(tmp):
 @case("AutoAttack on the mean over draws of a network without noise")
 def _(tmp):
     Decision(network(), draws=5)
+
+
+@case("a run whose name has 300 letters")
+def _(tmp):
+    runs.checked_name("x" * 300)
+
+
+@case("a run under the name of one with other settings")
+def _(tmp):
+    for seed in (0, 1):
+        runs.claim(Path(tmp) / "mine", dict(preset="quick", weights="train", seed=seed), None)
+
+
+@case("a run whose folder another process holds")
+def _(tmp):
+    usual, runs.RUNS = runs.RUNS, Path(tmp)
+    try:
+        with locks.held(Path(tmp) / "mine" / ".lock"):
+            run("run --only 00 --name mine".split())
+    finally:
+        runs.RUNS = usual
+
+
+@case("a notebook cut short")
+def _(tmp):
+    (path := Path(tmp) / "11_x.ipynb").write_bytes(b'{"cells": [')
+    runs.Notebook.read(path)
 
 
 def sentence(function, tmp) -> str:

@@ -6,10 +6,12 @@ import json
 import os
 import pickle
 import random
+import resource
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 import lib
 from lib import WorkbookError, checkpoints
@@ -209,3 +211,39 @@ def test_leftovers_of_killed_writers_are_cleared(network, saved):
     os.utime(old, (0, 0))
     checkpoints.save(saved, network)
     assert not old.exists() and fresh.exists()
+
+
+# ---------------------------------------------------------------- what the file says is held against what it holds
+
+@pytest.mark.parametrize("change", [dict(depth_multiplier=1e7), dict(width_multiplier=1e6), dict(classes=10**9),
+                                    dict(input_shape=[10**9, 32, 32]), dict(widths=[1.0] * 5000),
+                                    dict(depth_multiplier=float("inf"))])
+def test_nothing_larger_than_the_file_is_built(change, saved):
+    """Measured by the parameters that are made before the refusal, and by the memory that Python and torch take."""
+    resaved(saved, lambda v, t: v["config"].update(change))
+    made, before = [], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    hook = register_module_parameter_registration_hook(lambda module, name, p: made.append(p))
+    try:
+        with pytest.raises(WorkbookError, match="does not hold the network that it describes"):
+            checkpoints.load(saved)
+    finally:
+        hook.remove()
+    assert len(made) < 3 * len(load_file(saved)) and resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < before + 2e5
+
+
+def test_factors_are_no_larger_than_their_file(tmp_path):
+    factorised = zoo.build("resnet20", width_multiplier=0.25, factorised=True).eval()
+    checkpoints.save(tmp_path / "x", factorised)
+    loaded, x = checkpoints.load(tmp_path / "x").network, torch.rand(2, 3, 32, 32)
+    assert torch.equal(loaded(x), factorised(x))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused(value, network, tmp_path):
+    for tensor in (network.heads[0][1].weight, network.stages[0][1].norms[0].running_mean):
+        good = tensor.detach().clone()
+        tensor.data.view(-1)[3] = value
+        checkpoints.save(tmp_path / "x", network)
+        with pytest.raises(WorkbookError, match="not finite"):
+            checkpoints.load(tmp_path / "x")
+        tensor.data.copy_(good)

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from lib import WorkbookError, __main__, checkpoints, commands, data, randomness
-from lib.evaluation import routing
-from lib.evaluation.reading import read
+from lib import WorkbookError, __main__, checkpoints, commands, data, evaluating, randomness
+from lib.evaluation import reading, routing
 from lib.evaluation.record import Record
 from lib.models import cost, exits, zoo
 from lib.operating_point import OperatingPoint
@@ -53,7 +52,7 @@ def test_evaluate_writes_exactly_the_promised_keys(checkpoint, tmp_path, capsys)
     forms = "clean,main,average,max_average,single1,single2"
     run(f"evaluate {checkpoint} {DIGITS} {BUDGET} --attack {forms} --images 100:112 --thresholds 2.2,2.1 --json {out}")
     told, printed = written(out), capsys.readouterr().out
-    assert set(told) == {"images", "thresholds", "forms", "worst_form", "union_correct", "audit", "remarks"}
+    assert set(told) == {"images", "point", "thresholds", "forms", "worst_form", "union_correct", "audit", "remarks"}
     assert told["images"] == 12 and told["thresholds"] == [2.2, 2.1]
     assert list(told["forms"]) == forms.split(",")
     for form in told["forms"].values():
@@ -120,12 +119,13 @@ def test_a_closed_exit_is_never_taken_and_stays_valid_json(checkpoint, tmp_path)
 def test_the_saved_record_gives_the_same_numbers_again(checkpoint, tmp_path):
     run(f"evaluate {checkpoint} {DIGITS} {BUDGET} --images 30:38 --attack clean,average --thresholds 2.2,2.1 "
         f"--batch-size 4 --save-record {tmp_path / 'a.safetensors'} --json {tmp_path / 'x.json'}")  # fmt: skip
-    record, told = Record.load(tmp_path / "a.safetensors"), written(tmp_path / "x.json")
-    found = read(record, thresholds=told["thresholds"])
+    atlas, told = Record.load(tmp_path / "a.safetensors"), written(tmp_path / "x.json")
+    found = reading.read(atlas, thresholds=told["thresholds"])
     assert found.right("union").sum() == told["union_correct"]
     assert found.cost("cumulative_macs", "average") == told["forms"]["average"]["cumulative_macs"]
-    assert record.meta["checkpoint"] == checkpoints.load(checkpoint).digest and record.meta["audit"]["{}"]["checks"]
-    assert record.meta["images"] == [30, 38] and record.meta["defence"] == "average" and record.held_out is not None
+    assert atlas.meta["checkpoint"] == checkpoints.load(checkpoint).digest
+    assert atlas.meta["audit"] == {"{}": told["audit"]}
+    assert atlas.meta["images"] == [30, 38] and atlas.meta["defence"] == "average" and atlas.held_out is not None
 
 
 def test_the_same_seed_gives_the_same_numbers_and_another_seed_other_images(checkpoint, tmp_path):
@@ -133,8 +133,8 @@ def test_the_same_seed_gives_the_same_numbers_and_another_seed_other_images(chec
         run(f"evaluate {checkpoint} {DIGITS} {BUDGET} --images 8 --attack main --seed {seed} "
             f"--save-record {tmp_path / name} --json {tmp_path / name}.json")  # fmt: skip
     assert (tmp_path / "a.json").read_text() == (tmp_path / "b.json").read_text()
-    said = [Record.load(tmp_path / name).entropy for name in "abc"]
-    assert np.array_equal(said[0], said[1]) and not np.array_equal(said[0], said[2])
+    margins = [Record.load(tmp_path / name).logits for name in "abc"]
+    assert np.array_equal(margins[0], margins[1]) and not np.array_equal(margins[0], margins[2])
 
 
 def test_a_plain_network_is_evaluated_without_thresholds(plain, tmp_path, capsys):
@@ -179,7 +179,7 @@ def test_thresholds_that_a_network_does_not_have_are_refused(plain):
     unpublished = zoo.build("smallcnn", exits="rdi", input_shape=(1, 28, 28), width_multiplier=0.25)
     unpublished.paper_thresholds = None
     with pytest.raises(WorkbookError, match="states no thresholds for this network; use --thresholds calibrated"):
-        commands.find_thresholds("paper", unpublished, None)
+        evaluating.find_thresholds("paper", unpublished, None)
 
 
 def test_a_network_of_other_classes_is_refused(tmp_path):

@@ -189,3 +189,81 @@ def test_tiny_imagenet_annotations_that_do_not_fit(tmp_path, monkeypatch, line):
     with pytest.raises(WorkbookError) as error:
         data.load("tiny_imagenet")
     assert "unpack the zip again" in sentence(error)
+
+
+# ---------------------------------------------------------------- what is not read is counted
+
+
+def test_images_deeper_below_their_class_and_of_every_usual_kind_are_read(tmp_path):
+    folder = numbered_folder(tmp_path / "mine", 6, 6)
+    for number, suffix in enumerate(("tif", "TIFF", "gif", "JPG", "jp2", "avif", "pbm")):
+        save(folder / "train" / "b" / "more" / "still" / f"{90 + number}.{suffix}", pixels(8, 8, 3))
+    mine = data.load(folder, validation=0)
+    assert len(mine.train) == 13 and mine.train.labels[6:].tolist() == [1] * 7
+    exact = np.asarray(Image.open(folder / "train" / "b" / "more" / "still" / "90.tif"))
+    assert np.array_equal(mine.train.images[6].permute(1, 2, 0).numpy(), exact)
+    (folder / "train" / "a" / "7.dcm").write_bytes(b"of a kind that nobody reads here")
+    (folder / "test" / "c" / "deep").mkdir()
+    (folder / "test" / "c" / "deep" / "notes.txt").write_text("hello")
+    assert data.load(folder).variant == "image folder mine, 2 other files passed over"
+
+
+def test_an_image_of_several_is_not_read_as_its_first(tmp_path):
+    folder = numbered_folder(tmp_path / "mine", 6, 6)
+    pages = [Image.fromarray(pixels(8, 8, 3)) for _ in range(3)]
+    pages[0].save(folder / "train" / "a" / "9.tif", save_all=True, append_images=pages[1:])
+    with pytest.raises(WorkbookError, match="it holds 3 images"):
+        data.load(folder)
+
+
+def test_images_stand_upright_as_their_exif_says(tmp_path):
+    upright = Image.fromarray(np.repeat(np.arange(0, 240, 30, dtype=np.uint8)[:, None], 8, 1))  # dark on top
+    folder = numbered_folder(tmp_path / "mine", 6, 6)
+    for orientation, turn in ((3, Image.Transpose.ROTATE_180), (6, Image.Transpose.ROTATE_90),
+                              (8, Image.Transpose.ROTATE_270), (2, Image.Transpose.FLIP_LEFT_RIGHT)):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        upright.transpose(turn).save(folder / "test" / "a" / f"{90 + orientation}.png", exif=exif)
+    test = data.load(folder).test
+    assert all(torch.equal(image[0], torch.from_numpy(np.array(upright))) for image in test.images[6:])
+
+
+@pytest.mark.parametrize("spoil, said", [
+    (lambda folder: save(folder / "train" / "9.png", pixels(8, 8, 3)), "lies in no class folder"),
+    (lambda folder: (folder / "train" / "empty").mkdir(), "holds no image"),
+    (lambda folder: shutil.move(shutil.move(folder / "train", folder / "x"), folder / "train" / "images"),
+     "one level deeper"),
+    (lambda folder: shutil.rmtree(folder / "train") or (folder / "train").mkdir(), "no class folders"),
+])
+def test_folders_that_would_be_read_in_part_are_refused(spoil, said, tmp_path):
+    folder = numbered_folder(tmp_path / "mine", 6, 6)
+    spoil(folder)
+    with pytest.raises(WorkbookError, match=said) as error:
+        data.load(folder)
+    sentence(error)
+
+
+@pytest.mark.parametrize("inner", ["images", ""])
+@pytest.mark.parametrize("annotated", [True, False])
+def test_tiny_imagenet_with_its_validation_images_sorted_into_classes(inner, annotated, tmp_path, monkeypatch):
+    monkeypatch.setattr(lib, "DATASETS", tmp_path)
+    write_tiny_imagenet(tmp_path / "tiny-imagenet-200")
+    val, before = tmp_path / "tiny-imagenet-200" / "val", data.load("tiny_imagenet", validation=3)
+    for line in (val / "val_annotations.txt").read_text().splitlines():
+        name, wnid = line.split("\t")[:2]
+        (val / wnid / inner).mkdir(parents=True, exist_ok=True)
+        (val / "images" / name).rename(val / wnid / inner / name)
+    if not annotated:
+        (val / "images").rmdir()
+        (val / "val_annotations.txt").unlink()
+    after = data.load("tiny_imagenet", download=False, validation=3)
+    assert torch.equal(after.test.images, before.test.images) and torch.equal(after.test.labels, before.test.labels)
+    assert after.classes == before.classes and after.variant == before.variant
+
+
+def test_an_empty_split_is_no_dataset(tmp_path, monkeypatch):
+    monkeypatch.setattr(lib, "DATASETS", tmp_path)
+    write_tiny_imagenet(tmp_path / "tiny-imagenet-200")
+    shutil.rmtree(tmp_path / "tiny-imagenet-200" / "val" / "images")
+    with pytest.raises(WorkbookError, match="no test images"):
+        data.load("tiny_imagenet", download=False)

@@ -1,10 +1,12 @@
 """Import of the authors' released weights: a made-up file always, the real one where it is."""
 
+import argparse
 import hashlib
 import json
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,7 +15,7 @@ from torch import nn
 from lib import DATASETS, WorkbookError, checkpoints, data
 from lib.attacks import forms
 from lib.attacks.steps import Threat
-from lib.models import exits
+from lib.models import exits, zoo
 from lib.models.view import AttackView
 from lib.operating_point import OperatingPoint
 from tests.networks import source
@@ -104,6 +106,60 @@ def test_damaged_foreign_and_missing_files(plain, tmp_path):
             checkpoints.load(nowhere)
 
 
+# --- what people hold: the same network in other wrappings ---
+
+def wrapped(prefix):
+    return lambda state: {f"{prefix}{name}": tensor for name, tensor in state.items()}
+
+
+def without_counters(state):
+    return {name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
+
+
+WRAPPINGS = {
+    "raw": lambda s: s, "net": lambda s: {"net": s, "acc": 91.2, "epoch": 3}, "model": lambda s: {"model": s},
+    "deep": lambda s: {"epoch": 1, "checkpoint": {"state_dict": s}}, "compiled": wrapped("_orig_mod."),
+    "parallel": wrapped("module."), "compiled and parallel": wrapped("_orig_mod.module."),
+    "lightning": lambda s: {"state_dict": wrapped("model.")(s), "global_step": 9},
+    "half": lambda s: {name: t.half() if t.is_floating_point() else t for name, t in s.items()},
+    "without counters": without_counters, "with a note": lambda s: {**s, "epoch": 7},
+    "numpy scalars": lambda s: {"net": s, "acc": np.float64(91.2), "epoch": np.int64(3), "best": np.bool_(True)},
+    "flags": lambda s: {"net": s, "args": argparse.Namespace(lr=0.1)},
+}
+
+
+@pytest.mark.parametrize("how", WRAPPINGS)
+@pytest.mark.parametrize("name", ["mine.ckpt", "mine.safetensors"])
+def test_the_content_decides_and_wrappings_do_not_matter(how, name, plain, tmp_path):
+    torch.save(WRAPPINGS[how](plain.state_dict()), tmp_path / name)
+    loaded, x = checkpoints.load(tmp_path / name), torch.rand(3, 3, 32, 32, generator=source())
+    near = dict(rtol=2e-2, atol=2e-2) if how == "half" else dict(rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(loaded.network(x), torch.stack(plain(x)), **near)
+    assert all(t.dtype in (torch.float32, torch.int64) for t in loaded.network.state_dict().values())
+    assert loaded.metadata["source"].startswith("imported from") and loaded.metadata["dataset"] is None
+    assert loaded.network.class_names is None, "nobody says what it was trained on"
+
+
+def test_numpy_scalars_as_older_numpy_pickled_them(plain, tmp_path, monkeypatch):
+    path = tmp_path / "old.pth"
+    torch.save({"net": plain.state_dict(), "acc": np.float64(91.2)}, path, _use_new_zipfile_serialization=False)
+    content = path.read_bytes()
+    assert b"numpy._core.multiarray" in content
+    path.write_bytes(content.replace(b"cnumpy._core.multiarray", b"cnumpy.core.multiarray"))
+    checkpoints.load(path)
+
+
+def test_two_networks_in_one_file_are_not_guessed_between(plain, tmp_path):
+    torch.save({"net": plain.state_dict(), "ema": plain.state_dict()}, tmp_path / "two.pth")
+    with pytest.raises(WorkbookError, match="holds 2 state_dicts"):
+        checkpoints.load(tmp_path / "two.pth")
+
+
+def test_a_safetensors_file_named_otherwise_is_read(tmp_path):
+    checkpoints.save(tmp_path / "ours.pth.tar", zoo.build("resnet20", width_multiplier=0.25))
+    assert checkpoints.load(tmp_path / "ours.pth.tar").metadata["kind"] == "network"
+
+
 # --- the real file ---
 
 @pytest.fixture(scope="module")
@@ -140,6 +196,16 @@ def test_the_real_file(real):
     counters = {int(v) for k, v in state.items() if k.endswith("num_batches_tracked")}
     assert counters == {ORACLE["checkpoint"]["bn_num_batches_tracked"]}
     assert real.network.paper_thresholds == tuple(ORACLE["exit_rule"]["thresholds"])
+    assert real.metadata["source"].startswith("released by the authors") and real.metadata["dataset"] == "cifar10"
+    assert real.network.class_names[:3] == ("airplane", "automobile", "bird")
+
+
+def test_a_changed_copy_of_the_real_file_is_not_called_the_authors(real, tmp_path):
+    content = torch.load(REAL, map_location="cpu", weights_only=True)
+    content["state_dict"]["module.fc.bias"] += 1
+    torch.save(content, tmp_path / REAL.name)
+    loaded = checkpoints.load(tmp_path / REAL.name)
+    assert loaded.metadata["source"].startswith("imported") and loaded.metadata["recipe"] == {"name": "imported"}
 
 
 @pytest.mark.parametrize("name, expected", ORACLE["synthetic_inputs"]["logits_exit_class"].items())

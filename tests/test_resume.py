@@ -10,12 +10,13 @@ import subprocess
 import sys
 import threading
 import time
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 import torch
 
-from lib import WorkbookError, checkpoints
+from lib import WorkbookError, checkpoints, commands
 from lib.attacks.steps import Threat
 from lib.training import loop, recipes
 from lib.training import training as trainings
@@ -128,6 +129,32 @@ def test_signal_ends_the_step_saves_and_returns(number, undisturbed, tmp_path):
     assert 4 <= step < 12
     assert loop.fit(TINY, tmp_path).finished
     assert contents(tmp_path) == undisturbed
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130), (0, 0)])
+def test_train_exits_as_shells_say_a_signal(number, code, tmp_path, monkeypatch):
+    def advance(self):
+        real(self)
+        if self.step == 4 and number:
+            signal.raise_signal(number)
+
+    real = loop.Training.advance
+    monkeypatch.setattr(loop.Training, "advance", advance)
+    monkeypatch.setattr(recipes, "find", lambda name: TINY)
+    args = Namespace(recipe="tiny", list=False, device="cpu", json=None, seed=None, folder=str(tmp_path), minutes=None)
+    assert commands.train(args) == code
+    assert (tmp_path / "state.safetensors").exists() == bool(number)
+
+
+def test_another_number_of_threads_is_said_when_a_training_goes_on(tmp_path, capsys):
+    threads = torch.get_num_threads()
+    try:
+        for count, said in ((1, 0), (1, 0), (2, 1)):
+            torch.set_num_threads(count)
+            loop.fit(TINY, tmp_path, minutes=1e-9)
+            assert capsys.readouterr().err.count("begun with 1 threads and goes on with 2") == said
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_handlers_are_given_back_and_other_threads_may_train(undisturbed, tmp_path):

@@ -45,7 +45,7 @@ class Place:
         for stem in STEMS:
             notebook(folder / "notebooks", stem, "", MEASURE.replace("STEM", stem))
 
-    def start(self, name: str, prepare=lambda: None, **changes) -> multiprocessing.Process:
+    def start(self, name: str, prepare=lambda: None, only=("01",), **changes) -> multiprocessing.Process:
         """`lib run` as a process at the head of a group, as a terminal starts it."""
 
         def drive():
@@ -54,7 +54,7 @@ class Place:
             runs.NOTEBOOKS, runs.RUNS = self.folder / "notebooks", self.folder
             prepare()
             try:
-                code = runs.main(arguments(name=name, jobs=2, **changes))
+                code = runs.main(arguments(name=name, only=only, jobs=2, **changes))
             except KeyboardInterrupt:
                 code = 130
             except WorkbookError as error:
@@ -99,8 +99,14 @@ class Place:
 def place(tmp_path_factory):
     place = Place(tmp_path_factory.mktemp("odd {place}"))
     assert place.run("undisturbed") == 0
-    assert place.rows("undisturbed").count(b"value") == 1 + 12  # one of them in the header
+    assert place.rows("undisturbed").count(b"value") == 1 + 6  # one of them in the header
     return place
+
+
+@pytest.fixture(scope="module")
+def finished(place):
+    assert place.run("finished", only=None) == 0
+    return place.folder / "finished"
 
 
 def wait_for(condition, seconds: float = 60):
@@ -120,17 +126,17 @@ MOMENTS = {"begins": 0.0, "computes": 1.0, "computes later": 1.6}
 
 @pytest.mark.parametrize("moment", MOMENTS)
 @pytest.mark.parametrize("fault", ["kill", "term", "ctrl-c"])
-def test_a_driver_that_ends_takes_all_along_and_the_next_one_goes_on(place, fault, moment):
-    name = f"{fault}-{moment}".replace(" ", "-")
-    process = place.start(name)
+def test_a_driver_that_ends_takes_all_along_and_the_next_one_goes_on(place, finished, fault, moment):
+    name, several = f"{fault}-{moment}".replace(" ", "-"), {"only": None} if moment == "computes" else {}
+    process = place.start(name, **several)
     wait_for(place.kernels)
     time.sleep(MOMENTS[moment] * random.uniform(0.8, 1.2))
     {"kill": process.kill, "term": process.terminate, "ctrl-c": lambda: interrupt(process)}[fault]()
     process.join(execution.FAREWELL + 10)
     assert process.exitcode == {"kill": -9, "term": -15, "ctrl-c": 130}[fault]
     assert place.gone()
-    assert place.run(name) == 0 and place.gone()
-    assert place.rows(name) == place.rows("undisturbed")
+    assert place.run(name, **several) == 0 and place.gone()
+    assert place.rows(name) == place.rows("finished" if several else "undisturbed")
 
 
 def test_a_second_ctrl_c_ends_at_once(place):
@@ -162,7 +168,7 @@ def test_a_killed_kernel_is_tried_again_within_the_run(place, victim, delay):
 
 
 def test_a_kernel_killed_each_time_fails_the_run_and_the_same_command_mends_it(place):
-    process = place.start("again", only=("01",))
+    process = place.start("again")
     for _ in range(2):
         kernel = wait_for(place.kernels)[0]
         kernel.kill()
@@ -196,13 +202,12 @@ def test_two_runs_of_one_name_make_one(place, capfd):
 
 
 @pytest.mark.parametrize("broken", ["01_one/status.json", "01_one/metrics.csv", "01_one/01_one.ipynb"])
-def test_a_broken_file_of_a_finished_run_is_made_again(place, broken):
-    (place.folder / "undisturbed" / broken).write_bytes(b"" if "status" in broken else b'{"cells": [\xff')
-    before = place.rows("undisturbed")
-    kept = (place.folder / "undisturbed/02_two/02_two.ipynb").stat().st_mtime_ns
-    assert place.run("undisturbed") == 0
-    assert place.rows("undisturbed") == before
-    assert (place.folder / "undisturbed/02_two/02_two.ipynb").stat().st_mtime_ns == kept
+def test_a_broken_file_of_a_finished_run_is_made_again(place, finished, broken):
+    before, kept = place.rows("finished"), (finished / "02_two/02_two.ipynb").stat().st_mtime_ns
+    (finished / broken).write_bytes(b"" if "status" in broken else b'{"cells": [\xff')
+    assert place.run("finished", only=None) == 0
+    assert place.rows("finished") == before
+    assert (finished / "02_two/02_two.ipynb").stat().st_mtime_ns == kept
 
 
 def test_a_notebook_that_does_nothing_is_ended_and_the_others_go_on(place, tmp_path):
@@ -211,7 +216,7 @@ def test_a_notebook_that_does_nothing_is_ended_and_the_others_go_on(place, tmp_p
     stuck = nbformat.read(path, as_version=4)
     stuck.cells[-1].source = "import time\ntime.sleep(100000)"
     nbformat.write(stuck, path)
-    assert other.run("stuck", patience=8 / 60) == 1 and other.gone()
+    assert other.run("stuck", only=None, patience=8 / 60) == 1 and other.gone()
     statuses = [runs.read_json(tmp_path / "stuck" / stem / "status.json") for stem in STEMS]
     assert [status["outcome"] for status in statuses] == ["failed", "done"]
     assert statuses[0]["message"].startswith("stuck: it used no CPU and wrote nothing for 0.133 minutes")

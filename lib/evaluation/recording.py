@@ -102,7 +102,9 @@ def record(network: Network, images: Split, views: Sequence[View], *, held_out: 
     if isinstance(held_out, Split):
         held_out = hold_out(network, held_out, dict.fromkeys(view.point for view in views), draws=draws, seed=seed,
                             batch_size=batch_size, folder=folder and folder / "held_out")
-    attacked, parts = AttackView(network), []
+    attacked, parts = folded(network, images[:4].floats()[0], views[0].evaluated_at), []
+    if attacked is network:
+        meta["attacked_on"] = "the network itself"
     with bar(len(images), "attack", "image") as shown:
         for start in range(0, len(images), batch_size):
             part = images[start:start + batch_size]
@@ -120,6 +122,21 @@ def record(network: Network, images: Split, views: Sequence[View], *, held_out: 
             shown.update(len(part))
     found = replace(join(parts), held_out=held_out)
     return replace(found, meta=found.meta | {"audit": _audits(network, images[:audited], found)}) if audited else found
+
+
+@torch.no_grad()
+def folded(network: Network, images: torch.Tensor, point: OperatingPoint) -> Network:
+    """The network's folded copy, where it answers as the network does; else the network itself (statistics of the
+    batch, answers at random, modules that folding does not know)."""
+    point = point.replace(draw=0) if fresh(network, point) else point
+    try:
+        copy = AttackView(network)
+        with attack_mode(network, "eval"):
+            ours, theirs = network(images, point), copy(images, point)
+    except (AttributeError, TypeError):
+        return network
+    same = (ours - theirs).abs().max() <= 1e-3 * ours.abs().max().clamp(min=1)
+    return copy if same else network
 
 
 def _audits(network: Network, images: Split, found: Record) -> dict[str, dict]:

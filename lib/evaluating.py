@@ -1,0 +1,243 @@
+"""The verb `evaluate`: a checkpoint at one operating point under the attacks asked for; what it prints and writes."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pandas
+import torch
+
+from lib import DATASETS, WorkbookError, checkpoints, data
+from lib.attacks import autoattack, strong
+from lib.attacks import forms as attack_forms
+from lib.attacks.audit import audit
+from lib.attacks.decision import fresh
+from lib.attacks.steps import Threat
+from lib.commands import check_output, exit_names, find_device, plain, write_json
+from lib.data import Dataset, Split
+from lib.evaluation import points, reading, recording, routing
+from lib.evaluation.record import Record
+from lib.models.cost import MEBI
+from lib.models.network import Network
+from lib.operating_point import OperatingPoint
+
+EOT = 10  # gradients averaged at a step where the noise is fresh
+AUDITED = 64  # the first images, which the audit looks at
+
+
+def evaluate(args) -> None:
+    """Accuracy of a checkpoint, clean and attacked, at one operating point, routed through its exits where it has some.
+
+    args: checkpoint, dataset, attack, epsilon, step_size, steps, algorithm, loss, images, batch_size, thresholds, seed,
+    device, mode, the knobs (lambda_n, lambda_th, noise, batch_norm, code, width), draws, strong, autoattack,
+    robustbench_card, save_record, json.
+    """
+    check_output(args.json, args.save_record, args.robustbench_card, inputs=[args.checkpoint, args.dataset, DATASETS])
+    if args.robustbench_card and args.autoattack != "standard":
+        raise WorkbookError("RobustBench's card holds the verdict of --autoattack standard; ask for it")
+    device = find_device(args.device)
+    loaded = checkpoints.load(args.checkpoint, device)
+    network = loaded.network
+    dataset = data.load(args.dataset, device=device, shape=network.input_shape)
+    at = find_point(args, network)
+    print(f"operating point: {points.name(at)}", flush=True)
+    asked = args.attack or ("clean", *attack_forms.names(network.num_exits))
+    forms = {name: recording.check_forms([name], network.num_exits)[0] for name in asked}
+    attacked = set(forms.values()) != {"clean"}
+    threat = find_threat(args, dataset) if attacked or args.autoattack or args.strong else None
+    first, images = find_images(args.images, dataset)
+    told = dict(draws=args.draws, seed=args.seed, batch_size=args.batch_size)
+    held_out = None
+    if args.thresholds == "calibrated" or args.save_record:
+        held_out = recording.hold_out(network, dataset.validation, [at], **told)
+    thresholds, source = find_thresholds(args.thresholds, network, held_out)
+    deployed = at.replace(thresholds=thresholds or None)
+    views = recording.suite(network, threat, tuple(dict.fromkeys(forms.values())), point=at, thresholds=thresholds,
+                            mode=args.mode)
+    if fresh(network, at):  # where the noise is fresh, an attacker who averages over it as well
+        averaging = [v for v in views if v.attacked]
+        views += tuple(dataclasses.replace(v, threat=dataclasses.replace(v.threat, draws=EOT)) for v in averaging)
+    record = recording.record(
+        network, images, views, held_out=held_out, first=first, **told, dataset=dataset.name,
+        data_variant=dataset.variant, checkpoint=loaded.digest,
+        defence=(loaded.metadata.get("recipe") or {}).get("defence"), trained_on=loaded.metadata.get("dataset"),
+    )  # fmt: skip
+    found = reading.read(record, at, thresholds, source=source)
+    forms |= {name: name for name in found.names if name not in forms.values()}
+    right = torch.from_numpy(found.right("union") == 1).to(device)
+    x, labels = images.floats()[0], torch.from_numpy(record.labels).to(device)  # as the network numbers its classes
+    audited = audit(network, x[:AUDITED], labels[:AUDITED], threat if attacked else None, deployed, seed=args.seed,
+                    right=right[:AUDITED])  # fmt: skip
+    record = dataclasses.replace(record, meta={**record.meta, "audit": {json.dumps(at.to_json()): audited}})
+    found = dataclasses.replace(found, record=record)
+    if args.save_record:
+        record.save(args.save_record)
+    print(report(found, audited))
+    more = beyond(args, network, deployed, threat, (x, labels), right)
+    if args.robustbench_card:
+        write_json(args.robustbench_card, card(found, threat, more["autoattack"]))
+    write_json(args.json, {
+        "images": record.images, "point": at.to_json(), "thresholds": [plain(t) for t in thresholds],
+        "forms": {name: numbers(found, form) for name, form in forms.items()},
+        "worst_form": found.worst_form, "union_correct": count(found, "union"), "audit": audited, **more,
+        "remarks": remarks(record),
+    })  # fmt: skip
+
+
+def numbers(found: reading.Reading, view: str) -> dict:
+    """What the JSON says of a view: counts of images, at a noisy point of their mean over draws; means over images."""
+    shares = found.share(view) * found.record.images
+    return {"correct": count(found, view), "exits": [whole(n) for n in shares],
+            "per_exit": [whole(n) for n in found.alone(view).sum(-1)],
+            "paper_mflops": found.cost("paper_mflops", view), "cumulative_macs": found.cost("cumulative_macs", view)}
+
+
+def count(found: reading.Reading, what: str) -> int | float:
+    return whole(found.right(what).sum())
+
+
+def whole(number: float) -> int | float:
+    """A count, as a whole number where it is one."""
+    return round(number) if abs(number - round(number)) < 1e-9 * max(1, abs(number)) else float(number)
+
+
+def beyond(args, network: Network, point: OperatingPoint, threat: Threat, images: tuple, right: torch.Tensor) -> dict:
+    """The strong suite and AutoAttack on the deployed decision, where asked for: {"strong", "autoattack"}, printed."""
+    told, (x, y) = {}, images
+    if args.strong:
+        survived, left = strong.survivors(network, x, y, threat, point=point, seed=args.seed,
+                                          batch_size=args.batch_size)
+        told["strong"] = {"suite": strong.SUITE, "correct": int((survived & right).sum()), "left": left}
+        print(f"right under these and the {len(left)} attacks of {strong.SUITE}: {told['strong']['correct']} of "
+              f"{len(y)} = {100 * told['strong']['correct'] / len(y):.2f} %, an upper bound")  # fmt: skip
+    if args.autoattack:
+        draws = args.draws if args.autoattack == "standard" and fresh(network, point) else 1
+        verdict = autoattack.run(network, x, y, threat.epsilon, version=args.autoattack, point=point, draws=draws,
+                                 seed=args.seed, batch_size=args.batch_size)
+        told["autoattack"] = {"version": args.autoattack, "correct": int(verdict.robust.sum()), "draws": draws,
+                              "flags": list(verdict.flags)}
+        over = f" on the mean over {draws} draws" if draws > 1 else ""
+        print(f"AutoAttack {args.autoattack}{over}, epsilon {threat.epsilon:.4g}: {told['autoattack']['correct']} of "
+              f"{len(y)} = {100 * told['autoattack']['correct'] / len(y):.2f} %" +
+              "".join(f"; flag: {flag}" for flag in verdict.flags))  # fmt: skip
+    return told
+
+
+def card(found: reading.Reading, threat: Threat, verdict: dict) -> dict:
+    """The entry that RobustBench asks for (its model_info), with what is known here."""
+    record, images = found.record, found.record.images
+    return {"name": record.model, "architecture": record.model, "dataset": record.meta["dataset"], "images": images,
+            "eps": f"{threat.epsilon * 255:g}/255", "clean_acc": f"{100 * found.right('clean').mean():.2f}",
+            "autoattack_acc": f"{100 * verdict['correct'] / images:.2f}", "number_forward_passes": verdict["draws"],
+            "additional_data": False, "unreliable": bool(verdict["flags"] or any(a["flags"] for a in record.meta["audit"].values()))}
+
+
+def find_images(asked: tuple[int, int | None] | None, dataset: Dataset) -> tuple[int, Split]:
+    """(index of the first image, the images) of a half-open range of the test images."""
+    first, stop = asked or (0, None)
+    stop = len(dataset.test) if stop is None else stop
+    if not 0 <= first < stop <= len(dataset.test):
+        raise WorkbookError(f"images {first}:{stop} are not among the {len(dataset.test):,} test images of "
+                            f"{dataset.name}; give a range within 0:{len(dataset.test)}")  # fmt: skip
+    return first, dataset.test[first:stop]
+
+
+def find_point(args, network: Network) -> OperatingPoint:
+    """The operating point of the flags; knobs that are left out stand where the network rests, and that is said.
+
+    Raises WorkbookError for a knob that the network does not have, and for one that is set twice.
+    """
+    given = {k: getattr(args, k) for k in ("noise", "batch_norm", "code", "width") if getattr(args, k) is not None}
+    point = OperatingPoint(**given)
+    if args.lambda_n is not None:
+        if twice := sorted(set(given) - {"width"}):
+            raise WorkbookError(f"--lambda-n says what {' and '.join(twice)} is; leave one of them out")
+        if not {"noise", "batch_norm", "code"} & network.knobs:
+            raise WorkbookError("this network was not made for a lambda; leave --lambda-n and --lambda-th out")
+        point = points.of_lambda(network, args.lambda_n, args.lambda_th or 0.0, args.width)
+        if "code" in network.knobs:  # a lambda that it was not trained for is refused, not the nearest taken
+            point = point.replace(code=args.lambda_n)
+    elif args.lambda_th is not None:
+        raise WorkbookError("--lambda-th is where batch norm switches on the way of --lambda-n; give that as well")
+    at = network.conditions(point)
+    rest = {"noise": at.noise, "batch_norm": at.batch_norm, "code": 0.0, "width": 1.0}
+    return point.replace(**{k: v for k, v in rest.items() if k in network.knobs and getattr(point, k) is None})
+
+
+def find_threat(args, dataset: Dataset) -> Threat:
+    """The budget: the flags, and the dataset's customary values where they are missing; its step follows epsilon."""
+    given = {name: getattr(args, name) for name in ("epsilon", "step_size", "steps")}
+    usual, kind = dict(dataset.threat), {"cw": ("pgd", "margin")}.get(args.algorithm, (args.algorithm, args.loss))
+    if kind[0] == "wrm" and given["epsilon"] is None:
+        raise WorkbookError("WRM's epsilon weighs the loss against the squared distance, no radius; give --epsilon")
+    if given["epsilon"] and kind[0] == "pgd":
+        usual["step_size"] *= given["epsilon"] / usual["epsilon"]
+    return Threat(**{name: usual[name] if value is None else value for name, value in given.items()},
+                  algorithm=kind[0], loss=kind[1])
+
+
+def find_thresholds(asked, network: Network, held_out: Record | None) -> tuple[tuple[float, ...], str]:
+    """(thresholds, where they come from). Raises WorkbookError when they are missing or too many."""
+    if network.num_exits == 1:
+        if asked not in (None, "paper", "calibrated"):
+            raise WorkbookError("this network has one exit and takes no thresholds; leave --thresholds out")
+        return (), "none"
+    if asked == "calibrated":
+        return routing.calibrate(np.concatenate(list(held_out.entropy), axis=-1)), "calibrated"
+    if asked in (None, "paper"):
+        if network.paper_thresholds is None:
+            raise WorkbookError("the paper states no thresholds for this network; use --thresholds calibrated")
+        return tuple(network.paper_thresholds), "paper"
+    routing.check_thresholds(asked, network.num_exits)
+    return tuple(asked), "given"
+
+
+def remarks(record: Record) -> list[str]:
+    """What has to be said beside the numbers: images of another dataset, classes that are not the network's own."""
+    meta = record.meta
+    elsewhere = meta["trained_on"] not in (None, meta["dataset"])
+    return [f"trained on {meta['trained_on']}"] * elsewhere + [meta["remark"]] * bool(meta["remark"])
+
+
+def report(found: reading.Reading, audited: dict) -> str:
+    """What `evaluate` prints."""
+    record, names = found.record, exit_names(found.record.num_exits)
+    meta, view = record.meta, next((v for v in record.views if v.attacked), None)
+    budget = "no attack" if view is None else (
+        f"{reading.kind(view.threat)}-{view.threat.steps}, epsilon {view.threat.epsilon:.4g}, " +
+        ("" if view.threat.step_size is None else f"step {view.threat.step_size:.4g}, ") + f"{view.mode} mode")
+    gates = ", ".join(f"{t:.4g}" for t in found.thresholds) or "none"
+    mark, rows = " !" if audited["flags"] else "", []
+
+    def shown(what: str, number: str = "{:.2f} % ({:.1f} - {:.1f})") -> str:
+        return number.format(*found.measured(what).times(100))
+
+    for called in found.names:
+        saved = [1 - found.cost(count, called) / found.plain(whole_net) for count, whole_net in (
+            ("paper_mflops", "paper_mflops"), ("cumulative_macs", "trunk"))]
+        rows.append({
+            "attack": called, "accuracy %": shown(called, "{:.2f}") + (mark if found.view(called).attacked else ""),
+            "95 %": shown(called, "{1:.1f} - {2:.1f}"),
+            "last exit alone %": f"{100 * found.alone(called)[-1].mean():.2f}",
+            "paper MFlops": f"{found.cost('paper_mflops', called):.2f}", "saved %": f"{100 * saved[0]:.1f}",
+            "true Mi MACs": f"{found.cost('cumulative_macs', called) / MEBI:.2f}",
+            "truly saved %": f"{100 * saved[1]:.1f}",
+            **{f"exit {n}": whole(share * record.images) for n, share in zip(names, found.share(called), strict=True)}})
+    doubts = ", ".join(audited["flags"])
+    verdict = f"do not trust numbers with ! ({doubts})" if doubts else "nothing against these numbers"
+    lines = [
+        f"{record.model} on {meta['dataset']} ({meta['data_variant']}), test images {meta['images'][0]}:"
+        f"{meta['images'][1]}, seed {meta['seed']}, {found.draws} draw{'s' * (found.draws > 1)}; {budget}; thresholds "
+        f"{gates} ({found.source})" + "".join(f"; {remark}" for remark in remarks(record)),
+        pandas.DataFrame(rows).to_string(index=False),
+        f"audit on {audited['images']} images: {verdict}",
+    ]  # fmt: skip
+    if view is not None:
+        lines.append(f"worst form: {found.worst_form} with {shown(found.worst_form, '{:.2f} %')}")
+    if found.paper_worst:
+        lines.append(f"the paper's worst case (lowest of its {len(attack_forms.paper_forms(record.num_exits))} forms): "
+                     f"{shown('paper_worst', '{:.2f} %')} ({found.paper_worst})")
+    if len(found.suite) > 1:
+        lines.append(f"right under every one of {', '.join(found.suite)}: {count(found, 'union'):g} of {record.images} "
+                     f"= {shown('union')}")
+    return "\n".join(lines)
