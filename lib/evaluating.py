@@ -129,7 +129,8 @@ def card(found: reading.Reading, threat: Threat, verdict: dict) -> dict:
     return {"name": record.model, "architecture": record.model, "dataset": record.meta["dataset"], "images": images,
             "eps": f"{threat.epsilon * 255:g}/255", "clean_acc": f"{100 * found.right('clean').mean():.2f}",
             "autoattack_acc": f"{100 * verdict['correct'] / images:.2f}", "number_forward_passes": verdict["draws"],
-            "additional_data": False, "unreliable": bool(verdict["flags"] or any(a["flags"] for a in record.meta["audit"].values()))}
+            "additional_data": False,
+            "unreliable": bool(verdict["flags"]) or any(audit["flags"] for audit in record.meta["audit"].values())}
 
 
 def find_images(asked: tuple[int, int | None] | None, dataset: Dataset) -> tuple[int, Split]:
