@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas
 import torch
 
-from lib import ROOT, RUNS, WorkbookError, checkpoints, writable
+from lib import ROOT, RUNS, WorkbookError, checkpoints, data, writable
 from lib.models import zoo
 from lib.models.cost import cost as count_cost
 from lib.operating_point import OperatingPoint
