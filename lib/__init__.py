@@ -3,6 +3,7 @@
 Importing `lib` stays cheap: only the standard library is touched here.
 """
 
+import difflib
 import os
 from numbers import Integral
 from pathlib import Path
@@ -32,6 +33,13 @@ def candidates(name):
 
 class WorkbookError(Exception):
     """Something the user can mend: one sentence that says what was wrong and what to do."""
+
+
+def unknown(kind, name, known, listed="choose from"):
+    """The error for a name that is none of `known`, with the nearest of them."""
+    near = difflib.get_close_matches(str(name), list(known), 1)
+    hint = f" (did you mean {near[0]}?)" if near else ""
+    return WorkbookError(f"unknown {kind} '{name}'{hint}; {listed} {', '.join(known)}")
 
 
 def writable(path, remedy="choose another folder"):

@@ -195,8 +195,8 @@ def add_evaluate(add):
 def add_cost(add):
     verb = add("cost", "parameters and multiply-accumulates, per exit and width")
     verb.add_argument("model", metavar="MODEL", help="such as smallcnn, resnet38 or wrn40_2")
-    verb.add_argument("--exits", choices=("none", "rdi", "cheap", "released"), default="none")
-    verb.add_argument("--conditioning", choices=("none", "float", "dual_bn", "oat", "pni"), default="none")
+    verb.add_argument("--exits", default="none", metavar="NAME", help="such as rdi or cheap (default none)")
+    verb.add_argument("--conditioning", default="none", metavar="NAME", help="such as float or oat (default none)")
     verb.add_argument("--widths", type=widths, default=(1.0,), metavar="0.5,1.0")
     verb.add_argument("--classes", type=count, default=10)
     verb.add_argument("--input", type=input_shape, default=None, metavar="3x32x32",

@@ -93,7 +93,7 @@ def at_most(tensors: int, numbers: int) -> Iterator[None]:
         if parameter is not None and threading.get_ident() == thread:
             left[:] = left[0] - 1, left[1] - parameter.numel()
             if min(left) < 0:
-                raise ValueError("that is larger than all its tensors")
+                raise ValueError("it asks for more weights than the file holds")
 
     hook = register_module_parameter_registration_hook(count)
     try:

@@ -12,15 +12,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 import lib
 import lib.__main__ as front_door
 from lib import WorkbookError, checkpoints, data, locks
-from lib.attacks import forms
+from lib.attacks import autoattack, forms
 from lib.attacks.decision import Decision
 from lib.attacks.steps import Threat
-from lib.evaluation import recording, routing
+from lib.evaluation import latency, recording, routing
+from lib.evaluation.record import View
 from lib.models import exits, zoo
 from lib.operating_point import OperatingPoint
 from lib.randomness import generator
@@ -316,6 +318,84 @@ def _(tmp):
 def _(tmp):
     (path := Path(tmp) / "11_x.ipynb").write_bytes(b'{"cells": [')
     runs.Notebook.read(path)
+
+
+PIXELS, LABELS = torch.rand(4, 1, 28, 28, generator=generator(0)), torch.arange(4)
+
+
+def attack(model=None, images=PIXELS, labels=LABELS):
+    forms.craft("main", model or network(), images, labels, Threat(0.1, 0.05, 1), generator=generator(0))
+
+
+def auto(model=None, epsilon=0.1):
+    autoattack.run(model or network(), PIXELS, LABELS % 2, epsilon)
+
+
+def folder(tmp, *files: str, pages=0):
+    """An image folder of two classes, three images each, and these images more; read."""
+    given = [f"{part}/{name}/{n}.png" for part in ("train", "test") for name in ("cat", "dog") for n in range(3)]
+    for name in (*given, *files):
+        (Path(tmp) / name).parent.mkdir(parents=True, exist_ok=True)
+        more = [Image.new("L", (8, 8))] * pages
+        Image.new("L", (8, 8)).save(Path(tmp) / name, **({"save_all": True, "append_images": more} if pages else {}))
+    data.load(tmp)
+
+
+def deeper(tmp):
+    folder(tmp / "x")
+    for part in ("train", "test"):
+        (tmp / part).mkdir()
+        (tmp / "x" / part).rename(tmp / part / "images")
+    data.load(tmp)
+
+
+def loaded(tmp, **config):
+    """A checkpoint whose description asks for more than its tensors hold, or whose weights are not finite."""
+    net = network()
+    if config:
+        net.config.update(config)
+    else:
+        net.heads[0][-1].bias.data.fill_(torch.nan)
+    checkpoints.save(Path(tmp) / "x", net)
+    checkpoints.load(Path(tmp) / "x")
+
+
+def pickled(tmp):
+    state = {"fc.weight": torch.zeros(10, 64)}
+    torch.save({"net": state, "ema": state}, Path(tmp) / "two.ckpt")
+    checkpoints.load(Path(tmp) / "two.ckpt")
+
+
+def kept(tmp):
+    split = data.load("digits", shape=(1, 28, 28)).test[:2]
+    for seed in (0, 1):
+        recording.record(network(seed=seed), split, [View()], folder=tmp)
+
+
+CASES |= {
+    "attack: a DataParallel": lambda tmp: attack(torch.nn.DataParallel(network())),
+    "attack: numpy images": lambda tmp: attack(images=PIXELS.numpy()),
+    "attack: float64 images": lambda tmp: attack(images=PIXELS.double()),
+    "attack: normalised images": lambda tmp: attack(images=(PIXELS - 0.5) / 0.5),
+    "attack: labels that are a list": lambda tmp: attack(labels=[0, 1, 2, 3]),
+    "attack: labels of other classes": lambda tmp: attack(labels=LABELS + 7),
+    "AutoAttack: epsilon 8": lambda tmp: auto(epsilon=8),
+    "AutoAttack: two classes": lambda tmp: auto(network(classes=2)),
+    "network: images in bytes": lambda tmp: network()(PIXELS.mul(255).byte()),
+    "network: images in 0 ... 255": lambda tmp: network()(PIXELS * 255),
+    "latency: batches of -1": lambda tmp: latency.measure(network(), PIXELS, (0.5, 0.5), batch_sizes=[-1]),
+    "a split of floats": lambda tmp: data.Split(PIXELS, LABELS),
+    "a split: images below 0": lambda tmp: data.load("digits").test[:-5],
+    "a recording kept of another network": kept,
+    "classes of which the network knows some": lambda tmp: data.match(
+        data.load("digits").test[:2], ("one", "two", "cat", "dog", "cow", "hen", "fox", "owl", "bee", "ant"), 10),
+    "a checkpoint of weights that are not finite": loaded,
+    "a checkpoint that describes a huge network": lambda tmp: loaded(tmp, width_multiplier=1e6),
+    "a pickle of two networks": pickled,
+    "images: one in no class folder": lambda tmp: folder(tmp, "train/loose.png"),
+    "images: class folders one level deeper": lambda tmp: deeper(Path(tmp)),
+    "images: several in one file": lambda tmp: folder(tmp, "train/cat/9.tif", pages=2),
+}
 
 
 def sentence(function, tmp) -> str:

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from lib import WorkbookError, data
-from lib.attacks import autoattack, forms
+from lib.attacks import autoattack, forms, strong
+from lib.attacks.audit import audit
 from lib.attacks.steps import Threat
 from lib.data import Split
 from lib.evaluation import latency, points, speeds
@@ -35,6 +36,8 @@ ENTRANCES = {
     "suite": lambda n, x, y: forms.suite(n, x, y, THREAT, ["main", "average"], seed=0),
     "autoattack": lambda n, x, y: autoattack.run(n, x, y, 0.1, attacks=("apgd-ce",), iterations=2),
     "route": lambda n, x, y: exits.route(n, x, ANYWHERE),
+    "audit": lambda n, x, y: audit(n, x, y),
+    "strong suite": lambda n, x, y: next(strong.attacked(n, x, y, THREAT)),
 }
 SPOILED = {
     "DataParallel": lambda n, x, y: (nn.DataParallel(n), x, y),

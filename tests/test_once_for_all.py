@@ -7,7 +7,6 @@ import torch
 
 from lib import randomness
 from lib.models.layers import BatchNorm2d, Weighted
-from lib.training.once_for_all import ends
 from tests.training_steps import context_of, network_of, recipe_of, run, spy_on_attacks
 
 
@@ -82,7 +81,7 @@ def test_operating_points_of_a_step_and_of_the_validation(monkeypatch):
     robust = dict(noise=1.0, batch_norm=1.0)
     assert [call["point"].to_json() for call in calls] == [
         {**robust, "width": 1.0}, {**robust, "width": 0.5}, dict(batch_norm=1.0), {}]
-    told = {method: [point.to_json() for point in ends(network_of(method))]
+    told = {method: [point.to_json() for point in network_of(method).ends()]
             for method in ("float", "dual_bn", "oat", "pni", "pgd_at1")}  # fmt: skip
     assert told == {"float": [dict(noise=0.0, batch_norm=0.0), dict(noise=1.0, batch_norm=1.0)],
                     "dual_bn": [dict(batch_norm=0.0), dict(batch_norm=1.0)],

@@ -23,7 +23,7 @@ from lib.attacks.checks import Check, Subject
 from lib.attacks.decision import Decision, fresh
 from lib.attacks.modes import attack_mode
 from lib.attacks.steps import Threat
-from lib.models.network import Network
+from lib.models.network import Network, check_batch
 from lib.operating_point import OperatingPoint
 
 Craft = Callable[[Subject], Tensor]
@@ -39,6 +39,7 @@ def audit(network: Network, images: Tensor, labels: Tensor, threat: Threat | Non
     numbers are to be trusted; without it only the network is audited.  right: (N,) bool, the images that are right in
     the evaluation's worst case (default: under the forms average and gate_aware).  Raises WorkbookError as attacks do.
     """
+    check_batch(network, images, labels)
     point = point or OperatingPoint()
     form = "main" if point.thresholds is None else "gate_aware"
     subject = Subject(network, images[:limit], labels[:limit], form, point, seed=seed)

@@ -10,14 +10,13 @@ runs them as one batch that loses a group at each exit: far fewer and larger ker
 interact (mode "eval", no fresh noise, no per-image knobs). Default: shrink on CUDA where exact, else prefix.
 """
 
-import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lib import WorkbookError, randomness
+from lib import WorkbookError, randomness, unknown
 from lib.attacks import eot, steps
 from lib.attacks.modes import attack_mode
 from lib.attacks.steps import Loss, Threat
@@ -48,9 +47,8 @@ def find(form: str, num_exits: int) -> str:
     if form == f"single{num_exits}":
         return "main"
     if form not in known:
-        near = difflib.get_close_matches(str(form), known, 1)
-        raise WorkbookError(f"unknown attack form '{form}'{f' (did you mean {near[0]}?)' if near else ''}; a network "
-                            f"with {num_exits} exit{'s' if num_exits > 1 else ''} has {', '.join(known)}")
+        exits = f"{num_exits} exit{'s' if num_exits > 1 else ''}"
+        raise unknown("attack form", form, known, f"a network with {exits} has")
     return form
 
 

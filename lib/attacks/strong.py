@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from lib import randomness
+from lib import check_counts, randomness
 from lib.attacks import autoattack, forms, steps
 from lib.attacks.decision import Decision, fresh
 from lib.attacks.modes import attack_mode
@@ -113,6 +113,7 @@ def _rerouted(logits: Tensor, labels: Tensor, thresholds: tuple[float, ...], exi
 def survivors(network: Network, images: Tensor, labels: Tensor, threat: Threat, *, point: OperatingPoint | None = None,
               seed: int = 0, batch_size: int = 250) -> tuple[Tensor, dict[str, int]]:
     """(which images (N,) stay right under the whole suite, {attack: how many are left after it})."""
+    check_counts(batch_size=batch_size)
     left, parts = {}, []
     for start in range(0, len(images), batch_size):
         part = slice(start, start + batch_size)

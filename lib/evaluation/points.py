@@ -12,15 +12,8 @@ LAMBDAS, SWITCHES = (0.0, 0.2, 0.7, 1.0), (0.0, 0.5)  # lambda_n and lambda_th o
 
 
 def of_lambda(network: Network, lambda_n: float, lambda_th: float = 0.0, width: float | None = None) -> OperatingPoint:
-    """Where one knob puts this network: FLOAT by its mapping, its control by the batch norm alone, OAT by the nearest
-    trained code; a network without such a knob stays where it is."""
-    full = OperatingPoint.from_lambda(lambda_n, lambda_th)
-    if network.conditioning == "oat":
-        return OperatingPoint(code=min(network.code_values, key=lambda c: abs(c - lambda_n)), width=width)
-    if network.conditioning == "pni":
-        return OperatingPoint(noise=lambda_n, width=width)
-    named = {k: round(getattr(full, k), 9) for k in ("noise", "batch_norm") if k in network.knobs}
-    return OperatingPoint(**named, width=width)
+    """Where one knob puts this network at that width, see `Conditioning.at`."""
+    return network.at(lambda_n, lambda_th).replace(width=width)
 
 
 def published(network: Network, lambdas: Sequence[float] = LAMBDAS, switches: Sequence[float] = SWITCHES,
@@ -39,11 +32,10 @@ def quiet(point: OperatingPoint) -> OperatingPoint:
 def nodes(network: Network, noises: Sequence[float], mixes: Sequence[float],
           widths: Sequence[float | None] = (None,)) -> tuple[OperatingPoint, ...]:
     """Every combination of the knobs that the network has: what its sliders can be set to without computing."""
-    if network.conditioning == "oat":
-        return tuple(OperatingPoint(code=c, width=w) for w in widths for c in network.code_values)
     noises = noises if "noise" in network.knobs else (None,)
     mixes = mixes if "batch_norm" in network.knobs else (None,)
-    return tuple(OperatingPoint(noise=s, batch_norm=b, width=w) for w in widths for b in mixes for s in noises)
+    return tuple(OperatingPoint(noise=s, batch_norm=b, code=c, width=w) for w in widths
+                 for c in network.code_values or (None,) for b in mixes for s in noises)
 
 
 def views(network: Network, threat: Threat, *, forms: Sequence[str] = ("main",), noises=(0.0, 0.2, 0.4, 0.7, 1.0),

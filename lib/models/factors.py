@@ -41,7 +41,7 @@ def factorise(network: Network) -> Network:
 
     Raises WorkbookError for a conditioned network or one of several widths.
     """
-    if network.conditioning != "none" or len(network.widths) > 1:
+    if network.knobs - {"exits", "thresholds"}:
         raise WorkbookError("only a network without conditioning and with one width can be factorised; build it with "
                             "conditioning='none'")
     twin = copy.deepcopy(network)

@@ -32,8 +32,11 @@ class Network(nn.Module):
         self.paper_thresholds = backbone.paper_thresholds
         self.conditioning, self.widths = parts.conditioning, tuple(parts.widths)
         self.classes, self.input_shape = config["classes"], tuple(config["input_shape"])
-        self.knobs = self._knobs()
-        if self.conditioning == "oat":
+        self.traits = parts.traits
+        self.knobs = (self.traits.knobs | (frozenset({"width"}) if len(self.widths) > 1 else frozenset())
+                      | (frozenset({"exits", "thresholds"}) if self.num_exits > 1 else frozenset()))
+        self.code_values: tuple[float, ...] = ()
+        if self.traits.film:
             self.code_values = tuple(config["codes"])
             self.register_buffer("code_rows", torch.zeros(len(self.code_values), parts.code_size))
             self.register_buffer("code_lambdas", torch.tensor(self.code_values), persistent=False)
@@ -47,15 +50,13 @@ class Network(nn.Module):
     def num_exits(self) -> int:
         return len(self.heads)
 
-    def _knobs(self) -> frozenset[str]:
-        by_conditioning = {"none": (), "dual_bn": ("batch_norm",), "float": ("noise", "draw", "batch_norm"),
-                           "pni": ("noise", "draw"), "oat": ("code",)}
-        knobs = set(by_conditioning[self.conditioning])
-        if len(self.widths) > 1:
-            knobs.add("width")
-        if self.num_exits > 1:
-            knobs |= {"exits", "thresholds"}
-        return frozenset(knobs)
+    def at(self, lambda_n: float, lambda_th: float = 0.0) -> OperatingPoint:
+        """Where one knob puts this network, see `Conditioning.at`."""
+        return self.traits.at(lambda_n, lambda_th, self.code_values)
+
+    def ends(self) -> tuple[OperatingPoint, OperatingPoint]:
+        """The most accurate and the most robust point that training shows it, see `Conditioning.ends`."""
+        return self.traits.ends(self.code_values)
 
     def initialise(self, seed: int):
         """Draw every weight anew from `seed`: PyTorch's defaults, then what the backbone's own modules prescribe."""
@@ -66,7 +67,7 @@ class Network(nn.Module):
         for module in self.modules():
             if hasattr(module, "initialise_children"):
                 module.initialise_children(source)
-        if self.conditioning == "oat":
+        if self.traits.film:
             self.code_rows.copy_(self._random_codes(source))
         if self.config.get("film_identity"):
             for module in self.modules():
@@ -98,12 +99,12 @@ class Network(nn.Module):
     def conditions(self, point: OperatingPoint | None, generator: torch.Generator | None = None) -> Conditions:
         """Check an operating point against this network and resolve it for one forward pass.
 
-        Left out, noise is off for FLOAT (lambda = 0) and at its trained strength for PNI, which always runs noisy;
-        batch norm is BN_C; OAT runs its lambda = 0 code; the width is the full one.
+        Left out, noise is at rest (off for FLOAT; PNI always runs noisy); batch norm is BN_C; OAT runs its lambda = 0
+        code; the width is the full one.
         """
         point = point or OperatingPoint()
         self.check_point(point)
-        at = Conditions(noise=1.0 if self.conditioning == "pni" else 0.0, generator=generator, draw=point.draw,
+        at = Conditions(noise=self.traits.rest, generator=generator, draw=point.draw,
                         noise_elements=self.noise_elements, width_index=self.widths.index(1.0))
         if point.noise is not None:
             at.noise = point.noise
@@ -111,7 +112,7 @@ class Network(nn.Module):
             at.batch_norm = point.batch_norm
         if point.width is not None:
             at.width, at.width_index = point.width, self.widths.index(point.width)
-        if self.conditioning == "oat":
+        if self.traits.film:
             at.codes = self.code_rows
             at.code_index, at.batch_norm = self._code(0.0 if point.code is None else point.code)
         return at

@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from torch import nn
 
-from lib import WorkbookError
+from lib import WorkbookError, unknown
+from lib.models.conditioning import Conditioning
 from lib.models.layers import (
     BatchNorm2d,
     Chain,
@@ -20,8 +21,6 @@ from lib.models.layers import (
     ReLU,
     WidthHeads,
 )
-
-CONDITIONINGS = ("none", "float", "dual_bn", "oat", "pni")
 
 
 class Tap(NamedTuple):
@@ -56,20 +55,19 @@ class Parts:
     width_heads: bool = False
 
     def __post_init__(self):
-        if self.conditioning not in CONDITIONINGS:
-            raise WorkbookError(f"unknown conditioning '{self.conditioning}'; choose from {', '.join(CONDITIONINGS)}")
-        if self.noise_granularity not in ("layer", "channel", "element"):
-            raise WorkbookError(f"unknown noise granularity '{self.noise_granularity}'; use layer, channel or element")
+        Conditioning.named(self.conditioning)
+        if self.noise_granularity not in (known := ("layer", "channel", "element")):
+            raise unknown("noise granularity", self.noise_granularity, known)
         if not self.widths or any(not 0 < w <= 1 for w in self.widths) or max(self.widths) != 1:
             raise WorkbookError(f"widths {self.widths} must lie in (0, 1] and include 1.0")
 
     @property
-    def noisy(self) -> str | None:
-        return self.noise_granularity if self.conditioning in ("float", "pni") else None
+    def traits(self) -> Conditioning:
+        return Conditioning.named(self.conditioning)
 
     @property
-    def banks(self) -> int:
-        return 2 if self.conditioning in ("float", "dual_bn", "oat") else 1
+    def noisy(self) -> str | None:
+        return self.noise_granularity if self.traits.noisy else None
 
     def channels(self, count: int) -> int:
         """A published channel count under the width multiplier (a smaller network of the same shape)."""
@@ -97,8 +95,8 @@ class Parts:
 
     def norm(self, channels, film=False):
         """Batch norm; `film=True` where OAT modulates (main path before a ReLU, never shortcuts)."""
-        code_size = self.code_size if film and self.conditioning == "oat" else None
-        return BatchNorm2d(channels, self.banks, self.widths, code_size)
+        code_size = self.code_size if film and self.traits.film else None
+        return BatchNorm2d(channels, self.traits.banks, self.widths, code_size)
 
     def classifier(self, channels, classes):
         """Global average pool and a linear classifier."""

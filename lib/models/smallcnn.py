@@ -36,7 +36,7 @@ def smallcnn(parts: Parts, *, exits: str, classes: int, input_shape: tuple[int, 
     """
     if exits not in ("none", "rdi"):
         raise WorkbookError(f"smallcnn has no '{exits}' exits; choose none or rdi")
-    if parts.banks > 1:
+    if parts.traits.banks > 1:
         raise WorkbookError(f"smallcnn has no batch norm for conditioning '{parts.conditioning}'; choose none or pni")
     if depth != 1:
         raise WorkbookError("smallcnn has no repeated blocks; leave depth_multiplier at 1 and use width_multiplier")

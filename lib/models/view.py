@@ -41,7 +41,7 @@ class Affine(nn.Module):
     def __init__(self, norm: BatchNorm2d, network: Network):
         super().__init__()
         self.live = (norm, network)  # in a tuple, so that they do not become parts of this module
-        rows = len(network.code_lambdas) if network.conditioning == "oat" else norm.banks
+        rows = len(network.code_values) or norm.banks
         self.fixed = rows == 1
         self.tables = nn.ParameterList(
             frozen(torch.empty(2, rows, norm.norms[i * norm.banks].num_features, device=norm.norms[0].weight.device))
@@ -53,7 +53,7 @@ class Affine(nn.Module):
             banks = norm.norms[i * norm.banks:(i + 1) * norm.banks]
             scale = torch.stack([bank.weight * (bank.running_var + bank.eps).rsqrt() for bank in banks])
             shift = torch.stack([bank.bias for bank in banks]) - scale * torch.stack([b.running_mean for b in banks])
-            if network.conditioning == "oat":
+            if network.traits.film:
                 bank = (network.code_lambdas > 0).long()
                 scale, shift = scale[bank], shift[bank]
             if norm.film is not None:

@@ -1,12 +1,11 @@
 """Names -> networks. A network of your own joins by `register`-ing a function that lists its stages and exits."""
 
-import difflib
 import inspect
 from collections.abc import Callable
 
 import torch
 
-from lib import WorkbookError
+from lib import WorkbookError, unknown
 from lib.models import mobilenet_v2, resnet, smallcnn, wide_resnet
 from lib.models.factors import factorise
 from lib.models.network import Network
@@ -35,8 +34,7 @@ def build(name: str, *, exits: str = "none", conditioning: str = "none", widths=
           width_heads: bool = False, factorised: bool = False, seed: int | None = 0, **options) -> Network:
     """A freshly initialised network in train mode.
 
-    name: see BACKBONES.  exits: none | rdi | cheap | released.  conditioning: none | float (weight noise and dual batch
-    norm) | dual_bn (FLOAT's control: the same without noise) | oat (FiLM and dual batch norm) | pni.
+    name: see BACKBONES.  exits: none | rdi | cheap | released.  conditioning: a name of `conditioning.CONDITIONINGS`.
     widths: trained widths, 1.0 among them.  width_heads: each with its own classifier (SOLAR), not a slice of one.
     width_multiplier, depth_multiplier: the same network, smaller.  code_size, codes: OAT's code length d, its lambdas.
     film_identity: OAT's modulation starts near 1 and 0, not near 0 and 0 as in its code.
@@ -46,23 +44,21 @@ def build(name: str, *, exits: str = "none", conditioning: str = "none", widths=
     `network.config` holds every argument but the seed. Raises WorkbookError for what cannot be built.
     """
     if name not in BACKBONES:
-        near = difflib.get_close_matches(name, BACKBONES, 1)
-        raise WorkbookError(f"unknown model '{name}'{f' (did you mean {near[0]}?)' if near else ''}; "
-                            f"the models are {', '.join(sorted(BACKBONES))}")
+        raise unknown("model", name, sorted(BACKBONES), "the models are")
     known = inspect.signature(BACKBONES[name]).parameters
-    if unknown := [o for o in options if o not in known]:
-        raise WorkbookError(f"{name} has no option {', '.join(unknown)}")
+    if strange := [o for o in options if o not in known]:
+        raise WorkbookError(f"{name} has no option {', '.join(strange)}")
     if min(input_shape[1:]) < 8:
         raise WorkbookError(f"images of {input_shape[1]}x{input_shape[2]} are too small for {name}; give at least 8x8")
-    if conditioning == "oat" and (0.0 not in codes or code_size != 1 and code_size < len(codes)):
+    parts = Parts(conditioning, tuple(sorted(widths, reverse=True)), width_multiplier, code_size, noise_granularity,
+                  width_heads)
+    if parts.traits.film and (0.0 not in codes or code_size != 1 and code_size < len(codes)):
         raise WorkbookError(f"OAT needs lambda 0 among its codes {tuple(codes)} and a code_size of 1 or at least "
                             f"{len(codes)}, not {code_size}")
     config = dict(name=name, exits=exits, conditioning=conditioning, widths=list(widths), classes=classes,
                   input_shape=list(input_shape), width_multiplier=width_multiplier, depth_multiplier=depth_multiplier,
                   code_size=code_size, codes=list(codes), film_identity=film_identity,
                   noise_granularity=noise_granularity, width_heads=width_heads, factorised=False, **options)
-    parts = Parts(conditioning, tuple(sorted(widths, reverse=True)), width_multiplier, code_size, noise_granularity,
-                  width_heads)
     backbone = BACKBONES[name](parts, exits=exits, classes=classes, input_shape=tuple(input_shape),
                                depth=depth_multiplier, **options)
     network = Network(backbone, parts, config)

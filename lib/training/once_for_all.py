@@ -14,23 +14,8 @@ from torch import Tensor
 from lib.attacks import steps
 from lib.models.layers import deviations_held
 from lib.models.network import Network
-from lib.operating_point import OperatingPoint
 from lib.training import losses
 from lib.training.losses import Context, Metrics, accuracy, attacked, halves, hybrid, weighted
-
-
-def ends(network: Network) -> tuple[OperatingPoint, OperatingPoint]:
-    """The two operating points that bound what training shows a network: the most accurate, the most robust one.
-
-    FLOAT: (no noise, BN_C) and (full noise, BN_A); its control the same without noise; OAT: its smallest and largest
-    lambda. A network without such a knob (PGD-AT, and PNI, which is always fully noisy) has one point for both.
-    """
-    by_conditioning = {"float": (dict(noise=0.0, batch_norm=0.0), dict(noise=1.0, batch_norm=1.0)),
-                       "dual_bn": (dict(batch_norm=0.0), dict(batch_norm=1.0))}
-    if network.conditioning == "oat":
-        by_conditioning["oat"] = dict(code=min(network.code_values)), dict(code=max(network.code_values))
-    accurate, robust = by_conditioning.get(network.conditioning, ({}, {}))
-    return OperatingPoint(**accurate), OperatingPoint(**robust)
 
 
 def at_every_width(objective: Callable[..., tuple[Tensor, Metrics]], network: Network, images: Tensor, labels: Tensor,
@@ -54,7 +39,7 @@ def float_(network: Network, images: Tensor, labels: Tensor, context: Context) -
 
     A network with dual batch norm and no noise is the control that the paper lacks: the same steps without eta.
     """
-    accurate, robust = (point.replace(width=context.width) for point in ends(network))
+    accurate, robust = (point.replace(width=context.width) for point in network.ends())
     (clean, images), (clean_labels, labels) = halves(images), halves(labels)
     clean_logits = network(clean, accurate, context.stream("clean"))
     adversarial = attacked(network, images, labels, context, robust)

@@ -118,7 +118,7 @@ def prune(network: Network) -> Network:
     all died keeps its first one, silent. Raises WorkbookError for a network without factors, or conditioned.
     """
     scales = {name: scale.detach() for name, scale in factors(network).items()}
-    if not scales or network.conditioning != "none" or len(network.widths) > 1:
+    if not scales or network.knobs - {"exits", "thresholds"}:
         raise WorkbookError(f"{network.config['name']} cannot be pruned by channel factors; build a resnet38 with "
                             "channel_scales=True, without conditioning and with one width")
     state = network.state_dict()

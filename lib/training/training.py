@@ -25,7 +25,7 @@ from lib.training.averaging import Average
 from lib.training.capture import Captured, Streams
 from lib.training.constraints import Unconstrained
 from lib.training.losses import Context, Metrics
-from lib.training.once_for_all import OBJECTIVES, at_every_width, ends
+from lib.training.once_for_all import OBJECTIVES, at_every_width
 from lib.training.recipes import Recipe
 from lib.training.sparsity import Selection
 
@@ -187,7 +187,7 @@ class Training:
         split, right = self.data.validation[:self.recipe.validation_images], Counter()
         network = self.deployed().eval()
         target = AttackView(network)
-        accurate, robust = ends(network)
+        accurate, robust = network.ends()
         for b, first in enumerate(range(0, len(split), VALIDATION_BATCH)):
             images, labels = split.floats(slice(first, first + VALIDATION_BATCH))
             generator = self.stream("validation", b)
