@@ -20,7 +20,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 import lib
 from lib import WorkbookError, check_counts, checkpoints
@@ -39,6 +38,7 @@ from lib.models.exits import entropy
 from lib.models.network import Network
 from lib.models.view import AttackView
 from lib.operating_point import OperatingPoint
+from lib.progress import bar
 
 HALF = 65504.0  # the largest number in half precision
 
@@ -77,7 +77,7 @@ def check_forms(forms: Sequence[str], num_exits: int) -> tuple[str, ...]:
 
 def record(network: Network, images: Split, views: Sequence[View], *, held_out: Split | Record | None = None,
            draws: int = 5, seed: int = 0, batch_size: int = 250, first: int = 0, folder: Path | str | None = None,
-           split: str = "test", audited: int = 0, progress: bool = True, **meta) -> Record:
+           split: str = "test", audited: int = 0, **meta) -> Record:
     """Attack `images` in every view, look at all exits, and write down what they said.
 
     views: see `suite` and `points.views`.  draws: over how many frozen draws a noisy point is judged, where the view
@@ -105,22 +105,23 @@ def record(network: Network, images: Split, views: Sequence[View], *, held_out: 
     attacked, parts = folded(network, images[:4].floats()[0], views[0].evaluated_at), []
     if attacked is network:
         meta["attacked_on"] = "the network itself"
-    for start in tqdm(range(0, len(images), batch_size), unit="batch", desc="record", disable=not progress):
+    shown = bar(len(images), "attack", "image")
+    for start in range(0, len(images), batch_size):
         part = images[start:start + batch_size]
         about = {**meta, "images": [first + start, first + start + len(part)],
                  "pixels": checkpoints.digest({"images": part.images, "labels": part.labels})}
         path = folder and folder / "images-{:06d}-{:06d}.safetensors".format(*about["images"])
         if path is None or not path.exists():
             made = _batch(network, attacked, part, views, about)
-            if path is None:
-                parts.append(made)
-                continue
-            made.save(path)
-        kept = Record.load(path)
-        if kept.views != views or not alike(kept.meta, about):
+            if path is not None:
+                made.save(path)
+        kept = made if path is None else Record.load(path)
+        if kept.views != views or path is not None and not alike(kept.meta, about):
             raise WorkbookError(f"{folder} holds another recording; give a new folder, or the network, images and "
                                 "settings that it was begun with")
         parts.append(kept)
+        shown.update(len(part))
+    shown.close()
     found = replace(join(parts), held_out=held_out)
     return replace(found, meta=found.meta | {"audit": _audits(network, images[:audited], found)}) if audited else found
 
@@ -165,7 +166,7 @@ def hold_out(network: Network, split: Split, points: Iterable[OperatingPoint] = 
     if not len(split):
         raise WorkbookError("there are no held-out images to choose thresholds on; use the paper's or give some")
     return record(network, split, [View("clean", point) for point in points],
-                  **{"split": "validation", "progress": False} | options)
+                  **{"split": "validation"} | options)
 
 
 def _drawn(network: Network, view: View, draws: int) -> list[View]:

@@ -16,7 +16,7 @@ TOP, GAP, ROW, PANEL = 96, 76, 46, 276  # heights in pixels: head, between the r
 
 def rows_of(atlas: Atlas) -> list[str]:
     """What the accuracy panel lists, top to bottom: every view, then the two worst cases."""
-    return [*(style.spoken(name) for name in atlas.names), WORST, UNION]
+    return [*(style.plain(style.spoken(name)) for name in atlas.names), WORST, UNION]
 
 
 def accuracies(found: dict) -> list[tuple[float, float, float]]:

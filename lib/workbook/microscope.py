@@ -131,6 +131,5 @@ def _exit(seen: Look, k: int, x: float, width: float, shown, classes, thresholds
 
 
 def _text(x, y, text, size=12, colour=style.INK, weight=400, anchor="start") -> str:
-    escaped = str(text).replace("&", "&amp;").replace("<", "&lt;")
     return (f'<text x="{x}" y="{y}" font-size="{size}" font-weight="{weight}" fill="{colour}" '
-            f'text-anchor="{anchor}">{escaped}</text>')
+            f'text-anchor="{anchor}">{style.plain(text)}</text>')

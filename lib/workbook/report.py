@@ -93,7 +93,7 @@ def gather(folder: Path) -> bool:
 
 def _row(job) -> str:
     status, name = job.status, job.notebook.name
-    outcome = status.get("outcome", "not run")
+    outcome = html.escape(status.get("outcome", "not run"))
     told = f'<span class="{outcome}">{outcome}</span><br>{html.escape(status.get("message", ""))}'
     link = f'<a href="{name}/{name}.html">{name}</a>' if _page(job).exists() else name
     return (f'<tr><td>{link}</td><td style="text-align:left">'

@@ -10,9 +10,12 @@ import time
 import urllib.error
 import urllib.request
 
+import nbformat
+import numpy as np
 import pytest
 
 from lib import ROOT
+from tests.made_atlas import made
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PATIENCE = 240  # seconds for one step on a busy machine
@@ -20,6 +23,7 @@ TOKEN = secrets.token_hex(16)  # without one any user of this machine could star
 FIGURE = "document.querySelector('.jupyter-widgets .js-plotly-plot')"
 TRACE = f"{FIGURE}.data.find(trace => trace.name === '%s')"
 NUMBERS = "[...document.querySelectorAll('.widget-html-content')].map(html => html.textContent).join()"
+SCRIPT = "<img src=x onerror='window.stolen = 1'>"  # what a record's author may call a view, a dataset, a network
 HERE = f"(({{x, y}}) => [...x, ...y].join())({TRACE % 'here'})"  # where the λ explorer's point is drawn
 
 pytestmark = [pytest.mark.browser,
@@ -49,6 +53,20 @@ def server(tmp_path_factory):
             yield address
         finally:
             lab.terminate()
+
+
+def hostile(folder):
+    """A record whose every word is script, and a notebook that explores it."""
+    forms = ("clean", "main", SCRIPT)
+    record = made(forms, np.zeros((3, 3, 20)), np.ones((3, 3, 20)), np.arange(20) % 10, dataset=SCRIPT,
+                  data_variant=SCRIPT, paper_thresholds=[0.1, 0.1])
+    record.save(folder / "hostile.safetensors")
+    code = f"""from lib.evaluation.views import Atlas
+from lib.workbook.explorers import Subject, ThresholdExplorer
+record = Atlas.load("hostile.safetensors")
+ThresholdExplorer({{{SCRIPT!r}: Subject(record, classes=({SCRIPT!r},) * 10)}}, {SCRIPT!r}, {SCRIPT!r})"""
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)], metadata={
+        "kernelspec": {"name": "python3", "display_name": "Python 3"}}), folder / "hostile.ipynb")
 
 
 def wait_for(address: str, lab: subprocess.Popen):
@@ -195,3 +213,14 @@ def test_a_slider_moved_while_an_image_is_attacked_goes_on_working(page):
         page.get_by_role("button", name="look at it").click()
         press(page, "exit 1 leaves below", "ArrowLeft", 15)
         page.wait_for_function(f"old => {shares} !== old", arg=before)
+
+
+def test_a_record_runs_no_script(browser, server):
+    page = opened(browser, server, "hostile")
+    page.get_by_role("button", name="export this point").click()
+    page.get_by_role("button", name="look at it").click()
+    page.wait_for_function("document.body.textContent.includes('written to')")
+    page.wait_for_function("document.body.textContent.includes('the microscope needs')")
+    assert SCRIPT in page.evaluate(NUMBERS), "the name is shown as what it is"
+    assert page.evaluate("window.stolen") is None and page.locator("img[src='x']").count() == 0
+    page.close()

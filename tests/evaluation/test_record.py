@@ -43,7 +43,7 @@ def split(network):
 
 
 def run(network, split, forms=ALL, **more):
-    how = dict(batch_size=4, held_out=split[:6], progress=False, dataset="digits", checkpoint="abc") | more
+    how = dict(batch_size=4, held_out=split[:6], dataset="digits", checkpoint="abc") | more
     return record(network, split, suite(network, THREAT, forms, thresholds=(2.2, 2.1)), **how)
 
 
@@ -145,8 +145,8 @@ def test_a_killed_recording_goes_on_and_refuses_what_is_not_its_own(full, networ
 
 def test_restarts_begin_elsewhere_and_stand_side_by_side(full, network, split):
     views = suite(network, Threat(0.3, 1e-9, 1), ["main", "average"], restart=1)  # the random start is all of it
-    again = record(network, split, views, batch_size=4, progress=False, dataset="digits", checkpoint="abc")
-    first = record(network, split, [dataclasses.replace(v, restart=0) for v in views], batch_size=4, progress=False,
+    again = record(network, split, views, batch_size=4, dataset="digits", checkpoint="abc")
+    first = record(network, split, [dataclasses.replace(v, restart=0) for v in views], batch_size=4,
                    dataset="digits", checkpoint="abc")
     assert not np.array_equal(first.entropy, again.entropy)
     both = combine([first, again])
@@ -159,8 +159,7 @@ def test_restarts_begin_elsewhere_and_stand_side_by_side(full, network, split):
 def test_draws_are_counted_where_there_is_one_exit(split):
     noisy = small("resnet20", conditioning="float", input_shape=(3, 8, 8))
     pictures = split_for(noisy)
-    found = record(noisy, pictures, [view("main", evaluated_at=p, crafted_at=QUIET) for p in (NOISY, QUIET)], draws=3,
-                   progress=False)
+    found = record(noisy, pictures, [view("main", evaluated_at=p, crafted_at=QUIET) for p in (NOISY, QUIET)], draws=3)
     floats, labels = pictures.floats()
     made_here = attack_forms.suite(AttackView(noisy), floats, labels, view("main").threat, ["main"], seed=0,
                                    point=QUIET)["main"]
@@ -176,7 +175,7 @@ def test_every_draw_is_kept_where_thresholds_act_within_it(every_knob):
     pictures = split_for(every_knob, 6)
     views = points.views(every_knob, THREAT, forms=("main", "average"), noises=(0.0, 1.0), mixes=(1.0,), draws=2,
                          lambdas=(1.0,), switches=(0.0,), widths=(1.0, 0.5))
-    found = record(every_knob, pictures, views, draws=2, held_out=pictures[:4], progress=False)
+    found = record(every_knob, pictures, views, draws=2, held_out=pictures[:4])
     assert {v.draws for v in found.views} == {1} and found.num_exits == 7
     drawn = [v.evaluated_at.draw for v in found.views if v.form == "clean" and v.point == narrow]
     assert drawn == [0, 1]
@@ -261,7 +260,7 @@ def test_thresholds_come_from_the_paper_the_held_out_images_or_a_budget(full):
 ])
 def test_settings_that_do_not_fit_are_refused(network, split, settings, sentence):
     with pytest.raises(WorkbookError, match=sentence):
-        record(network, split[:2], suite(network, **{"threat": THREAT} | settings), progress=False)
+        record(network, split[:2], suite(network, **{"threat": THREAT} | settings))
 
 
 def test_nothing_to_record_is_refused(network, split):
@@ -296,8 +295,8 @@ def test_a_gpu_records_what_a_cpu_records(network, split):
     there = zoo.build(**network.config)
     there.load_state_dict(network.state_dict())
     views = suite(network, Threat(0.2, 0.1, 2, random_start=False), ALL, thresholds=(2.2, 2.1))
-    here = record(network, split, views, progress=False)
-    gpu = record(there.cuda().eval(), split.to("cuda"), views, progress=False)
+    here = record(network, split, views)
+    gpu = record(there.cuda().eval(), split.to("cuda"), views)
     assert np.allclose(gpu.entropy[0], here.entropy[0], atol=1e-3)
     for v, form in enumerate(ALL):  # random draws its weights from the device's own generator
         assert form == "random" or (gpu.prediction[v] == here.prediction[v]).mean() > 0.97
