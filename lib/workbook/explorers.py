@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import plotly.graph_objects as go
-from IPython.display import SVG, display
+from IPython.display import display
 
 from lib import WorkbookError, checkpoints
 from lib.attacks.steps import Threat
@@ -197,4 +197,5 @@ class ThresholdExplorer:
         live.show(self.drawn())
         display(tables.settings(stops(self.atlas)))
         if self.subject.network is not None and self.subject.images is not None:
-            display(SVG(microscope.svg(self.examine(), self.thresholds, self.subject.names)))
+            drawing = microscope.svg(self.examine(), self.thresholds, self.subject.names)
+            live.show(microscope.still(drawing))

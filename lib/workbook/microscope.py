@@ -1,8 +1,11 @@
 """One image under the microscope: what the attack did to it, and what every exit then says. Drawn as one SVG."""
 
+import base64
+import re
 from dataclasses import dataclass
 
 import numpy as np
+import plotly.graph_objects as go
 import torch
 
 from lib import randomness
@@ -76,6 +79,16 @@ def svg(seen: Look, thresholds, classes) -> str:
     return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
             f'height="{height}" font-family="{style.FONT}"><rect width="100%" height="100%" fill="white"/>'
             f"{''.join(parts)}</svg>")
+
+
+def still(drawing: str) -> go.Figure:
+    """What `svg` drew as a figure, which becomes a picture where only pictures are shown."""
+    width, height = map(float, re.search(r'width="([\d.]+)" height="([\d.]+)"', drawing).groups())
+    address = "data:image/svg+xml;base64," + base64.b64encode(drawing.encode()).decode()
+    picture = dict(source=address, xref="paper", yref="paper", x=0, y=1, sizex=1, sizey=1, sizing="stretch")
+    hidden = dict(visible=False)
+    return go.Figure(layout=dict(width=width, height=height, margin=dict(l=0, r=0, t=0, b=0), images=[picture],
+                                 xaxis=hidden, yaxis=hidden, paper_bgcolor=style.PAPER, plot_bgcolor=style.PAPER))
 
 
 def _story(seen: Look, leaves, names, classes) -> str:

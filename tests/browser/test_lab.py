@@ -9,12 +9,14 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from platform import python_version
 
 import nbformat
 import numpy as np
 import pytest
 
 from lib import ROOT
+from lib.workbook import notebooks
 from tests.made_atlas import made
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -35,6 +37,10 @@ def server(tmp_path_factory):
     """JupyterLab on a free port of this machine, serving a copy of the notebooks."""
     folder = tmp_path_factory.mktemp("lab")
     shutil.copytree(ROOT / "notebooks", folder / "notebooks", ignore=shutil.ignore_patterns(".*", "lib"))
+    for path in (folder / "notebooks").glob("*.ipynb"):  # as the Python that opens them would write them
+        written, mine = (f'"version": "{version}"' for version in ("3.11.7", python_version()))
+        path.write_text(path.read_text("utf-8").replace(written, mine), "utf-8")
+    hostile(folder / "notebooks")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -89,8 +95,8 @@ def browser():
         browser.close()
 
 
-def opened(browser, server, notebook):
-    """The notebook, all its cells run and its live figure drawn."""
+def opened(browser, server, notebook, run=True):
+    """The notebook; all its cells run and its live figure drawn, unless told."""
     page = browser.new_page(viewport={"width": 1400, "height": 1200})
     page.set_default_timeout(1000 * PATIENCE)
     page.goto(f"{server}/lab/tree/notebooks/{notebook}.ipynb?reset&token={TOKEN}")
@@ -99,6 +105,8 @@ def opened(browser, server, notebook):
         const app = window.jupyterapp; await app.restored;
         const context = app.shell.currentWidget.context;
         await context.ready; await context.sessionContext.ready; }""")
+    if not run:
+        return page
     page.evaluate("async () => { await window.jupyterapp.commands.execute('notebook:run-all-cells'); }")
     page.wait_for_selector(".widget-slider .noUi-handle", state="attached")
     page.wait_for_function(f"{FIGURE}?.data?.length > 0")
@@ -154,6 +162,16 @@ def test_a_click_on_a_picture_puts_it_under_the_microscope(page):
     page.locator(".jupyter-widgets .js-plotly-plot").first.click(position={"x": where[0], "y": where[1]})
     page.wait_for_function("""() => [...document.querySelectorAll('.widget-html-content svg')]
         .some(svg => svg.textContent.includes(`Image ${window.clicked}:`))""")
+
+
+def test_opening_a_notebook_changes_nothing(browser, server):
+    page = opened(browser, server, "10_baselines", run=False)
+    kernel = "window.jupyterapp.shell.currentWidget.context.sessionContext.session.kernel"
+    said = page.evaluate(f"async () => (await {kernel}.info).language_info")
+    page.wait_for_timeout(3000)
+    assert not page.evaluate("window.jupyterapp.shell.currentWidget.context.model.dirty")
+    assert said.keys() == notebooks.METADATA["language_info"].keys()
+    page.close()
 
 
 def test_strangers_are_kept_out_of_the_server(server):
