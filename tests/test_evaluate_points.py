@@ -86,7 +86,8 @@ def test_broken_networks_are_flagged_in_evaluate_and_in_a_record(tmp_path, capsy
     loaded = checkpoints.Loaded(network, {}, "0" * 64)
     monkeypatch.setattr(checkpoints, "load", lambda *_: loaded)
     path = tmp_path / "record.safetensors"
-    told, printed = evaluate(tmp_path, capsys, "x.safetensors", f"--thresholds calibrated --save-atlas {path}")
+    flags = f"--attack clean,main --thresholds 3,3,3,3,3,3 --save-atlas {path}"
+    told, printed = evaluate(tmp_path, capsys, "x.safetensors", flags)
     kept = recording.Record.load(path).meta["audit"]["flags"]
     assert kept == told["audit"]["flags"]
     if how is None:
