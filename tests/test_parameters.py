@@ -114,7 +114,7 @@ def test_a_run_folder_outside_the_repository_is_taken_as_it_is(tmp_path: Path):
 
 
 def test_the_settings_name_no_number_of_images_that_a_shipped_record_does_not_have(tmp_path):
-    told = dict(preset="laptop", weights="shipped", seed=0, run_dir=tmp_path, device="cpu", notebook="01_x", images=1000)
+    told = dict(preset="laptop", weights="shipped", seed=0, run_dir=tmp_path, device="cpu", notebook="x", images=1000)
     assert "images" not in str(parameters.Settings(**told))
     assert "images 1000" in str(parameters.Settings(**told | {"weights": "train"}))
     assert "images 1000" in str(parameters.Settings(**told, named=frozenset({"images"})))
