@@ -12,7 +12,8 @@ import lib.__main__ as front_door
 from lib import WorkbookError, checkpoints, data
 from lib.data import CLASSES, Split
 from lib.data.classes import natural
-from lib.evaluation import atlas
+from lib.evaluation.record import View
+from lib.evaluation.recording import record
 from lib.models import zoo
 from lib.models.mixture import mixture
 from lib.models.view import AttackView
@@ -71,7 +72,7 @@ def test_some_classes_of_another_set_are_refused_and_a_part_of_the_own_ones_is_r
     few = whole.test.labels < 2
     part = Split(whole.test.images[few], whole.test.labels[few], ("one", "zero"))
     network = checkpoints.load(DIGITS).network
-    found = atlas.record(network, dataclasses.replace(part, labels=1 - part.labels), forms=["clean"])
+    found = record(network, dataclasses.replace(part, labels=1 - part.labels), [View()])
     assert found.labels.tolist() == part.labels.tolist() and found.meta["remark"] == "classes matched by name"
     assert found.meta["classes"] == list(CLASSES["digits"])
 
@@ -104,7 +105,7 @@ def test_every_checkpoint_and_record_holds_its_classes(tmp_path):
     loaded = checkpoints.load(result.path)
     assert loaded.metadata["classes"] == list("0123456789") and loaded.metadata["dataset"] == "digits"
     assert result.network.class_names == loaded.network.class_names == CLASSES["digits"]
-    found = atlas.record(loaded.network, data.load("digits").test[:4], forms=["clean"])
+    found = record(loaded.network, data.load("digits").test[:4], [View()])
     assert found.meta["classes"] == list(CLASSES["digits"]) and found.meta["remark"] == ""
 
 

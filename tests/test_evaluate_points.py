@@ -36,7 +36,7 @@ def test_a_float_network_is_judged_at_the_point_asked_for_and_it_is_said_first(t
     network = checkpoints.load(FLOAT).network
     dataset = data.load("digits", shape=network.input_shape)
     views = recording.suite(network, Threat(0.15, 0.1, 2), point=point)
-    found = reading.read(recording.record(network, dataset.test[:6], views, draws=2, progress=False), point)
+    found = reading.read(recording.record(network, dataset.test[:6], views, draws=2), point)
     for name in ("clean", "main"):
         assert told["forms"][name]["correct"] == pytest.approx(found.right(name).sum())
     assert told["forms"]["main"]["cumulative_macs"] == found.cost("cumulative_macs")
@@ -86,7 +86,8 @@ def test_broken_networks_are_flagged_in_evaluate_and_in_a_record(tmp_path, capsy
     loaded = checkpoints.Loaded(network, {}, "0" * 64)
     monkeypatch.setattr(checkpoints, "load", lambda *_: loaded)
     path = tmp_path / "record.safetensors"
-    told, printed = evaluate(tmp_path, capsys, "x.safetensors", f"--thresholds calibrated --save-record {path}")
+    flags = f"--attack clean,main --thresholds 3,3,3,3,3,3 --save-record {path}"
+    told, printed = evaluate(tmp_path, capsys, "x.safetensors", flags)
     (kept,) = (audit["flags"] for audit in recording.Record.load(path).meta["audit"].values())
     assert kept == told["audit"]["flags"]
     if how is None:
@@ -94,6 +95,6 @@ def test_broken_networks_are_flagged_in_evaluate_and_in_a_record(tmp_path, capsy
     else:
         assert how in kept and how in printed and "!" in printed
     images = data.load("digits", shape=network.input_shape).test[:6]
-    made = recording.record(network, images, recording.suite(network, Threat(0.15, 0.1, 2)), audited=6, progress=False)
+    made = recording.record(network, images, recording.suite(network, Threat(0.15, 0.1, 2)), audited=6)
     (audit,) = made.meta["audit"].values()
     assert how is None or how in audit["flags"]

@@ -29,7 +29,7 @@ def test_there_are_notebooks_and_their_numbers_differ():
 
 def made(folder: Path, stem: str = "01_x") -> Path:
     """A notebook without a fault."""
-    nb = nbformat.v4.new_notebook(metadata={"kernelspec": dict(notebooks.KERNEL)})
+    nb = nbformat.v4.new_notebook(metadata=notebooks.METADATA)
     nb.cells = [nbformat.v4.new_markdown_cell(f"# {stem[:2]} What?"),
                 nbformat.v4.new_code_cell(GOOD, metadata={"tags": ["parameters"]}, execution_count=1),
                 nbformat.v4.new_code_cell(f'x = "{stem}"\nx', execution_count=2, outputs=[
@@ -73,7 +73,15 @@ def spoil_widget(nb):
     nb["cells"][2]["outputs"][0]["data"]["application/vnd.jupyter.widget-view+json"] = {"model_id": "1"}
 
 
+def spoil_svg(nb):
+    nb["cells"][2]["outputs"][0]["data"]["image/svg+xml"] = "<svg/>"
+
+
+def spoil_language(nb): del nb["metadata"]["language_info"]["version"]
+
+
 @pytest.mark.parametrize("spoil, told", [
+    (spoil_svg, "stored SVG"), (spoil_language, "language_info"),
     (spoil_size, "bytes"), (spoil_heading, "does not begin"), (spoil_kernel, "kernelspec"),
     (spoil_widget_state, "metadata"), (spoil_papermill, "metadata papermill"), (spoil_tag, "0 cells tagged parameters"),
     (spoil_comment, "without type, literal and comment"), (spoil_equals, "one = only"),

@@ -111,3 +111,10 @@ def test_paper_size_is_refused_on_a_cpu_unless_it_is_insisted_on(monkeypatch):
 def test_a_run_folder_outside_the_repository_is_taken_as_it_is(tmp_path: Path):
     settings = parameters.resolve(cell(injected=f'run_dir = "{tmp_path}/a"'), "x")
     assert settings.run_dir == tmp_path / "a" and settings.networks == tmp_path / "networks"
+
+
+def test_the_settings_name_no_number_of_images_that_a_shipped_record_does_not_have(tmp_path):
+    told = dict(preset="laptop", weights="shipped", seed=0, run_dir=tmp_path, device="cpu", notebook="x", images=1000)
+    assert "images" not in str(parameters.Settings(**told))
+    assert "images 1000" in str(parameters.Settings(**told | {"weights": "train"}))
+    assert "images 1000" in str(parameters.Settings(**told, named=frozenset({"images"})))

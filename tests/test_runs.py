@@ -31,7 +31,7 @@ live.show(go.Figure(go.Scatter(y=[1, 2, 4]), dict(title="<b>A</b> figure </scrip
 
 
 def notebook(folder: Path, stem: str, parameters: str, *cells: str, tagged: bool = True) -> Path:
-    nb = nbformat.v4.new_notebook(metadata={"kernelspec": notebooks.KERNEL})
+    nb = nbformat.v4.new_notebook(metadata=notebooks.METADATA)
     nb.cells = [nbformat.v4.new_markdown_cell(f"# {stem[:2]} What of {stem[3:]}?"),
                 nbformat.v4.new_code_cell(COMMON + parameters, metadata={"tags": ["parameters"] if tagged else []}),
                 *(nbformat.v4.new_code_cell(cell, metadata={"tags": ["headline"]}) for cell in cells)]  # fmt: skip

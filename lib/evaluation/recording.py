@@ -116,7 +116,7 @@ def record(network: Network, images: Split, views: Sequence[View], *, held_out: 
                 if path is not None:
                     made.save(path)
             parts.append(made if path is None else Record.load(path))
-            if parts[-1].views != views or not alike(parts[-1].meta, about):
+            if path is not None and (parts[-1].views != views or not alike(parts[-1].meta, about)):
                 raise WorkbookError(f"{folder} holds another recording; give a new folder, or the network, images and "
                                     "settings that it was begun with")
             shown.update(len(part))

@@ -17,7 +17,7 @@ TOP, GAP, ROW, PANEL = 96, 76, 46, 276  # heights in pixels: head, between the r
 
 def rows_of(reading: Reading) -> list[str]:
     """What the accuracy panel lists, top to bottom: every view, then the two worst cases."""
-    return [*(style.spoken(name) for name in reading.names), WORST, UNION]
+    return [*(style.plain(style.spoken(name)) for name in reading.names), WORST, UNION]
 
 
 def accuracies(found: dict) -> list[tuple[float, float, float]]:

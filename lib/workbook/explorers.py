@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import plotly.graph_objects as go
-from IPython.display import SVG, display
+from IPython.display import display
 
 from lib import WorkbookError, checkpoints
 from lib.attacks.steps import Threat
@@ -92,30 +92,25 @@ def tiles(found: dict, form: str, clean: str = "clean") -> str:
     forms, worst = found["forms"], found["paper_worst"]
     half = 100 * max((f["high"] - f["low"]) / 2 for f in forms.values())
 
-    def tile(name, value, note, colour):
-        return (f'<div style="min-width:120px"><div style="color:{style.MUTED};font-size:12px">{name}</div>'
-                f'<div style="color:{colour};font-size:24px;font-weight:600;line-height:1.25">{value}</div>'
-                f'<div style="color:{style.MUTED};font-size:11px;line-height:1.35">{note}</div></div>')
-
     def cost(name, colour):
         f = forms[name]
-        return tile(f"cost, {style.spoken(name)}", f"{f['cumulative_macs'] / 1e6:.2f} M MACs",
-                    f"{saving(f['saving'])}<br>as the paper counts: {f['paper_mflops']:.2f},<br>"
-                    f"{saving(f['paper_saving'])}", colour)
+        return style.tile(f"cost, {style.spoken(name)}", f"{f['cumulative_macs'] / 1e6:.2f} M MACs", colour,
+                          saving(f["saving"]), f"as the paper counts: {f['paper_mflops']:.2f},",
+                          saving(f["paper_saving"]))
 
-    shown = [tile("TA", f"{100 * forms[clean]['accuracy']:.1f} %", "clean images", style.CLEAN)]
+    shown = [style.tile("TA", f"{100 * forms[clean]['accuracy']:.1f} %", style.CLEAN, "clean images")]
     note = "" if forms[form]["exact"] else "made against other thresholds"
-    shown.append(tile(f"ATA, {style.spoken(form)}", f"{100 * forms[form]['accuracy']:.1f} %", note, style.ATTACKED))
+    shown.append(style.tile(f"ATA, {style.spoken(form)}", f"{100 * forms[form]['accuracy']:.1f} %", style.ATTACKED,
+                            note))
     if worst:
-        shown.append(tile("ATA, paper's worst case", f"{100 * forms[worst]['accuracy']:.1f} %", style.spoken(worst),
-                          style.ATTACKED))
-    shown += [tile("per-image worst case", f"{100 * found['union_accuracy']:.1f} %", f"{len(forms)} views",
-                   style.UNION), cost(clean, style.CLEAN)]
+        shown.append(style.tile("ATA, paper's worst case", f"{100 * forms[worst]['accuracy']:.1f} %", style.ATTACKED,
+                                style.spoken(worst)))
+    shown += [style.tile("per-image worst case", f"{100 * found['union_accuracy']:.1f} %", style.UNION,
+                         f"{len(forms)} views"), cost(clean, style.CLEAN)]
     if form != clean:
         shown.append(cost(form, style.ATTACKED))
     note = (f"{found['images']:,} images; 95 % intervals at most ± {half:.1f} points; costs beside the plain network's")
-    return (f'<div style="display:flex;gap:22px;flex-wrap:wrap;font-family:{style.FONT};padding:6px 2px">'
-            f'{"".join(shown)}</div><div style="color:{style.MUTED};font-size:11px;padding:0 2px">{note}</div>')
+    return f'{style.row(shown)}<div style="color:{style.MUTED};font-size:11px;padding:0 2px">{note}</div>'
 
 
 class ThresholdExplorer:
@@ -168,7 +163,8 @@ class ThresholdExplorer:
     def drawn(self, figure_type: type = go.Figure) -> go.Figure:
         """The explorer's figure at the present thresholds."""
         figure = figure_type(exit_panels.build(
-            self.ghost, self.curve, f"Where to leave: {self.chosen}", self.subject.title(), COLUMNS))
+            self.ghost, self.curve, style.plain(f"Where to leave: {self.chosen}"), style.plain(self.subject.title()),
+            COLUMNS))
         self.redraw(figure, self.read())
         return figure
 
@@ -211,4 +207,5 @@ class ThresholdExplorer:
         live.show(self.drawn())
         display(tables.settings(stops(self.record)))
         if self.subject.network is not None and self.subject.images is not None:
-            display(SVG(microscope.svg(self.examine(), self.thresholds, self.subject.names)))
+            drawing = microscope.svg(self.examine(), self.thresholds, self.subject.names)
+            live.show(microscope.still(drawing))

@@ -202,22 +202,16 @@ def tiles(explorer: LambdaExplorer) -> str:
     spot = explorer.spot()
     network, mark = explorer.member.network, "" if spot.exact else "≈ "
 
-    def tile(name, value, note, colour):
-        return (f'<div style="min-width:130px"><div style="color:{style.MUTED};font-size:12px">{name}</div>'
-                f'<div style="color:{colour};font-size:24px;font-weight:600;line-height:1.25">{value}</div>'
-                f'<div style="color:{style.MUTED};font-size:11px">{note}</div></div>')
-
     def accuracy(name, found, colour):
-        return tile(name, f"{mark}{100 * found['value']:.1f} %",
-                    f"{100 * found['low']:.1f} to {100 * found['high']:.1f}", colour)
+        return style.tile(name, f"{mark}{100 * found['value']:.1f} %", colour,
+                          f"{100 * found['low']:.1f} to {100 * found['high']:.1f}")
 
     noisy = network.conditions(spot.point).noisy
     drawn = f"and {network.noise_elements / 1e3:,.0f} k normal draws a pass" if noisy else "no random numbers"
     source = "recorded or computed here" if spot.exact else "interpolated between recorded points"
-    return (f'<div style="display:flex;gap:26px;flex-wrap:wrap;font-family:{style.FONT};padding:6px 2px">'
-            + accuracy("clean", spot.clean, style.CLEAN)
-            + accuracy(f"attacked: {ATTACKERS[explorer.attacker]}", spot.robust, style.ATTACKED)
-            + tile("true cost", f"{spot.macs / 1e6:.2f} M MACs", drawn, style.INK)
-            + tile("where", points.name(spot.point), f"{explorer.member.label}; {spot.images} images; {source}",
-                   style.INK) + "</div>")
-
+    return style.row([
+        accuracy("clean", spot.clean, style.CLEAN),
+        accuracy(f"attacked: {ATTACKERS[explorer.attacker]}", spot.robust, style.ATTACKED),
+        style.tile("true cost", f"{spot.macs / 1e6:.2f} M MACs", style.INK, drawn),
+        style.tile("where", points.name(spot.point), style.INK,
+                   f"{explorer.member.label}; {spot.images} images; {source}")])

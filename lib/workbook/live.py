@@ -3,7 +3,6 @@
 import base64
 import contextlib
 import functools
-import html
 import importlib
 import json
 import os
@@ -40,9 +39,9 @@ def on_screen(errors, alone: bool = True):
                 try:
                     return callback(*args, **kwargs)
                 except WorkbookError as error:
-                    errors.value = f'<b style="color:{style.ATTACKED}">{html.escape(str(error))}</b>'
+                    errors.value = f'<b style="color:{style.ATTACKED}">{style.plain(error)}</b>'
                 except Exception:
-                    errors.value = f"<pre>{html.escape(traceback.format_exc())}</pre>"
+                    errors.value = f"<pre>{style.plain(traceback.format_exc())}</pre>"
 
         return guarded
 

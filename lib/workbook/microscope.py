@@ -1,8 +1,11 @@
 """One image under the microscope: what the attack did to it, and what every exit then says. Drawn as one SVG."""
 
+import base64
+import re
 from dataclasses import dataclass
 
 import numpy as np
+import plotly.graph_objects as go
 import torch
 
 from lib import randomness
@@ -78,6 +81,16 @@ def svg(seen: Look, thresholds, classes) -> str:
             f"{''.join(parts)}</svg>")
 
 
+def still(drawing: str) -> go.Figure:
+    """What `svg` drew as a figure, which becomes a picture where only pictures are shown."""
+    width, height = map(float, re.search(r'width="([\d.]+)" height="([\d.]+)"', drawing).groups())
+    address = "data:image/svg+xml;base64," + base64.b64encode(drawing.encode()).decode()
+    picture = dict(source=address, xref="paper", yref="paper", x=0, y=1, sizex=1, sizey=1, sizing="stretch")
+    hidden = dict(visible=False)
+    return go.Figure(layout=dict(width=width, height=height, margin=dict(l=0, r=0, t=0, b=0), images=[picture],
+                                 xaxis=hidden, yaxis=hidden, paper_bgcolor=style.PAPER, plot_bgcolor=style.PAPER))
+
+
 def _story(seen: Look, leaves, names, classes) -> str:
     said = [classes[seen.probabilities[i, k].argmax()] for i, k in enumerate(leaves)]
     clean = f"leaves at {names[leaves[0]]} as {said[0]}"
@@ -131,6 +144,5 @@ def _exit(seen: Look, k: int, x: float, width: float, shown, classes, thresholds
 
 
 def _text(x, y, text, size=12, colour=style.INK, weight=400, anchor="start") -> str:
-    escaped = str(text).replace("&", "&amp;").replace("<", "&lt;")
     return (f'<text x="{x}" y="{y}" font-size="{size}" font-weight="{weight}" fill="{colour}" '
-            f'text-anchor="{anchor}">{escaped}</text>')
+            f'text-anchor="{anchor}">{style.plain(text)}</text>')

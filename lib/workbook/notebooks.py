@@ -18,7 +18,10 @@ from lib.workbook import headless
 
 FOLDER = ROOT / "notebooks"
 LARGEST, LONGEST = 400_000, 25  # bytes of a file, lines of a code cell
-KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
+KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
+METADATA = {"kernelspec": KERNEL, "language_info": {  # as JupyterLab writes it: opening such a notebook changes nothing
+    "codemirror_mode": {"name": "ipython", "version": 3}, "file_extension": ".py", "mimetype": "text/x-python",
+    "name": "python", "nbconvert_exporter": "python", "pygments_lexer": "ipython3", "version": "3.11.7"}}
 COMMON = ("preset", "weights", "seed", "run_dir")
 
 
@@ -35,7 +38,7 @@ def title(path: Path) -> str:
 def clean(path: Path) -> None:
     """Take out what a run leaves in a notebook besides its outputs, and link the neighbours."""
     nb = nbformat.read(path, as_version=4)
-    nb.metadata = nbformat.NotebookNode(kernelspec=nbformat.NotebookNode(KERNEL))
+    nb.metadata = nbformat.from_dict(METADATA)
     nb.cells = [cell for cell in nb.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
     count = 0
     for cell in nb.cells:
@@ -85,8 +88,9 @@ def problems(path: Path) -> list[str]:
         found.append(f"{path.stat().st_size:,} bytes, more than {LARGEST:,}")
     if not cells or not re.match(rf"# {path.stem[:2]} \S", "".join(cells[0]["source"])):
         found.append(f"the first cell does not begin with \"# {path.stem[:2]} …\"")
-    if nb["metadata"] != {"kernelspec": KERNEL}:
-        found.append(f"notebook metadata besides the kernelspec python3: {sorted(nb['metadata'])}")
+    if nb["metadata"] != METADATA:
+        found.append(f"notebook metadata other than a kernelspec and language_info as JupyterLab writes them: "
+                     f"{nb['metadata']}")
     found += _parameter_problems(path, [c for c, t in zip(cells, tags, strict=True) if "parameters" in t])
     if sum("navigation" in t for t in tags) != 1:
         found.append("not exactly one cell tagged navigation")
@@ -127,6 +131,8 @@ def _cell_problems(number: int, cell: dict) -> list[str]:
             found.append(f"a stored error: {output['ename']}")
         if "application/vnd.jupyter.widget-view+json" in output.get("data", {}):
             found.append("a stored widget, which nobody can reopen")
+        if "image/svg+xml" in output.get("data", {}):
+            found.append("a stored SVG, which is not drawn before somebody trusts the notebook; show it as a picture")
         if str(ROOT) in json.dumps(output):
             found.append("an absolute path in its output")
     return found

@@ -42,7 +42,8 @@ class Settings(SimpleNamespace):
     def __str__(self):
         folder = self.run_dir.relative_to(ROOT) if self.run_dir.is_relative_to(ROOT) else self.run_dir
         own = "".join(f" · {name} {value}" for name, value in vars(self).items()
-                      if name not in (*COMMON, "device", "notebook", "named") and value != "")
+                      if name not in (*COMMON, "device", "notebook", "named") and value != ""
+                      and (name != "images" or self.weights == "train" or name in self.named))  # a record has its own
         return f"preset {self.preset} · weights {self.weights} · seed {self.seed} · {self.device}{own} · {folder}"
 
 

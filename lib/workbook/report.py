@@ -1,6 +1,5 @@
 """What a run leaves for people: each executed notebook as a page, and an index of them that opens without network."""
 
-import base64
 import html
 import json
 import platform
@@ -93,7 +92,7 @@ def gather(folder: Path) -> bool:
 
 def _row(job) -> str:
     status, name = job.status, job.notebook.name
-    outcome = status.get("outcome", "not run")
+    outcome = html.escape(status.get("outcome", "not run"))
     told = f'<span class="{outcome}">{outcome}</span><br>{html.escape(status.get("message", ""))}'
     link = f'<a href="{name}/{name}.html">{name}</a>' if _page(job).exists() else name
     return (f'<tr><td>{link}</td><td style="text-align:left">'
@@ -134,9 +133,6 @@ def _output(output: dict) -> str:
         return _figure(data[PLOTLY])
     if "image/png" in data:
         return f'<img alt="figure" src="data:image/png;base64,{text("image/png").strip()}">'
-    if "image/svg+xml" in data:
-        coded = base64.b64encode(text("image/svg+xml").encode()).decode()
-        return f'<img alt="figure" src="data:image/svg+xml;base64,{coded}">'
     if "text/html" in data:
         return text("text/html")
     if "text/markdown" in data:

@@ -1,5 +1,7 @@
 """The house style of figures: one template, colours for colour-blind eyes, names as people say them."""
 
+import html
+
 import plotly.graph_objects as go
 
 INK, MUTED, RULE, PAPER = "#1f2933", "#6b7785", "#e3e7ec", "#ffffff"
@@ -35,6 +37,24 @@ def spoken(form: str) -> str:
 def tinted(text: str, colour: str) -> str:
     """Text in the colour of the marks it names, so that a figure needs no legend."""
     return f"<span style='color:{colour}'>{text}</span>"
+
+
+def plain(text) -> str:
+    """Text from a file or a parameter, without effect as markup: for every widget, figure and page that shows it."""
+    return html.escape(str(text))
+
+
+def tile(name: str, value: str, colour: str, *notes: str) -> str:
+    """One number as HTML: what it is, its value, and small lines below."""
+    below = "<br>".join(map(plain, notes))
+    return (f'<div style="min-width:120px"><div style="color:{MUTED};font-size:12px">{plain(name)}</div>'
+            f'<div style="color:{colour};font-size:24px;font-weight:600;line-height:1.25">{plain(value)}</div>'
+            f'<div style="color:{MUTED};font-size:11px;line-height:1.35">{below}</div></div>')
+
+
+def row(tiles: list[str]) -> str:
+    whole = "".join(tiles)
+    return f'<div style="display:flex;gap:22px;flex-wrap:wrap;font-family:{FONT};padding:6px 2px">{whole}</div>'
 
 
 def rgb(colour: str) -> list[int]:

@@ -173,4 +173,6 @@ class ThresholdPanel:
 
     def export(self):
         path = self.explorer.export()
-        self.saved.value = f'<span style="color:{style.MUTED}">written to {path.parent.name}/{path.name}</span>'
+        where = style.plain(f"{path.parent.name}/{path.name}")
+        where = style.plain(f"{path.parent.name}/{path.name}")
+        self.saved.value = f'<span style="color:{style.MUTED}">written to {where}</span>'

@@ -9,10 +9,15 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from platform import python_version
 
+import nbformat
+import numpy as np
 import pytest
 
 from lib import ROOT
+from lib.workbook import notebooks
+from tests.evaluation.made_record import made
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PATIENCE = 240  # seconds for one step on a busy machine
@@ -20,6 +25,7 @@ TOKEN = secrets.token_hex(16)  # without one any user of this machine could star
 FIGURE = "document.querySelector('.jupyter-widgets .js-plotly-plot')"
 TRACE = f"{FIGURE}.data.find(trace => trace.name === '%s')"
 NUMBERS = "[...document.querySelectorAll('.widget-html-content')].map(html => html.textContent).join()"
+SCRIPT = "<img src=x onerror='window.stolen = 1'>"  # what a record's author may call a view, a dataset, a network
 HERE = f"(({{x, y}}) => [...x, ...y].join())({TRACE % 'here'})"  # where the λ explorer's point is drawn
 
 pytestmark = [pytest.mark.browser,
@@ -31,6 +37,10 @@ def server(tmp_path_factory):
     """JupyterLab on a free port of this machine, serving a copy of the notebooks."""
     folder = tmp_path_factory.mktemp("lab")
     shutil.copytree(ROOT / "notebooks", folder / "notebooks", ignore=shutil.ignore_patterns(".*", "lib"))
+    for path in (folder / "notebooks").glob("*.ipynb"):  # as the Python that opens them would write them
+        written, mine = (f'"version": "{version}"' for version in ("3.11.7", python_version()))
+        path.write_text(path.read_text("utf-8").replace(written, mine), "utf-8")
+    hostile(folder / "notebooks")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -49,6 +59,20 @@ def server(tmp_path_factory):
             yield address
         finally:
             lab.terminate()
+
+
+def hostile(folder):
+    """A record whose every word is script, and a notebook that explores it."""
+    forms = ("clean", "main", SCRIPT)
+    record = made(forms, np.zeros((3, 3, 20)), np.ones((3, 3, 20)), np.arange(20) % 10, dataset=SCRIPT,
+                  data_variant=SCRIPT, paper_thresholds=[0.1, 0.1])
+    record.save(folder / "hostile.safetensors")
+    code = f"""from lib.evaluation.record import Record
+from lib.workbook.explorers import Subject, ThresholdExplorer
+record = Record.load("hostile.safetensors")
+ThresholdExplorer({{{SCRIPT!r}: Subject(record, classes=({SCRIPT!r},) * 10)}}, {SCRIPT!r}, {SCRIPT!r})"""
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)], metadata={
+        "kernelspec": {"name": "python3", "display_name": "Python 3"}}), folder / "hostile.ipynb")
 
 
 def wait_for(address: str, lab: subprocess.Popen):
@@ -71,8 +95,8 @@ def browser():
         browser.close()
 
 
-def opened(browser, server, notebook):
-    """The notebook, all its cells run and its live figure drawn."""
+def opened(browser, server, notebook, run=True):
+    """The notebook; all its cells run and its live figure drawn, unless told."""
     page = browser.new_page(viewport={"width": 1400, "height": 1200})
     page.set_default_timeout(1000 * PATIENCE)
     page.goto(f"{server}/lab/tree/notebooks/{notebook}.ipynb?reset&token={TOKEN}")
@@ -81,6 +105,8 @@ def opened(browser, server, notebook):
         const app = window.jupyterapp; await app.restored;
         const context = app.shell.currentWidget.context;
         await context.ready; await context.sessionContext.ready; }""")
+    if not run:
+        return page
     page.evaluate("async () => { await window.jupyterapp.commands.execute('notebook:run-all-cells'); }")
     page.wait_for_selector(".widget-slider .noUi-handle", state="attached")
     page.wait_for_function(f"{FIGURE}?.data?.length > 0")
@@ -136,6 +162,16 @@ def test_a_click_on_a_picture_puts_it_under_the_microscope(page):
     page.locator(".jupyter-widgets .js-plotly-plot").first.click(position={"x": where[0], "y": where[1]})
     page.wait_for_function("""() => [...document.querySelectorAll('.widget-html-content svg')]
         .some(svg => svg.textContent.includes(`Image ${window.clicked}:`))""")
+
+
+def test_opening_a_notebook_changes_nothing(browser, server):
+    page = opened(browser, server, "10_baselines", run=False)
+    kernel = "window.jupyterapp.shell.currentWidget.context.sessionContext.session.kernel"
+    said = page.evaluate(f"async () => (await {kernel}.info).language_info")
+    page.wait_for_timeout(3000)
+    assert not page.evaluate("window.jupyterapp.shell.currentWidget.context.model.dirty")
+    assert said.keys() == notebooks.METADATA["language_info"].keys()
+    page.close()
 
 
 def test_strangers_are_kept_out_of_the_server(server):
@@ -195,3 +231,14 @@ def test_a_slider_moved_while_an_image_is_attacked_goes_on_working(page):
         page.get_by_role("button", name="look at it").click()
         press(page, "exit 1 leaves below", "ArrowLeft", 15)
         page.wait_for_function(f"old => {shares} !== old", arg=before)
+
+
+def test_a_record_runs_no_script(browser, server):
+    page = opened(browser, server, "hostile")
+    page.get_by_role("button", name="export this point").click()
+    page.get_by_role("button", name="look at it").click()
+    page.wait_for_function("document.body.textContent.includes('written to')")
+    page.wait_for_function("document.body.textContent.includes('the microscope needs')")
+    assert SCRIPT in page.evaluate(NUMBERS), "the name is shown as what it is"
+    assert page.evaluate("window.stolen") is None and page.locator("img[src='x']").count() == 0
+    page.close()
