@@ -163,9 +163,10 @@ def by_training(found: Mapping[str, Repeated]) -> pd.DataFrame:
     """What each part adds, training by training, in points: do they all say the same?"""
     lines: dict[tuple[str, str], dict[str, str]] = {}
     for n in range(len(found["float"].runs)):
-        for what, quantity, line in lambda_study.contributions({method: m.runs[n] for method, m in found.items()}):
+        for what, quantity, *pair in lambda_study.contributions({method: m.runs[n] for method, m in found.items()}):
             said = lines.setdefault((what, {"union": "robust"}.get(quantity, quantity)), {})
-            said[f"training {n + 1}"] = line["difference"].removesuffix(" points")
+            more, less = (reading.measured(quantity).value for reading in pair)
+            said[f"training {n + 1}"] = f"{100 * (more - less):+.1f}"
     return pd.DataFrame(lines).T
 
 
@@ -175,8 +176,8 @@ def verdicts(suite: Mapping[str, Repeated], pgd: Mapping[str, Repeated]) -> pd.D
     low, middle, high = (pgd["dual_bn"].read(OperatingPoint(batch_norm=b)) for b in (0.0, 0.5, 1.0))
     between = (lambda_study.compared("control, half-way between the batch norms: more robust than BN_C", middle, low),
                lambda_study.compared("… and more accurate on clean images than BN_A", middle, high, "clean"))
-    parts = (line for _, _, line in lambda_study.contributions(pgd))
-    return tables.stacked(lambda_study.verdicts({"float": suite["float"]}), tables.verdicts(*parts, *between))
+    parts = tables.verdicts(*lambda_study.parts(pgd), *between)
+    return tables.stacked(lambda_study.verdicts({"float": suite["float"]}), parts)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from lib.evaluation import points
-from lib.evaluation.stats import interval
+from lib.evaluation.stats import interval, paired_difference
 from lib.workbook import lambda_study, style
 from lib.workbook.lambda_study import Member
 
@@ -92,12 +92,12 @@ def crossing(member: Member, caption: str, lambdas=points.LAMBDAS, switches=poin
 def parts(found: Mapping[str, Member], caption: str) -> go.Figure:
     """What each part of FLOAT adds, in points: paired differences with their intervals."""
     lines = lambda_study.contributions(found)
-    names, fig = list(dict.fromkeys(what for what, _, _ in lines)), go.Figure()
+    names, fig = list(dict.fromkeys(line[0] for line in lines)), go.Figure()
     for quantity, name, tint, shift in (("clean", "clean", style.CLEAN, -0.12),
                                         ("union", "robust", style.ATTACKED, 0.12)):
-        chosen = [line for _, which, line in lines if which == quantity]
-        value = np.array([float(line["difference"].split()[0]) for line in chosen])
-        low, high = np.array([[float(v) for v in line["95 % interval"].split(" to ")] for line in chosen]).T
+        gained = [paired_difference(*(reading.right(quantity) for reading in pair))
+                  for _, which, *pair in lines if which == quantity]
+        value, low, high = (100 * np.array([gain[part] for gain in gained]) for part in ("difference", "low", "high"))
         fig.add_scatter(x=value, y=np.arange(len(names)) + shift, mode="markers", name=name, text=names,
                         marker=dict(size=10, color=tint), hovertemplate="%{text}: %{x:+.1f} points<extra></extra>",
                         error_x=dict(type="data", symmetric=False, array=high - value, arrayminus=value - low,

@@ -14,7 +14,7 @@ from lib.attacks.steps import Threat
 from lib.evaluation import points, recording, rows
 from lib.evaluation.reading import Reading, read
 from lib.evaluation.record import Record, View
-from lib.evaluation.stats import interval
+from lib.evaluation.stats import interval, paired_difference
 from lib.models.mixture import mixture
 from lib.models.network import Network
 from lib.operating_point import OperatingPoint
@@ -216,8 +216,8 @@ def crossing(member: Member, lambdas=points.LAMBDAS, switches=points.SWITCHES) -
     return table
 
 
-def contributions(found: dict[str, Member]) -> list[tuple[str, str, dict]]:
-    """(what, quantity, verdict line) of each part of FLOAT: batch norms, noise at inference, noise in training."""
+def contributions(found: dict[str, Member]) -> list[tuple[str, str, Reading, Reading]]:
+    """(what, quantity, with, without) for each part of FLOAT: batch norms, noise at inference, noise in training."""
     flt, control = found["float"], found["dual_bn"]
     clean, quiet, full = (OperatingPoint(noise=s, batch_norm=b) for s, b in ((0.0, 0.0), (0.0, 1.0), (1.0, 1.0)))
     bank = OperatingPoint(batch_norm=1.0)
@@ -226,17 +226,22 @@ def contributions(found: dict[str, Member]) -> list[tuple[str, str, dict]]:
              "noise at inference, both BN_A": (flt.read(full), flt.read(quiet)),
              "noise in training (run without), both BN_A": (flt.read(quiet), control.read(bank)),
              "all of the noise: FLOAT (1, BN_A) instead of the control's BN_A": (flt.read(full), control.read(bank))}
-    return [(what, quantity, compared(f"{what}: more {said}", a, b, quantity))
-            for what, (a, b) in pairs.items() for quantity, said in (("clean", "clean accuracy"),
-                                                                    ("union", "robust accuracy"))]
+    return [(what, quantity, *pair) for what, pair in pairs.items() for quantity in ("clean", "union")]
+
+
+def parts(found: dict[str, Member]) -> list[dict]:
+    """What each part of FLOAT adds, as verdicts."""
+    said = {"clean": "more clean accuracy", "union": "more robust accuracy"}
+    return [compared(f"{what}: {said[quantity]}", *pair, quantity) for what, quantity, *pair in contributions(found)]
 
 
 def difference(first: Reading, second: Reading, what: str) -> tuple[str, str]:
     """A paired difference in points and its interval; dashes where one of the networks has hardly learned."""
     if not learned(first, second):
         return tables.DASH, tables.DASH
-    found = tables.verdict("", first.right(what), second.right(what))
-    return found["difference"].removesuffix(" points"), found["95 % interval"]
+    found = paired_difference(first.right(what), second.right(what))
+    value, low, high = (100 * found[part] for part in ("difference", "low", "high"))
+    return f"{value:+.1f}", f"{low:+.1f} to {high:+.1f}"
 
 
 def learned(*readings: Reading) -> bool:
@@ -286,7 +291,7 @@ def verdicts(found: dict[str, Member]) -> pd.DataFrame:
              compared("EOT leaves (1, BN_A) less accuracy than one draw a step", full, full, "white-box", "EOT"),
              compared("so do images crafted without noise", full, full, "white-box", "noise-free transfer")]
     if "dual_bn" in found:
-        lines += [line for _, _, line in contributions(found)]
+        lines += parts(found)
     if "oat" in found:
         lines += [compared(f"FLOAT is more robust than OAT at λ = {n:g}", flt.read(n), found["oat"].read(n))
                   for n in (0.2, 1.0)]

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 
 import lib
-from lib import WorkbookError, data
+from lib import WorkbookError, checkpoints, data
 from lib.attacks import forms
 from lib.attacks.steps import Threat
-from lib.evaluation import speeds, tuning
+from lib.evaluation import recording, speeds, tuning
 from lib.evaluation.record import Record
 from lib.models import exits, released, zoo
 from lib.models.view import VIEWS, AttackView
@@ -193,6 +193,27 @@ def evaluation(rows: Sequence[str]) -> Work:
     return Work(slow, engines)
 
 
+def recorded(rows: Sequence[str]) -> Work:
+    """Recording RDI-ResNet38 on 125 digits, the paper's forms: attacks on the folded copy, answers of the network, kept
+    whole; against the same forms crafted on the network itself, whose exits are then asked."""
+    network = checkpoints.load(lib.CHECKPOINTS / "rdi_resnet38-digits-max_average-laptop.safetensors").network
+    network = network.to(memory_format=torch.channels_last)
+    split = data.load("digits", shape=network.input_shape).test[:125]
+    (x, y), views = split.floats(), recording.suite(network, Threat(0.1, 0.01, 20))
+
+    def slow():
+        shown = forms.suite(network, x, y, views[-1].threat, [v.form for v in views if v.attacked], seed=0)
+        with torch.no_grad():
+            return torch.stack([network(images).argmax(-1) for images in (x, *shown.values())])
+
+    def fast():
+        return recording.record(network, split, views, batch_size=125)
+
+    alike = (slow().numpy() == fast().prediction).mean()
+    require(alike > 0.99, f"only {alike:.1%} of the recorded answers are those under attacks on the network itself")
+    return Work(slow, {rows[0]: Engine(fast, f"9 forms and clean, 125 digits, {alike:.2%} of the answers alike")})
+
+
 def routed(rows: Sequence[str]) -> Work:
     """RDI-ResNet38 with early exits against its plain backbone, both folded, batches of the row's size.
 
@@ -264,6 +285,7 @@ GROUPS: dict[tuple[str, ...], Callable[[Sequence[str]], Work]] = {
     ("step_main",): other_steps,
     ("step_average",): other_steps,
     ("suite_exact", "suite"): evaluation,
+    ("recording",): recorded,
     ("routed_1",): routed,
     ("routed_32",): routed,
     ("routed_256",): routed,
