@@ -48,8 +48,8 @@ def measure(network: Network, images: Tensor, thresholds: Sequence[float], *, po
 
     ways = {"routed": lambda x: exits.route(network, x, point, source)[0], "all": choose,
             "plain": lambda x: plain(x, bare, source)[0].argmax(-1)}  # fmt: skip
-    base = {"model": network.config["name"], "split": "latency", "device": _name(device), "version": lib.__version__,
-            "threads": torch.get_num_threads(), "seed": seed, **columns}  # fmt: skip
+    base = {"model": network.config["name"], "split": "latency", "device": device_name(device), "seed": seed,
+            "version": lib.__version__, "threads": torch.get_num_threads(), **columns}  # fmt: skip
     rows = []
     for size in batch_sizes:
         times = _alternate(ways, images, size, passes, warm_up, seconds)
@@ -111,5 +111,5 @@ def median_interval(values: np.ndarray) -> tuple[float, float, float]:
     return float(low), float(np.median(ranked)), float(high)
 
 
-def _name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_devicedevice_name(device) if device.type == "cuda" else device.type

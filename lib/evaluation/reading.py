@@ -10,6 +10,7 @@ this very point ("average, EOT"); with one exit by its relation alone ("main", "
 ("white-box", "EOT") means all forms in it.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -87,17 +88,15 @@ class Reading:
         if self.threat is not None and not any(self.record.views[v].attacked for v in met):
             raise WorkbookError(f"{name(self.point)} was not attacked by {kind(self.threat)} with ε "
                                 f"{self.threat.epsilon:.4g}; record it")
-        met.sort(key=lambda v: (self.record.views[v].attacked, _knows_draw(self.record.views[v])))
+        met.sort(key=lambda v: (self.record.views[v].attacked, relation(self.record.views[v]) == "draw known"))
         several = len({kind(self.record.views[v].threat) for v in met if self.record.views[v].threat}) > 1
         draws: dict[View, list[int]] = {}
         for v in met:
             draws.setdefault(replace(self.record.views[v], evaluated_at=self.point, draws=1), []).append(v)
-        found: dict[str, list[int]] = {}
+        seen, found = Counter(), {}
         for view, places in draws.items():
-            called, number = self._call(view, several), 1
-            while (unique := called if number == 1 else f"{called} {number}") in found:
-                number += 1
-            found[unique] = places
+            seen[called := self._call(view, several)] += 1
+            found[called if seen[called] == 1 else f"{called} {seen[called]}"] = places
         return found
 
     def _call(self, view: View, several: bool) -> str:
@@ -242,10 +241,6 @@ class Reading:
         return interval(self.right(quantity))
 
 
-def _knows_draw(view: View) -> bool:
-    return view.attacked and view.crafted_at.draw is not None
-
-
 @dataclass(frozen=True)
 class Trainings:
     """Several trainings read alike: arrays have a row each, (S, …), and intervals draw trainings and images anew."""
@@ -253,18 +248,11 @@ class Trainings:
     each: tuple[Reading, ...]
 
     def __getattr__(self, attribute: str):
+        if attribute in ("right", "spent", "share", "alone"):
+            return lambda *args: np.stack([getattr(reading, attribute)(*args) for reading in self.each])
         if attribute in ("record", "point", "threat", "names", "suite", "draws", "source"):  # the same for all
             return getattr(self.each[0], attribute)
         raise AttributeError(attribute)
-
-    def right(self, what: str) -> np.ndarray:
-        return np.stack([reading.right(what) for reading in self.each])
-
-    def spent(self, view: str = "clean") -> np.ndarray:
-        return np.stack([reading.spent(view) for reading in self.each])
-
-    def share(self, view: str = "clean") -> np.ndarray:
-        return np.stack([reading.share(view) for reading in self.each])
 
     def measured(self, quantity: str) -> Number:
         """As of one; a cost is the mean of the trainings', from the cheapest to the dearest."""

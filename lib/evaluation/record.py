@@ -137,13 +137,11 @@ class Record:
 
     def macs(self, point: OperatingPoint | None = None) -> float:
         """True multiply-accumulates of one image through the last exit alone."""
-        found = self.costs(point)
-        return found["trunk"][-1] + found["heads"][-1]
+        return sum(costs[-1] for costs in self.exit_costs(point))
 
     def exit_costs(self, point: OperatingPoint | None = None) -> routing.ExitCosts:
         """MACs of trunk and heads apart, so that the head of a closed exit can be left out of the bill."""
-        found = self.costs(point)
-        return routing.ExitCosts(found["trunk"], found["heads"])
+        return routing.ExitCosts(*(self.costs(point)[part] for part in ("trunk", "heads")))
 
     def at(self, point: OperatingPoint | None = None) -> OperatingPoint:
         """A recorded point (the only one, if left out), without gates and draw; raises WorkbookError for another."""

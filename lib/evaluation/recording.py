@@ -30,6 +30,7 @@ from lib.attacks.modes import attack_mode
 from lib.attacks.steps import Threat
 from lib.data import Split, match
 from lib.evaluation import routing
+from lib.evaluation.latency import device_name
 from lib.evaluation.reading import read, relation
 from lib.evaluation.record import Record, View, alike, join
 from lib.models.cost import cost
@@ -205,16 +206,15 @@ def _about(network: Network, views: Sequence[View], device: torch.device) -> dic
     last, costs = (network.num_exits,) if network.num_exits > 1 else None, {}
     for width in widths:
         point = OperatingPoint(width=width if "width" in network.knobs else None)
-        every = [e.cumulative_macs for e in cost(network, point).exits]
-        trunk = [e.cumulative_macs for e in cost(network, point.replace(exits=last)).exits]
-        costs[f"{width:g}"] = {"paper_mflops": [e.paper_mflops for e in cost(network, point).exits], "trunk": trunk,
-                               "heads": np.diff(np.subtract(every, trunk), prepend=0).tolist()}
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        every, bare = (cost(network, point.replace(exits=opened)).exits for opened in (None, last))
+        trunk, heads = [e.cumulative_macs for e in bare], [e.cumulative_macs for e in every]
+        costs[f"{width:g}"] = {"paper_mflops": [e.paper_mflops for e in every], "trunk": trunk,
+                               "heads": np.diff(np.subtract(heads, trunk), prepend=0).tolist()}
     modes = sorted({v.mode for v in views if v.mode} - {"eval"})
     return {"model": network.config, "weights": checkpoints.digest(network.state_dict()), "costs": costs,
             "paper_thresholds": network.paper_thresholds and list(network.paper_thresholds),
             "attacked_on": "the network itself" if modes else "its folded copy",
-            "device": name, "threads": torch.get_num_threads(), "version": lib.__version__}
+            "device": device_name(device), "threads": torch.get_num_threads(), "version": lib.__version__}
 
 
 def _batch(network: Network, folded: AttackView, part: Split, views: tuple[View, ...], about: dict) -> Record:

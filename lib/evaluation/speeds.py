@@ -10,7 +10,7 @@ from torch import Tensor
 
 import lib
 from lib import WorkbookError, check_counts, randomness
-from lib.evaluation.latency import _alternate, _name, _time, median_interval
+from lib.evaluation.latency import _alternate, _time, device_name, median_interval
 from lib.evaluation.routing import ExitCosts
 from lib.models import exits
 from lib.models.conditions import take
@@ -43,7 +43,7 @@ def side_by_side(ways: Mapping[str, Way], images: Tensor, *, batch_sizes: Sequen
         times = _alternate(calls, images, size, passes, warm_up, seconds)
         for name, values in times.items():
             common = {"model": ways[name][0].config["name"], "defence": name, "split": "latency", "seed": seed,
-                      "images": len(values) * size, "suite": f"batch {size}", "device": _name(images.device),
+                      "images": len(values) * size, "suite": f"batch {size}", "device": device_name(images.device),
                       "threads": torch.get_num_threads(), "seconds": float(values.sum()), "version": lib.__version__,
                       "evaluated_at": str((ways[name][1] or OperatingPoint()).to_json()), **columns}
             for metric, numbers in (("latency_ms", values / size * 1e3), ("time_ratio", values / times[first])):

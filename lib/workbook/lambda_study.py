@@ -21,6 +21,7 @@ from lib.operating_point import OperatingPoint
 from lib.workbook import networks, parameters, studies, tables
 from lib.workbook.networks import Trained
 from lib.workbook.parameters import Settings
+from lib.workbook.published import suited
 from lib.workbook.published_float import GAINS
 
 SPOKEN = {"float": "FLOAT", "dual_bn": "control (dual BN, no noise)", "oat": "OAT", "pni": "PNI",
@@ -66,6 +67,8 @@ class Member:
     def read(self, *where, **how) -> Reading:
         """Its record at a point, or at the point of (lambda_n, lambda_th, width)."""
         point = where[0] if isinstance(where[0], OperatingPoint) else self.point(*where)
+        if self.record.num_exits > 1 and point.thresholds is None:
+            how = {"thresholds": suited(self.record)} | how
         return read(self.record, point, **how)
 
 

@@ -201,7 +201,7 @@ def explorable(folder: Path | str | None = None) -> dict[str, Subject]:
             record = Record.load(path)
         except WorkbookError:  # weights and states of the same run
             continue
-        if record.num_exits > 1:
+        if record.num_exits > 1 and len(record.points) == 1:  # the others have more knobs than this explorer
             found[path.stem] = _with_pictures(record, path.stem)
     if not found:
         raise WorkbookError(f"there is no record of a network with exits in {folder or lib.ATLASES}; run one with "

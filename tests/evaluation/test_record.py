@@ -11,6 +11,7 @@ from lib.attacks import forms as attack_forms
 from lib.attacks.steps import Threat
 from lib.data import Split
 from lib.evaluation import points, recording, routing
+from lib.evaluation.reading import read
 from lib.evaluation.record import Record, combine, join
 from lib.evaluation.recording import hold_out, record, suite
 from lib.models import cost, exits, zoo
@@ -187,6 +188,14 @@ def test_every_draw_is_kept_where_thresholds_act_within_it(every_knob):
     entropies, right = found.held(narrow)
     assert entropies.shape == right.shape == (7, 8)  # four images, two draws
     assert found.thresholds_of("calibrated", narrow) == routing.calibrate(entropies)
+    reading = read(found, narrow, "calibrated")
+    assert set(reading.names) >= {"clean", "main", "average", "main, EOT", "average, EOT", "main, noise-free transfer"}
+    floats, labels = pictures.floats()
+    routed = [exits.route(every_knob, floats, narrow.replace(draw=d, thresholds=reading.thresholds)) for d in (0, 1)]
+    right = np.mean([(said == labels).numpy() for said, _ in routed], axis=0)
+    assert np.array_equal(reading.right("clean"), right) and np.array_equal(
+        reading.leaving["clean"], [leaving.tolist() for _, leaving in routed])
+    assert reading.right("union").max() <= right.max() and reading.measured("saving").value > 0.5  # half the width
 
 
 def test_it_comes_back_from_its_file_as_it_was(full, tmp_path):
