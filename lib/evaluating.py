@@ -211,7 +211,7 @@ def report(found: reading.Reading, audited: dict) -> str:
     mark, rows = " !" if audited["flags"] else "", []
 
     def shown(what: str, number: str = "{:.2f} % ({:.1f} - {:.1f})") -> str:
-        return number.format(*found.measured(what).times(100))
+        return number.format(*(100 * part for part in found.measured(what)))
 
     for called in found.names:
         saved = [1 - found.cost(count, called) / found.plain(whole_net) for count, whole_net in (

@@ -42,7 +42,8 @@ def test_a_closed_exit_lets_nobody_leave_and_an_open_one_everybody():
 
 def test_the_prediction_is_that_of_the_exit_taken():
     prediction = np.int16([[1, 2, 3], [4, 5, 6]])
-    leaving, chosen = routing.routed(prediction, np.float32([[0, 1, 0], [1, 1, 1]]), (0.5,))
+    leaving = routing.decide(np.float32([[0, 1, 0], [1, 1, 1]]), (0.5,))
+    chosen = routing.at_exit(prediction, leaving)
     assert leaving.tolist() == [0, 1, 0] and chosen.tolist() == [1, 5, 3]
 
 

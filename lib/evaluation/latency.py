@@ -29,10 +29,7 @@ def measure(network: Network, images: Tensor, thresholds: Sequence[float], *, po
     way's time over routed's: above 1, routed is faster); suite = "batch B"; images = how many were timed.
     Raises WorkbookError when there are fewer images than the largest batch, or the thresholds do not fit.
     """
-    for size in batch_sizes:
-        check_counts(batch_size=size)
-    if len(images) < max(batch_sizes):
-        raise WorkbookError(f"{len(images)} images do not fill a batch of {max(batch_sizes)}; give more of them")
+    check_sizes(images, batch_sizes)
     device = images.device
     point = (point or OperatingPoint()).replace(thresholds=tuple(thresholds) if network.num_exits > 1 else None)
     network.check_point(point)
@@ -55,6 +52,13 @@ def measure(network: Network, images: Tensor, thresholds: Sequence[float], *, po
         times = _alternate(ways, images, size, passes, warm_up, seconds)
         rows += [{**base, "suite": f"batch {size}", **row} for row in _rows(times, size)]
     return rows
+
+
+def check_sizes(images: Tensor, batch_sizes: Sequence[int]) -> None:
+    for size in batch_sizes:
+        check_counts(batch_size=size)
+    if len(images) < max(batch_sizes):
+        raise WorkbookError(f"{len(images)} images do not fill a batch of {max(batch_sizes)}; give more of them")
 
 
 def _alternate(ways: dict[str, Callable], images: Tensor, size: int, passes: int, warm_up: int, seconds: float) -> dict:

@@ -217,10 +217,6 @@ class Reading:
         """What an image costs in the plain network of full width: "trunk" true MACs, or "paper_mflops"."""
         return float(self.record.costs()[convention][-1])
 
-    def exact(self, view: str) -> bool:
-        """False when the attack was made against other thresholds than these."""
-        return self.view(view).exact_at(self.thresholds)
-
     def cost(self, convention: str, view: str = "clean") -> float:
         """Mean over a view's images: "paper_mflops", as the paper counts; "cumulative_macs", all heads on the way."""
         if convention == "paper_mflops":

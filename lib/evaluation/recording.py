@@ -53,14 +53,12 @@ def suite(network: Network, threat: Threat | None = None, forms: Sequence[str] |
     point = point or OperatingPoint()
     names = check_forms(("clean", *attack_forms.paper_forms(network.num_exits)) if forms is None else forms,
                         network.num_exits)
-    used = None
+    used = network.paper_thresholds if thresholds is None else tuple(map(float, thresholds))
     if "gate_aware" in names:
-        used = network.paper_thresholds if thresholds is None else thresholds
         if used is None:
             raise WorkbookError("the gate-aware attack needs thresholds, and this network has no published ones; give "
                                 "some")
         routing.check_thresholds(used, network.num_exits)
-        used = tuple(float(t) for t in used)
     return tuple(View("clean", point) if form == "clean" else View(
         form, point, threat, point, thresholds_used=used if form == "gate_aware" else None, **how) for form in names)
 

@@ -39,12 +39,6 @@ def at_exit(values: np.ndarray, leaving: np.ndarray) -> np.ndarray:
     return np.take_along_axis(values, leaving[..., None, :].astype(np.intp), axis=-2)[..., 0, :]
 
 
-def routed(prediction: np.ndarray, entropy: np.ndarray, thresholds: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    """(exit, prediction), both (..., N), of the deployed decision; inputs are (..., exits, N)."""
-    leaving = decide(entropy, thresholds)
-    return leaving, at_exit(prediction, leaving)
-
-
 def calibrate(entropy: np.ndarray, shares: float | Sequence[float] | None = None) -> tuple[float, ...]:
     """Thresholds under which given shares of all images leave at exits 1 … K, from held-out entropies (exits, N).
 

@@ -1,18 +1,14 @@
 """Tidy results: one number per row, columns fixed from the start, appended safely by many runs at once."""
 
-import csv
-import fcntl
-import io
 import json
-import os
 from pathlib import Path
 
 import pandas
 
-from lib import WorkbookError
+from lib import WorkbookError, checkpoints, locks
 from lib.attacks.forms import paper_forms
 from lib.evaluation.reading import Reading
-from lib.evaluation.record import Record, View
+from lib.evaluation.record import View
 from lib.evaluation.stats import interval, wilson
 from lib.operating_point import OperatingPoint
 
@@ -22,6 +18,8 @@ COLUMNS = (
     "cost_inputs", "threshold_source", "seed", "preset", "weights", "checkpoint", "device", "threads", "seconds",
     "version",
 )  # fmt: skip
+FROM_META = ("defence", "dataset", "data_variant", "split", "checkpoint", "device", "threads", "seconds", "version",
+             "seed")
 
 
 def frame(rows) -> pandas.DataFrame:
@@ -46,7 +44,8 @@ def of(found: Reading, **context) -> list[dict]:
     one exit on clean images only.  Over the suite: paper_worst_case, union_accuracy, worst_draw_accuracy.
     """
     record, several = found.record, found.record.num_exits > 1
-    base = {**_described(record), "evaluated_at": _text(found.point), "threshold_source": found.source, **context}
+    base = {"model": record.model, "images": record.images, **{key: record.meta.get(key) for key in FROM_META},
+            "evaluated_at": _text(found.point), "threshold_source": found.source, **context}
     last, result = "routed" if several else "main", []
     for called in found.views:
         view, right = found.view(called), found.right(called)
@@ -74,13 +73,6 @@ def of(found: Reading, **context) -> list[dict]:
     return result
 
 
-def _described(record: Record) -> dict:
-    """What the record knows of the columns that are the same in every row."""
-    told = ("defence", "dataset", "data_variant", "split", "checkpoint", "device", "threads", "seconds", "version",
-            "seed")
-    return {"model": record.model, "images": record.images, **{key: record.meta.get(key) for key in told}}
-
-
 def _columns(view: View) -> dict:
     """What a view says of its row."""
     if not view.attacked:
@@ -94,29 +86,17 @@ def _text(point: OperatingPoint) -> str:
 
 
 def append(path: Path | str, rows) -> None:
-    """Add rows to a CSV file, making it with its header first. Writers in other processes wait for the lock.
+    """Add rows to a CSV file, made with its header where there is none. Writers in other processes wait for the lock.
 
-    A half line left by a killed writer is cut off before anything is added. Raises WorkbookError when the file is some
-    other table.
+    A half line at its end is dropped. Raises WorkbookError when the file is some other table.
     """
     table, path = frame(rows), Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+b") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        _cut_half_line(file)
-        file.seek(0)
-        header = file.readline().decode(errors="replace").strip()
-        if header and header != ",".join(COLUMNS):
+    with locks.held(path.with_name(f".{path.name}.lock")):
+        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        kept = text[:text.rfind("\n") + 1]
+        if kept and kept.splitlines()[0] != ",".join(COLUMNS):
             raise WorkbookError(f"{path} is not a table of results of this version; move it away and run again")
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        if not header:
-            writer.writerow(COLUMNS)
-        writer.writerows(["" if value is None else value for value in row] for row in table.values.tolist())
-        file.seek(0, os.SEEK_END)
-        file.write(text.getvalue().encode())
-        file.flush()
-        os.fsync(file.fileno())
+        checkpoints.replace(path, (kept + table.to_csv(index=False, header=not kept, lineterminator="\n")).encode())
 
 
 def read(path: Path | str) -> pandas.DataFrame:
@@ -130,13 +110,3 @@ def read(path: Path | str) -> pandas.DataFrame:
     if tuple(table.columns) != COLUMNS:
         raise WorkbookError(f"{path} is not a table of results of this version; move it away and run again")
     return table
-
-
-def _cut_half_line(file) -> None:
-    end = file.seek(0, os.SEEK_END)
-    file.seek(0)
-    content = file.read()
-    if content and not content.endswith(b"\n"):
-        file.truncate(content.rfind(b"\n") + 1)
-        end = content.rfind(b"\n") + 1
-    file.seek(end)

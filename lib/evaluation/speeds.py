@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 import lib
-from lib import WorkbookError, check_counts, randomness
-from lib.evaluation.latency import _alternate, _time, device_name, median_interval
+from lib import randomness
+from lib.evaluation.latency import _alternate, _time, check_sizes, device_name, median_interval
 from lib.evaluation.routing import ExitCosts
 from lib.models import exits
 from lib.models.conditions import take
@@ -29,10 +29,7 @@ def side_by_side(ways: Mapping[str, Way], images: Tensor, *, batch_sizes: Sequen
     Median; low and high are the distribution-free 95 % interval of the median. suite = "batch B".
     Raises WorkbookError when there are too few images.
     """
-    for size in batch_sizes:
-        check_counts(batch_size=size)
-    if len(images) < max(batch_sizes):
-        raise WorkbookError(f"{len(images)} images do not fill a batch of {max(batch_sizes)}; give more of them")
+    check_sizes(images, batch_sizes)
     for network, point in ways.values():
         network.check_point(point or OperatingPoint())
     source = randomness.generator(seed, "speeds", device=images.device)

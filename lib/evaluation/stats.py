@@ -17,9 +17,6 @@ class Number(NamedTuple):
     value: float
     low: float | None = None
     high: float | None = None
-
-    def times(self, factor: float) -> "Number":
-        return Number(*(None if part is None else factor * part for part in self))
 def wilson(successes: float, total: int) -> tuple[float, float]:
     """Wilson's 95 % interval for a proportion; stays inside [0, 1] and has width even at 0 and at 1."""
     if total < 1:

@@ -33,7 +33,7 @@ def summary(reading: Reading) -> dict:
             "exits": (images * reading.share(name)).round().astype(int).tolist(),
             "per_exit": reading.alone(name).sum(1).astype(int).tolist(), "paper_mflops": paper, "cumulative_macs": true,
             "paper_saving": 1 - paper / reading.plain("paper_mflops"), "saving": 1 - true / reading.plain("trunk"),
-            "attacked": reading.view(name).attacked, "exact": reading.exact(name)}
+            "attacked": reading.view(name).attacked, "exact": reading.view(name).exact_at(reading.thresholds)}
     union = {f"union_{key}": value for key, value in _parts("accuracy", reading.measured("union")).items()}
     return {"images": images, "thresholds": list(reading.thresholds), "forms": forms, **union,
             "worst_form": reading.worst_form, "paper_worst": reading.paper_worst, "suite": reading.suite,

@@ -186,8 +186,8 @@ def test_a_reading_needs_a_point_and_thresholds_that_the_record_has():
 def test_gate_aware_views_are_exact_at_their_thresholds_alone():
     nothing = np.zeros((2, 2, 3))
     record = made(["clean", view("gate_aware", thresholds_used=(0.5,))], nothing, nothing, [0] * 3)
-    assert read(record, thresholds=(0.5,)).exact("gate_aware")
-    assert not read(record, thresholds=(0.4,)).exact("gate_aware")
+    for thresholds, exact in (((0.5,), True), ((0.4,), False)):
+        assert read(record, thresholds=thresholds).view("gate_aware").exact_at(thresholds) == exact
 
 
 def test_rows_hold_every_number_once():
