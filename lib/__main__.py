@@ -143,7 +143,11 @@ def add_lab(add):
 
 def add_train(add):
     verb = add("train", "train a recipe; the same command continues a stopped training")
-    verb.add_argument("recipe", nargs="?", metavar="RECIPE", help="see --list")
+    verb.add_argument("recipe", nargs="?", metavar="RECIPE", help="see --list; or compose one of the next four")
+    verb.add_argument("--network", metavar="NAME", help="such as resnet20, rdi_resnet38, or your own as mymodule:mine")
+    verb.add_argument("--dataset", type=path, metavar="NAME_OR_FOLDER", help="such as cifar10, or a folder of images")
+    verb.add_argument("--method", metavar="NAME", help="such as max_average, float or pgd_at1")
+    verb.add_argument("--preset", choices=("quick", "laptop", "paper"), help="size and schedule (default laptop)")
     verb.add_argument("--list", action="store_true", help="list the recipes and stop")
     verb.add_argument("--minutes", type=number, metavar="M", help="stop cleanly after M minutes")
     verb.add_argument("--seed", type=int, default=None, help="another seed than the recipe's")
@@ -248,8 +252,10 @@ def parse(argv):
     args, args.arguments = parser.parse_known_args(argv)
     if args.arguments and args.verb != "test":
         parser.error(f"unrecognized arguments: {' '.join(args.arguments)}")
-    if args.verb == "train" and not (args.recipe or args.list):
-        parser.error("train needs the name of a recipe; see train --list")
+    if args.verb == "train" and not args.list:
+        parts = (args.network, args.dataset, args.method)
+        if not all(parts) if args.recipe is None else any((*parts, args.preset)):
+            parser.error("train needs the name of a recipe (see train --list), or --network, --dataset and --method")
     return args
 
 

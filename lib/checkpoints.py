@@ -73,6 +73,8 @@ def load(path: Path | str, device: torch.device | str = "cpu") -> Loaded:
         if missing := network.state_dict().keys() - tensors.keys():  # torch forgives a missing batch counter
             raise ValueError(f"{min(missing)} is missing")
         network.class_names = _class_names(metadata, network.classes)
+    except zoo.Missing as error:
+        raise WorkbookError(f"{path}: {error}") from error
     except Exception as error:  # whatever a foreign description makes a backbone raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
         raise WorkbookError(f"{path} does not hold the network that it describes ({reason}); it was written by another "

@@ -23,14 +23,17 @@ GREY = {"smallcnn": (1, 28, 28)}  # the shape a model was published for; the oth
 
 
 def train(args) -> int:
-    """Train a recipe, or go on with it. args: recipe, minutes, seed, folder, device, list, json.
+    """Train a recipe, or go on with it. args: recipe (or network, dataset, method, preset), minutes, seed, folder,
+    device, list, json.
 
     Returns the exit code: 130 or 143 when SIGINT or SIGTERM stopped it, as shells say it.
     """
     if args.list:
         print("\n".join(recipes.names()))
         return 0
-    recipe, device = recipes.find(args.recipe), find_device(args.device)
+    device = find_device(args.device)
+    recipe = recipes.find(args.recipe) if args.recipe else recipes.compose(
+        args.network, args.dataset, args.method, args.preset or "laptop")
     if args.seed is not None:
         recipe = dataclasses.replace(recipe, seed=args.seed)
     folder = Path(args.folder) if args.folder else RUNS / "train" / recipe.label

@@ -11,8 +11,8 @@ from lib import WorkbookError, checkpoints
 from lib.attacks.steps import Threat
 from lib.models.layers import Weighted
 from lib.models.view import VIEWS, AttackView
-from lib.training import loop, losses, recipes, timing
-from lib.training.once_for_all import OBJECTIVES, at_every_width
+from lib.training import loop, objectives, recipes, timing
+from lib.training.objectives import OBJECTIVES, at_every_width
 from lib.training.training import Training
 from tests import training_steps as steps
 from tests.networks import small
@@ -45,7 +45,7 @@ def test_a_view_is_part_of_a_recipe_and_none_keeps_its_name():
     assert len(set(digests.values())) == 3 and digests[None] == RDI.digest()
     without = {name: value for name, value in RDI.to_json().items() if name != "attack_view"}  # an older version's
     assert recipes.Recipe.from_json(without).digest() == RDI.digest()
-    assert losses.view_of(small("smallcnn"), RDI) is None
+    assert objectives.view_of(small("smallcnn"), RDI) is None
 
 
 def step_of(recipe, network, view):
@@ -96,8 +96,8 @@ def test_the_view_is_attacked_and_follows_the_weights_at_every_step(kind, tmp_pa
             training.network.train()
 
     calls = steps.spy_on_attacks(monkeypatch, before=look)
-    craft = losses.forms.craft
-    monkeypatch.setattr(losses.forms, "craft", lambda form, target, *a, **o: (targets.append(target),
+    craft = objectives.forms.craft
+    monkeypatch.setattr(objectives.forms, "craft", lambda form, target, *a, **o: (targets.append(target),
                                                                              craft(form, target, *a, **o))[1])
     for _ in range(3):
         training.advance()

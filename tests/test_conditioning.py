@@ -9,7 +9,7 @@ from lib.models import conditioning, zoo
 from lib.models.conditioning import Conditioning
 from lib.models.view import AttackView
 from lib.operating_point import OperatingPoint
-from lib.training.once_for_all import OBJECTIVES
+from lib.training.objectives import OBJECTIVES
 from tests import training_steps as steps
 from tests.networks import images, small, source
 

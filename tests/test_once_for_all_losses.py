@@ -11,8 +11,8 @@ from lib import randomness
 from lib.models import zoo
 from lib.models.layers import Weighted
 from lib.operating_point import OperatingPoint
-from lib.training import once_for_all
-from lib.training.once_for_all import OBJECTIVES, sample_lambdas
+from lib.training import objectives
+from lib.training.objectives import OBJECTIVES, sample_lambdas
 from tests.training_steps import LABELS, context_of, images_for, network_of, recipe_of, run, spy_on_attacks
 
 
@@ -34,12 +34,12 @@ def test_oat_loss_of_a_hand_made_batch(monkeypatch):
     lambdas, right = torch.tensor([0.0, 0.2, 0.7, 1.0]), torch.tensor([[0.9, 0.8, 0.6, 0.5], [0.0, 0.4, 0.3, 0.1]])
     probabilities = torch.stack([right, 1 - right], dim=-1).log()
     network = Scripted(probabilities[0], probabilities[1, 1:])
-    monkeypatch.setattr(once_for_all, "sample_lambdas", lambda *_: (lambdas, 1))
+    monkeypatch.setattr(objectives, "sample_lambdas", lambda *_: (lambdas, 1))
     shown = []
-    monkeypatch.setattr(once_for_all, "attacked", lambda network, images, labels, context, point: shown.append(
+    monkeypatch.setattr(objectives, "attacked", lambda network, images, labels, context, point: shown.append(
         (images, point.code)) or torch.ones_like(images))
     images = torch.arange(4.0).view(4, 1, 1, 1) / 10
-    loss, metrics = once_for_all.oat(network, images, torch.zeros(4, dtype=torch.long), context_of(recipe_of("oat")))
+    loss, metrics = objectives.oat(network, images, torch.zeros(4, dtype=torch.long), context_of(recipe_of("oat")))
     clean, adversarial = -right.log()
     expected = (clean[0] + 0.8 * clean[1] + 0.2 * adversarial[1] + 0.3 * clean[2] + 0.7 * adversarial[2]
                 + adversarial[3]) / 4
@@ -53,7 +53,7 @@ def test_gradient_of_an_image_with_lambda_zero_reaches_the_clean_affine_only(mon
     """lambdas 0, 1, 1, ...: only the first image has a clean loss, so all of BN_C's gradient is its own."""
     network, lambdas = network_of("oat"), torch.tensor([0.0] + 7 * [1.0])
     twin, images = copy.deepcopy(network), images_for(network)
-    monkeypatch.setattr(once_for_all, "sample_lambdas", lambda *_: (lambdas, 1))
+    monkeypatch.setattr(objectives, "sample_lambdas", lambda *_: (lambdas, 1))
     run("oat", network)[0].backward()
     logits = twin(images, OperatingPoint(code=lambdas))
     (F.cross_entropy(logits[0, :1], LABELS[:1]) / 8).backward()
@@ -114,7 +114,7 @@ def test_float_gradients_in_a_full_step(monkeypatch):
     plain.load_state_dict({k: v for k, v in network.state_dict().items() if not k.endswith("alpha")})
     images = images_for(network).double()
     recipe = recipe_of("float")
-    once_for_all.float_(network, images, LABELS, context_of(recipe))[0].backward()
+    objectives.float_(network, images, LABELS, context_of(recipe))[0].backward()
 
     (0.5 * F.cross_entropy(plain(images[:4], OperatingPoint(batch_norm=0.0))[0], LABELS[:4])).backward()
     clean = {name: p.grad.clone() for name, p in plain.named_parameters() if p.grad is not None}

@@ -9,7 +9,7 @@ import torch
 
 from lib.attacks.steps import Threat
 from lib.models import zoo
-from lib.training import float_recipes, loop, recipes, timing
+from lib.training import loop, methods, recipes, timing
 from lib.training.constraints import Unconstrained
 from lib.training.training import Training
 from tests.training_steps import network_of, recipe_of
@@ -116,9 +116,9 @@ def test_published_recipes(name, batch, epochs, classes, shape, method):
 
 
 def test_step_of_the_attack_by_oats_rule():
-    assert float_recipes.attack(8 / 255, 7).step_size == pytest.approx(0.00560224, abs=1e-8)
-    assert float_recipes.attack(8 / 255, 20).step_size == pytest.approx(0.00196078, abs=1e-8)
-    assert float_recipes.attack(0.3, 10).step_size == pytest.approx((0.3 + 4 / 255) / 10)
+    assert methods.attack(8 / 255, 7).step_size == pytest.approx(0.00560224, abs=1e-8)
+    assert methods.attack(8 / 255, 20).step_size == pytest.approx(0.00196078, abs=1e-8)
+    assert methods.attack(0.3, 10).step_size == pytest.approx((0.3 + 4 / 255) / 10)
 
 
 def test_pni_recipe_is_that_of_its_code():
@@ -139,7 +139,7 @@ def test_published_networks_to_the_last_parameter(name, parameters):
 
 
 @pytest.mark.parametrize("preset", ["quick", "laptop"])
-@pytest.mark.parametrize("method", float_recipes.METHODS)
+@pytest.mark.parametrize("method", methods.METHODS)
 def test_small_recipes_differ_in_the_method_alone(method, preset):
     """Of one preset all methods share images, backbone and schedule, so that what differs is the method's doing."""
     r, other = recipes.find(f"resnet20-digits-{method}-{preset}"), recipes.find(f"resnet20-digits-float-{preset}")
@@ -161,12 +161,12 @@ def test_small_recipes_differ_in_the_method_alone(method, preset):
     ("pgd_at0", None, 3), ("pgd_at_half0.7", None, 10), ("pni", None, 20)])  # fmt: skip
 def test_work_of_a_step_of_pgd_7_on_128_images(method, codes, expected):
     recipe = recipe_of(method, batch_size=128)
-    recipe = dataclasses.replace(recipe, threat=recipe.threat and float_recipes.attack(8 / 255, 7))
+    recipe = dataclasses.replace(recipe, threat=recipe.threat and methods.attack(8 / 255, 7))
     assert timing.work(recipe, network_of(method, **({"codes": codes} if codes else {}))) == pytest.approx(expected)
 
 
 def test_work_of_two_widths_is_the_sum_of_their_macs():
-    recipe = dataclasses.replace(recipe_of("float_slim", batch_size=128), threat=float_recipes.attack(8 / 255, 7))
+    recipe = dataclasses.replace(recipe_of("float_slim", batch_size=128), threat=methods.attack(8 / 255, 7))
     network = zoo.build("resnet34", conditioning="float", widths=(1.0, 0.5), width_multiplier=0.25)
     assert timing.work(recipe, network) == pytest.approx(12.5, rel=0.01)  # half the width is a quarter of the MACs
 

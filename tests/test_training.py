@@ -9,8 +9,8 @@ import torch
 from lib import WorkbookError, checkpoints
 from lib.attacks.steps import Threat
 from lib.models import zoo
-from lib.training import loop, losses, recipes
-from lib.training.losses import Context
+from lib.training import loop, objectives, recipes
+from lib.training.objectives import Context
 from lib.training.recipes import Recipe
 from lib.training.training import Training
 
@@ -143,11 +143,11 @@ def test_losses_and_their_order_against_a_hand_made_case(objective, share, order
     clean_loss = 2 * -(math.log(0.5) + math.log(0.8)) / 2 + 3 * -(math.log(0.9) + math.log(0.4)) / 2
     adversarial_loss = 2 * -(math.log(0.3) + math.log(0.5)) / 2 + 3 * -(math.log(0.1) + math.log(0.1)) / 2
     calls = []
-    monkeypatch.setattr(losses, "attacked", lambda *_: calls.append("attack") or torch.tensor(1.0))
+    monkeypatch.setattr(objectives, "attacked", lambda *_: calls.append("attack") or torch.tensor(1.0))
     recipe = tiny(exit_weights=(2.0, 3.0), adversarial_weight=share)
     context = Context(recipe, recipe.threat, 0, lambda purpose: None)
     network = Scripted(calls, clean, adversarial)
-    loss, metrics = getattr(losses, objective)(network, torch.tensor(0.0), torch.tensor([0, 1]), context)
+    loss, metrics = getattr(objectives, objective)(network, torch.tensor(0.0), torch.tensor([0, 1]), context)
     share = 0.0 if objective == "standard" else share
     assert loss.item() == pytest.approx((1 - share) * clean_loss + share * adversarial_loss, rel=1e-6)
     assert calls == order

@@ -107,7 +107,7 @@ def test_a_network_of_your_own():
         point = OperatingPoint(noise=1.0, batch_norm=1.0, width=0.5, draw=0)
         assert network(torch.rand(2, 3, 32, 32), point).shape == (1, 2, 10)
     finally:
-        del zoo.BACKBONES["mine"]
+        del zoo.BACKBONES[f"{__name__}:mine"]
 
 
 def test_pni_normalises_inside_and_always_runs_noisy():

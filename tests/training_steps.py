@@ -8,8 +8,7 @@ from lib import randomness
 from lib.attacks import forms
 from lib.attacks.steps import Threat
 from lib.training import recipes
-from lib.training.losses import Context
-from lib.training.once_for_all import OBJECTIVES, at_every_width
+from lib.training.objectives import OBJECTIVES, Context, at_every_width
 from tests.networks import small
 
 LABELS = torch.tensor([3, 1, 4, 1, 5, 9, 2, 6])

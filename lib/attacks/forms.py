@@ -10,7 +10,7 @@ runs them as one batch that loses a group at each exit: far fewer and larger ker
 interact (mode "eval", no fresh noise, no per-image knobs). Default: shrink on CUDA where exact, else prefix.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,12 +24,15 @@ from lib.models import exits as early_exits
 from lib.models.network import Network, check_batch
 from lib.operating_point import OperatingPoint
 
+# What is ascended, (N,), of the losses of all exits, (exits, N); a form of your own joins by its row.
+FORMS: dict[str, Callable[[Tensor], Tensor]] = {"average": lambda losses: losses.mean(0)}
+
 
 def names(num_exits: int) -> tuple[str, ...]:
     """Every form of a network with so many exits; a single exit has only "main"."""
     if num_exits == 1:
         return ("main",)
-    return paper_forms(num_exits) + ("random", "gate_aware")
+    return tuple(dict.fromkeys((*paper_forms(num_exits), "random", "gate_aware", *FORMS)))
 
 
 def paper_forms(num_exits: int) -> tuple[str, ...]:
@@ -135,8 +138,8 @@ class Target:
         def forward(x: Tensor) -> Tensor:
             return self.network(x, self.point, generator)
 
-        if form == "average":
-            return lambda x: self.total(self.losses(forward(x)).mean(0))
+        if form in FORMS:
+            return lambda x: self.total(FORMS[form](self.losses(forward(x))))
         if form == "random":  # one draw of weights for the whole batch and all steps
             weights = torch.rand(self.network.num_exits, 1, generator=generator, device=generator.device)
             weights = (weights / weights.sum()).to(self.images)

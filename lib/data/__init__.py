@@ -19,9 +19,9 @@ from lib.data.augment import augment
 from lib.data.classes import CLASSES, match
 from lib.data.folders import LAYOUT, image_folder
 from lib.data.official import COLOUR_THREAT, SOURCES, found, obtain
-from lib.data.splits import Dataset, Split, hold_out
+from lib.data.splits import Dataset, Raw, Split, hold_out
 
-__all__ = ["CLASSES", "NAMES", "Dataset", "Split", "augment", "found", "load", "match"]
+__all__ = ["CLASSES", "NAMES", "Dataset", "Raw", "Split", "augment", "find_folder", "found", "load", "match"]
 
 NAMES = ("digits", *SOURCES)
 # Our own choice, as no paper attacks digits: at 0.15 the standard networks we tried fall below 10 %, while training

@@ -33,11 +33,12 @@ class Source:
     folder: str
     files: tuple[str, ...]
     read: Callable[[Path], Raw]  # given the folder
-    fetch: Callable[[Path], None]  # fills folder below the given place
-    page: str  # where a person gets the files
     shape: tuple[int, int, int]
     threat: dict[str, float]
+    fetch: Callable[[Path], None] | None = None  # fills folder below the given place
+    page: str = "whoever made it"  # where a person gets the files
     augmentation: str = "none"
+    classes: int = 10
     archive: str | None = None  # unpacked when it is there
     elsewhere: Path | None = None  # a second place that may hold the files
 
@@ -88,8 +89,9 @@ def place_files(name: str, source: Source, download: bool) -> Path:
     """Fills the source's folder: everything is made in a folder beside it and moved in when it is complete."""
     folder = lib.DATASETS / source.folder
     archive = lib.DATASETS / source.archive if source.archive else None
-    if not download and not (archive and archive.is_file()):
-        raise missing_error(name, source, "downloading was not asked for")
+    if not (download and source.fetch) and not (archive and archive.is_file()):
+        reason = "downloading was not asked for" if source.fetch else "it is not downloaded"
+        raise missing_error(name, source, reason)
     try:
         with one_at_a_time(name) as scratch:
             if source.missing(folder):
@@ -152,13 +154,13 @@ def found() -> dict[str, Path]:
 
 
 def grey(folder: str, page: str, threat: dict[str, float], read: Callable = readers.idx, **more) -> Source:
-    return Source(f"{folder}/raw", readers.IDX_FILES, read, partial(torchvision_download, loader=folder), page,
-                  (1, 28, 28), threat, **more)
+    return Source(f"{folder}/raw", readers.IDX_FILES, read, (1, 28, 28), threat,
+                  partial(torchvision_download, loader=folder), page, **more)
 
 
 def colour(folder: str, files: tuple[str, ...], read: Callable, fetch: Callable, page: str, side: int,
            **more) -> Source:
-    return Source(folder, files, read, fetch, page, (3, side, side), COLOUR_THREAT, **more)
+    return Source(folder, files, read, (3, side, side), COLOUR_THREAT, fetch, page, **more)
 
 
 CIFAR_PAGE = "https://www.cs.toronto.edu/~kriz/cifar.html"
@@ -174,7 +176,7 @@ SOURCES = {
                       augmentation="crop4_flip", archive="cifar-10-python.tar.gz"),
     "cifar100": colour("cifar-100-python", CIFAR100_FILES, readers.cifar100,
                        partial(torchvision_download, loader="CIFAR100"), CIFAR_PAGE, 32,
-                       augmentation="crop4_flip", archive="cifar-100-python.tar.gz"),
+                       augmentation="crop4_flip", archive="cifar-100-python.tar.gz", classes=100),
     "svhn": colour("SVHN", ("train_32x32.mat", "test_32x32.mat"), readers.svhn, download_svhn,
                    "http://ufldl.stanford.edu/housenumbers/", 32),
     "stl10": colour("stl10_binary", STL10_FILES, readers.stl10, partial(torchvision_download, loader="STL10"),
@@ -182,5 +184,5 @@ SOURCES = {
                     augmentation="crop4_flip", archive="stl10_binary.tar.gz"),
     "tiny_imagenet": colour("tiny-imagenet-200", ("train", "val"), folders.tiny_imagenet,
                             download_tiny_imagenet, "http://cs231n.stanford.edu/tiny-imagenet-200.zip", 64,
-                            augmentation="crop8_flip", archive="tiny-imagenet-200.zip"),
+                            augmentation="crop8_flip", archive="tiny-imagenet-200.zip", classes=200),
 }

@@ -1,5 +1,6 @@
 """A network: ordered stages, exits tapping them, and the knobs it has."""
 
+import inspect
 import math
 
 import torch
@@ -7,7 +8,7 @@ from torch import Tensor, nn
 
 from lib import WorkbookError
 from lib.models.conditions import Conditions
-from lib.models.layers import FiLM, Weighted
+from lib.models.layers import Chain, FiLM, Weighted
 from lib.models.parts import Backbone, Parts
 from lib.operating_point import OperatingPoint
 from lib.randomness import generator as random_generator
@@ -25,6 +26,7 @@ class Network(nn.Module):
 
     def __init__(self, backbone: Backbone, parts: Parts, config: dict):
         super().__init__()
+        check_backbone(backbone, config["name"])
         self.config = config
         self.stages = nn.ModuleList(backbone.stages)
         self.heads = nn.ModuleList(tap.head for tap in backbone.taps)
@@ -169,6 +171,22 @@ class Network(nn.Module):
 
     def weight_count(self) -> int:
         return sum(math.prod(p.shape) for p in self.parameters())
+
+
+def check_backbone(backbone: Backbone, name: str):
+    """Raises WorkbookError unless exits tap the stages in order, the last the last, and every layer takes (x, at)."""
+    taps = [tap.stage for tap in backbone.taps]
+    if not taps or taps != sorted(taps) or taps[0] < 0 or taps[-1] != len(backbone.stages) - 1:
+        raise WorkbookError(f"the exits of {name} tap stages {taps} of {len(backbone.stages)}; list them in order, "
+                            f"counted from 0, the last one at the last stage")
+    told = [*backbone.stages, *(tap.head for tap in backbone.taps)]
+    chains = [m for module in told for m in module.modules() if isinstance(m, Chain)]
+    for layer in (*told, *(child for chain in chains for child in chain)):
+        try:
+            inspect.signature(layer.forward).bind(None, None)
+        except TypeError:
+            raise WorkbookError(f"{name} holds a {type(layer).__name__} that takes no second argument `at` (how to "
+                                "run); make layers with parts.conv, parts.norm, … or from lib.models.layers") from None
 
 
 def check_range(images: Tensor, slack: float = 0.0):

@@ -1,11 +1,14 @@
 """Names -> networks. A network of your own joins by `register`-ing a function that lists its stages and exits."""
 
+import importlib
 import inspect
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
-from lib import WorkbookError, unknown
+from lib import ROOT, WorkbookError, unknown
 from lib.models import mobilenet_v2, resnet, smallcnn, wide_resnet
 from lib.models.factors import factorise
 from lib.models.network import Network
@@ -22,9 +25,50 @@ BACKBONES: dict[str, Callable[..., Backbone]] = {
 }
 
 
+class Missing(WorkbookError):
+    """The module that registers a network is not there."""
+
+
+TOLD = ("exits", "classes", "input_shape", "depth")  # what a backbone is told besides its parts
+
+
 def register(name: str, backbone: Callable[..., Backbone]):
-    """Make `backbone(parts, *, exits, classes, input_shape, depth, **options) -> Backbone` buildable by name."""
-    BACKBONES[name] = backbone
+    """Make `backbone(parts, *, exits, classes, input_shape, depth, **options) -> Backbone` buildable by name.
+
+    Its full name, which checkpoints remember, is "module:name" with the module that calls this; in a notebook's cell,
+    which no later process can import, the name alone. Raises WorkbookError for a function of other arguments.
+    """
+    try:
+        inspect.signature(backbone).bind(None, **dict.fromkeys(TOLD))
+    except TypeError as error:
+        raise WorkbookError(f"network {name} has to be a function (parts, *, {', '.join(TOLD)}) -> Backbone; "
+                            f"{error}") from None
+    module = sys._getframe(1).f_globals["__name__"]
+    BACKBONES[name if module == "__main__" else f"{module}:{name}"] = backbone
+
+
+def find(name: str) -> str:
+    """The full name of a registered network, given that or what follows its colon; its module is imported if need be.
+
+    Only from the checkout or the current folder, since a checkpoint may say what is imported. Raises WorkbookError for
+    an unknown name, and for a module that is not there or registers no such network.
+    """
+    module, _, own = name.rpartition(":")
+    if module and module not in sys.modules:
+        path = Path(*module.split("."))
+        places = [place for place in (Path.cwd(), ROOT) if any((place / path).parent.glob(f"{path.name}.py"))]
+        if not places:
+            raise Missing(f"there is no module {module} in {Path.cwd()} or {ROOT}, which registers the network "
+                                f"'{own}'; put its file there")
+        sys.path.extend(str(place) for place in places if str(place) not in sys.path)
+        try:
+            importlib.import_module(module)
+        except Exception as error:  # whatever somebody's own file raises
+            raise WorkbookError(f"importing {module} failed ({type(error).__name__}: {error}); mend it") from error
+    full = [known for known in BACKBONES if name in (known, known.rpartition(":")[2])]
+    if not full:
+        raise unknown("model", name, sorted(BACKBONES), "the models are")
+    return full[-1]
 
 
 @torch.inference_mode(False)  # weights made inside inference_mode could never be attacked
@@ -43,11 +87,12 @@ def build(name: str, *, exits: str = "none", conditioning: str = "none", widths=
     options: what the backbone alone understands.
     `network.config` holds every argument but the seed. Raises WorkbookError for what cannot be built.
     """
-    if name not in BACKBONES:
-        raise unknown("model", name, sorted(BACKBONES), "the models are")
+    name = find(name)
     known = inspect.signature(BACKBONES[name]).parameters
     if strange := [o for o in options if o not in known]:
         raise WorkbookError(f"{name} has no option {', '.join(strange)}")
+    if classes < 2:
+        raise WorkbookError(f"{name} cannot tell {classes} class{'es' * (classes != 1)} apart; give at least 2")
     if min(input_shape[1:]) < 8:
         raise WorkbookError(f"images of {input_shape[1]}x{input_shape[2]} are too small for {name}; give at least 8x8")
     parts = Parts(conditioning, tuple(sorted(widths, reverse=True)), width_multiplier, code_size, noise_granularity,

@@ -12,13 +12,22 @@ import functools
 import hashlib
 import json
 import math
+import re
 from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
 
-from lib import WorkbookError, data
+import torch
+
+from lib import DATASETS, WorkbookError, data, unknown
+from lib.attacks import forms
 from lib.attacks.modes import MODES
 from lib.attacks.steps import Threat
+from lib.models import zoo
+from lib.models.conditioning import CONDITIONINGS
 from lib.models.view import VIEWS
-from lib.training import float_recipes
+from lib.training import methods
+from lib.training.objectives import OBJECTIVES
 
 PRESETS = ("quick", "laptop", "paper")
 
@@ -28,7 +37,7 @@ class Recipe:
     """One training. Fields from `network` to `seed` determine the weights; the last three only what is watched.
 
     network: arguments of `zoo.build`.  dataset: a name of `data.load`.  defence: "standard", the form of the attack, or
-    a method.  objective: a name of `once_for_all.OBJECTIVES`.  form: of the attack, where `defence` is a method.
+    a method.  objective: a name of `objectives.OBJECTIVES`.  form: of the attack, where `defence` is a method.
     threat: the training attack, None for standard.
     attack_mode: state of the network while it is attacked, see `attacks.modes`.
     attack_view: what is attacked in mode "eval": "folded" or "bf16", a faster copy (`models.view`); None = the network.
@@ -92,14 +101,16 @@ class Recipe:
                                 "and a constrained training has no average; leave one of them out")
         if (self.iterations is None) == (self.epochs is None):
             raise WorkbookError(f"recipe {self.name} needs either iterations or epochs")
-        for name, value, known in (("schedule", self.schedule, ("multistep", "linear", "cosine", "constant")),
+        for name, value, known in (("objective", self.objective, OBJECTIVES),
+                                   ("conditioning", self.network.get("conditioning", "none"), CONDITIONINGS),
+                                   ("schedule", self.schedule, ("multistep", "linear", "cosine", "constant")),
                                    ("sampler", self.sampler, ("epoch", "iid")),
                                    ("split", self.split, ("full", "half")),
                                    ("precision", self.precision, ("fp32", "bf16")),
                                    ("attack_mode", self.attack_mode, MODES),
                                    ("attack_view", self.attack_view or "folded", VIEWS)):
             if value not in known:
-                raise WorkbookError(f"recipe {self.name}: unknown {name} '{value}'; choose from {', '.join(known)}")
+                raise WorkbookError(f"recipe {self.name}: {unknown(name, value, known)}")
         if self.attack_view is not None and self.attack_mode != "eval":
             raise WorkbookError(f"recipe {self.name}: a {self.attack_view} view stands for the network in mode eval; "
                                 f"in mode {self.attack_mode} attack the network itself")
@@ -191,12 +202,12 @@ EXIT_WEIGHTS["cheap_resnet38"] = EXIT_WEIGHTS["rdi_resnet38"]
 NETWORKS = {prefix + name: dict(name=name, exits=exits)
             for prefix, exits in (("rdi_", "rdi"), ("", "none")) for name in BACKBONES}  # fmt: skip
 NETWORKS |= {"cheap_resnet38": dict(name="resnet38", exits="cheap")}  # heads that pool first
-NETWORKS |= {name: dict(name=name, exits="none") for name in float_recipes.DATASETS}
+NETWORKS |= {name: dict(name=name, exits="none") for name in methods.DATASETS}
 
 GREY, COLOUR = ("digits", "mnist", "fashion_mnist"), ("digits", "cifar10", "cifar100", "svhn")
 COPIES = {"cifar10_jpeg": "cifar10", "cifar10_png": "cifar10"}  # image folders of a named dataset's images
-CLASSES = {"cifar100": 100, "tiny_imagenet": 200}
-THREATS = {"digits": data.DIGITS_THREAT} | {name: source.threat for name, source in data.SOURCES.items()}
+STUDIED = {*BACKBONES, *methods.DATASETS}  # networks that the short presets make smaller; others stay as they are
+FEW = 5_000  # training images of a folder below which it takes the schedules of digits
 
 
 @functools.cache
@@ -207,50 +218,122 @@ def names() -> tuple[str, ...]:
 
 
 def _datasets(network: str) -> tuple[str, ...]:
-    if network in float_recipes.DATASETS:
-        return float_recipes.DATASETS[network] + tuple(COPIES)
+    if network in methods.DATASETS:
+        return methods.DATASETS[network] + tuple(COPIES)
     return GREY if network.endswith("smallcnn") else COLOUR + tuple(COPIES)
 
 
 def _defences(network: str) -> tuple[str, ...]:
     if NETWORKS[network]["name"] not in BACKBONES:
-        return float_recipes.methods(network)
+        return methods.methods(network)
     if NETWORKS[network]["exits"] == "none":
-        return PLAIN + float_recipes.methods(network)
+        return PLAIN + methods.methods(network)
     sides = tuple(f"single{k}" for k in range(1, EARLY[NETWORKS[network]["name"]] + 1))
-    return RDI + sides + float_recipes.methods(network)
+    return RDI + sides + methods.methods(network)
 
 
 def find(name: str) -> Recipe:
-    """The recipe of that name. Raises WorkbookError with the nearest names when there is none."""
-    if name not in names():
-        near = difflib.get_close_matches(str(name), names(), 3, 0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else "a name is <network>-<dataset>-<defence>-<preset>"
+    """The recipe of that name, listed or composed. Raises WorkbookError with the nearest names when there is none."""
+    parts = str(name).split("-")
+    if name in names():
+        return _composed(*parts)
+    near = difflib.get_close_matches(str(name), names(), 3, 0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else "a name is <network>-<dataset>-<defence>-<preset>"
+    if len(parts) != 4:
         raise WorkbookError(f"there is no recipe '{name}'; {hint}")
-    network, dataset, defence, preset = name.split("-")
-    return compose(network, dataset, defence, preset)
+    try:
+        return compose(*parts)
+    except WorkbookError as error:
+        raise WorkbookError(f"there is no recipe '{name}'; {hint if near else error}") from error
 
 
-def compose(network: str, dataset: str, defence: str, preset: str) -> Recipe:
-    """Put a recipe together from the four parts of its name."""
-    named = COPIES.get(dataset, dataset)
-    make = float_recipes.fields if defence in float_recipes.METHODS else _fields
-    fields = make(NETWORKS[network]["name"], named, defence, preset)
-    fields["network"] = {**NETWORKS[network], "classes": CLASSES.get(named, 10), **fields["network"]}
-    return Recipe(name=f"{network}-{dataset}-{defence}-{preset}", dataset=dataset, defence=defence,
-                  exit_weights=EXIT_WEIGHTS.get(network), **fields)
+def compose(network: str, dataset: str | Path, defence: str, preset: str = "laptop") -> Recipe:
+    """The recipe of any four: a listed one, or another, whose network is built once, without weights, as a check.
+
+    network: a registered one, "mine" or "module:mine", with exits of a design as "rdi_mine".  dataset: a name, or the
+    path of an image folder.  defence: "standard", an attack form, or a name of `methods.METHODS`.
+    Raises WorkbookError for unknown names, and for what cannot be built or attacked so.
+    """
+    recipe = _composed(network, dataset, defence, preset)
+    if recipe.name not in names():
+        with torch.device("meta"):
+            exits = zoo.build(**recipe.network, seed=None).num_exits
+        if recipe.threat is not None:
+            forms.find(recipe.attack_form, exits)
+    return recipe
 
 
-def _fields(backbone: str, dataset: str, defence: str, preset: str) -> dict:
+def _composed(network: str, dataset: str | Path, defence: str, preset: str) -> Recipe:
+    if preset not in PRESETS:
+        raise unknown("preset", preset, PRESETS)
+    known = tuple(dict.fromkeys((*RDI, *forms.FORMS, *methods.METHODS)))
+    if defence not in known and not re.fullmatch("single[1-9]", defence):
+        raise unknown("method", defence, known)
+    built, images = NETWORKS.get(network) or _own(network), described(dataset)  # a module may add both
+    make = methods.fields if defence in methods.METHODS else _fields
+    fields = make(built["name"], images, defence, preset)
+    if built["exits"] != "none" and fields.get("form"):
+        fields["form"] = "average"
+    fields["network"] = {**built, "classes": images.classes, **fields["network"]}
+    if images.count is not None:  # an image folder may be smaller than any batch
+        fields["batch_size"] = min(fields.get("batch_size", Recipe.batch_size), images.count)
+    return Recipe(name=f"{network.rpartition(':')[2]}-{images.name}-{defence}-{preset}", dataset=images.dataset,
+                  defence=defence, exit_weights=EXIT_WEIGHTS.get(network), **fields)
+
+
+def _own(network: str) -> dict:
+    """A registered network, as it is or with exits of the design before its name, as arguments of `zoo.build`."""
+    module, colon, own = network.rpartition(":")
+    exits, _, rest = own.partition("_")
+    try:
+        return dict(name=zoo.find(network), exits="none")
+    except WorkbookError as error:
+        if not rest:
+            raise unknown("network", network, (*NETWORKS, *zoo.BACKBONES)) if not module else error from None
+        try:
+            return dict(name=zoo.find(f"{module}{colon}{rest}"), exits=exits)
+        except WorkbookError:
+            raise unknown("network", network, (*NETWORKS, *zoo.BACKBONES)) if not module else error from None
+
+
+class Images(NamedTuple):
+    """What a recipe has to know of a dataset. like: the named one whose schedules it takes.  dataset: for `data.load`.
+
+    name: in the recipe's name.  count: training images of an image folder, which may be few; None = a named dataset's.
+    """
+
+    name: str
+    dataset: str
+    like: str
+    shape: tuple[int, int, int]
+    classes: int
+    threat: dict
+    count: int | None = None
+
+
+def described(dataset: str | Path) -> Images:
+    """A named dataset, or an image folder, which is read. Raises WorkbookError as `data.load`."""
+    if dataset == "digits":
+        return Images(dataset, dataset, dataset, (3, 16, 16), 10, data.DIGITS_THREAT)
+    if source := data.SOURCES.get(like := COPIES.get(dataset, dataset)):
+        return Images(dataset, dataset, like, source.shape, source.classes, source.threat)
+    folder, found = data.find_folder(str(dataset)), data.load(dataset)
+    inside = folder.is_relative_to(place := DATASETS.resolve())
+    like = "digits" if len(found.train) < FEW else "mnist" if found.shape[0] == 1 else "cifar10"
+    return Images(found.name.replace("-", "_"), str(folder.relative_to(place) if inside else folder), like, found.shape,
+                  len(found.classes), found.threat, len(found.train))
+
+
+def _fields(backbone: str, images: Images, defence: str, preset: str) -> dict:
     """Fields of an RDI recipe; `network` holds only the arguments that depend on dataset and preset."""
-    threat = THREATS[dataset]
-    attack = Threat(threat["epsilon"], threat["step_size"], threat["train_steps"])
-    shape = (1, 28, 28) if backbone == "smallcnn" else float_recipes.shape(backbone, dataset, preset)
+    attack = Threat(*(images.threat[name] for name in ("epsilon", "step_size", "train_steps")))
+    shape = (1, 28, 28) if backbone == "smallcnn" and images.name == "digits" else methods.shape(images, preset)
     fields = dict(threat=attack, objective="rdi", sampler="iid", attack_mode="authors", schedule="multistep",
-                  **BACKBONES[backbone])
+                  **BACKBONES.get(backbone, BACKBONES["resnet38"]))
     if preset != "paper":
-        fields |= _laptop(backbone, dataset, attack) if preset == "laptop" else _quick(backbone, attack)
-    fields["network"] = {"input_shape": list(shape), **fields.pop("smaller", {})}
+        fields |= _laptop(backbone, images.like, attack) if preset == "laptop" else _quick(backbone, attack)
+    smaller = fields.pop("smaller", {})
+    fields["network"] = {"input_shape": list(shape), **(smaller if backbone in STUDIED else {})}
     if defence == "standard":
         fields |= dict(objective="standard", threat=None, attack_mode="eval", attack_view=None, epsilon_warmup=0.0)
         if preset != "paper":  # without the rise of epsilon the high rate of the defended trainings diverges
@@ -269,7 +352,7 @@ def _one_cycle(attack: Threat, steps: int, **fields) -> dict:
 
 def _laptop(backbone: str, dataset: str, attack: Threat) -> dict:
     if backbone != "smallcnn" and dataset != "digits":
-        return float_recipes.one_cycle(attack.epsilon)
+        return methods.one_cycle(attack.epsilon)
     if backbone != "smallcnn":
         return _one_cycle(attack, 3, smaller=dict(width_multiplier=0.5), validate_every=500, validation_images=200,
                           attack_view="folded", epochs=12, batch_size=32, learning_rate=0.05)

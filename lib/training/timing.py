@@ -16,8 +16,7 @@ from lib.models.layers import Conv2d
 from lib.models.network import Network
 from lib.operating_point import OperatingPoint
 from lib.training.constraints import Unconstrained
-from lib.training.losses import Context, view_of
-from lib.training.once_for_all import OBJECTIVES, at_every_width
+from lib.training.objectives import OBJECTIVES, Context, at_every_width, view_of
 from lib.training.recipes import Recipe
 
 

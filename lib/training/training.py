@@ -12,20 +12,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lib import WorkbookError, checkpoints, data, randomness
+from lib import WorkbookError, checkpoints, data, randomness, unknown
 from lib.attacks import forms
 from lib.models import exits, zoo
 from lib.models.network import Network
 from lib.models.view import AttackView
 from lib.operating_point import OperatingPoint
 from lib.training import folder as folders
-from lib.training import losses
+from lib.training import objectives
 from lib.training.admm import Compression
 from lib.training.averaging import Average
 from lib.training.capture import Captured, Streams
 from lib.training.constraints import Unconstrained
-from lib.training.losses import Context, Metrics
-from lib.training.once_for_all import OBJECTIVES, at_every_width
+from lib.training.objectives import OBJECTIVES, Context, Metrics, at_every_width
 from lib.training.recipes import Recipe
 from lib.training.sparsity import Selection
 
@@ -52,6 +51,8 @@ class Training:
         self.network.to(device, memory_format=torch.channels_last).train()
         self.rate = torch.tensor(0.0, device=device)  # a tensor, so that a captured step can follow the schedule
         told = {"name": "none"} | (recipe.constraint or {})
+        if told["name"] not in CONSTRAINTS:
+            raise unknown("constraint", told["name"], CONSTRAINTS)
         self.constraint = CONSTRAINTS[told.pop("name")](self.network, recipe, self.rate, **told)
         self.optimiser = self.constraint.optimiser
         self.average = Average(self.network, recipe.average_decay, self.total)
@@ -62,7 +63,7 @@ class Training:
         self.order: tuple[int, Tensor] | None = None
         self.index = torch.zeros(recipe.batch_size, dtype=torch.int64, device=device)
         self.streams = Streams(recipe.seed, device)
-        self.view = losses.view_of(self.network, recipe)
+        self.view = objectives.view_of(self.network, recipe)
         self.captured = Captured(self.body, self.streams)
         self.clock = self.saved_at = time.monotonic()
 
@@ -120,7 +121,7 @@ class Training:
         """The network that is validated, written and handed back."""
         if self.average.network is None:
             return self.constraint.deployed()
-        view = losses.view_of(self.average.network, self.recipe)
+        view = objectives.view_of(self.average.network, self.recipe)
 
         def passes(network: Network, k: int) -> None:
             def stream(purpose: str) -> torch.Generator:

@@ -20,7 +20,7 @@ from lib.evaluation import recording, tuning
 from lib.evaluation.record import Record, combine
 from lib.models import released
 from lib.models.network import Network
-from lib.training import float_recipes, recipes
+from lib.training import methods, recipes
 from lib.workbook import lambda_study, networks
 from lib.workbook.networks import Trained
 
@@ -48,7 +48,7 @@ def ship(name: str, images: int | None = None, forms: tuple[str, ...] | None = N
     network = shipped.network
     dataset = data.load(recipe.dataset, shape=network.input_shape)
     told = dict(folder=folder / "record", checkpoint=shipped.digest, defence=recipe.defence)
-    if recipe.defence in float_recipes.METHODS:
+    if recipe.defence in methods.METHODS:
         return save_points(name, network, dataset, images, **told)
     known = [form for form in attack_forms.names(network.num_exits) if form != "gate_aware" or network.paper_thresholds]
     forms = forms or ("clean", *known)

@@ -154,7 +154,7 @@ def comparable(reading: Reading) -> bool:
     meta = reading.record.meta
     if meta.get("dataset") not in AS_IN_THE_PAPER or not reading.trained.name.endswith(("-paper", "_released")):
         return False
-    steps = recipes.THREATS[recipes.COPIES.get(meta["dataset"], meta["dataset"])]["steps"]
+    steps = data.SOURCES[recipes.COPIES.get(meta["dataset"], meta["dataset"])].threat["steps"]
     return all(v.threat.steps == steps for v in reading.record.views if v.threat and v.threat.algorithm == "pgd")
 
 

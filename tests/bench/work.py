@@ -24,7 +24,7 @@ from lib.models import exits, released, zoo
 from lib.models.view import VIEWS, AttackView
 from lib.operating_point import OperatingPoint
 from lib.randomness import generator
-from lib.training import losses, once_for_all, recipes
+from lib.training import objectives, recipes
 from lib.training.recipes import Recipe
 from tests.bench import reference
 
@@ -120,7 +120,8 @@ def training_steps(rows: Sequence[str], form: str = "max_average", ways: Mapping
 
     def engine(layout=torch.channels_last, **changes):
         network = copy.deepcopy(ours).train().to(memory_format=layout)
-        return stepper(network, replace(recipe, **changes), x.contiguous(memory_format=layout), y, losses.rdi, THREAT)
+        return stepper(network, replace(recipe, **changes), x.contiguous(memory_format=layout), y,
+                       objectives.rdi, THREAT)
 
     expected, engines = slow(copy.deepcopy(plain)), {}
     told = [expected(ONE, seed) for seed in range(5)]
@@ -151,11 +152,11 @@ def sgd(network, recipe: Recipe, **options):
 
 def stepper(network, recipe: Recipe, x, y, objective: Callable, threat: Threat) -> Callable:
     """step(threat, seed) -> loss: a whole training step on images `x`."""
-    optimiser, view = sgd(network, recipe, fused=True), losses.view_of(network, recipe)
+    optimiser, view = sgd(network, recipe, fused=True), objectives.view_of(network, recipe)
 
     def step(threat=threat, seed=0):
-        context = losses.Context(recipe, threat, 0, lambda _: generator(seed, "step"), view=view)
-        loss, _ = once_for_all.at_every_width(objective, network, x, y, context)
+        context = objectives.Context(recipe, threat, 0, lambda _: generator(seed, "step"), view=view)
+        loss, _ = objectives.at_every_width(objective, network, x, y, context)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -260,7 +261,8 @@ def float_step(rows: Sequence[str]) -> Work:
         return stepper(network, replace(recipe, **changes), x, y, objective, Threat(8 / 255, 2 / 255, 2))
 
     note = "a price, FLOAT's step in PGD-AT steps on as many attacked images, 64"
-    return Work(make("float", once_for_all.float_), {rows[0]: Engine(make("none", losses.pgd_at, split="half"), note)})
+    return Work(make("float", objectives.float_), {
+        rows[0]: Engine(make("none", objectives.pgd_at, split="half"), note)})
 
 
 def augmentation(rows: Sequence[str]) -> Work:

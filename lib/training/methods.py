@@ -11,8 +11,12 @@ OAT's FiLM multiplies by nearly 0 at first; in 100 steps its network learns noth
 as much as FLOAT. So the short presets start it there; `paper` starts it as the authors' code.
 """
 
-from lib import data
+from typing import TYPE_CHECKING
+
 from lib.attacks.steps import Threat
+
+if TYPE_CHECKING:
+    from lib.training.recipes import Images
 
 LAMBDAS = [0.0, 0.2, 0.7, 1.0]  # the set S on which FLOAT's paper compares the methods
 FLOAT, CONTROL, OAT = {"conditioning": "float"}, {"conditioning": "dual_bn"}, {"conditioning": "oat", "codes": LAMBDAS}
@@ -39,8 +43,8 @@ DATASETS = {  # of each network; CIFAR-10's image folders come on top
 }
 GREY = ("mnist", "fashion_mnist")
 PNI_NORMALISATION = {"cifar10": "cifar10", "cifar100": "cifar100"}  # of its ResNet-20; other datasets: 0.5 and 0.5
-SMALLER = {"resnet34": {"width_multiplier": 0.25}, "wrn16_8": {"width_multiplier": 0.25},
-           "wrn40_2": {"width_multiplier": 0.5, "depth_multiplier": 0.5}}
+SMALLER = {"resnet20": {}, "resnet38": {}, "mobilenet_v2": {}, "resnet34": {"width_multiplier": 0.25},
+           "wrn16_8": {"width_multiplier": 0.25}, "wrn40_2": {"width_multiplier": 0.5, "depth_multiplier": 0.5}}
 
 
 def methods(network: str) -> tuple[str, ...]:
@@ -50,32 +54,30 @@ def methods(network: str) -> tuple[str, ...]:
     return tuple(METHODS) if network in DATASETS else ()
 
 
-def fields(backbone: str, dataset: str, method: str, preset: str) -> dict:
+def fields(backbone: str, images: "Images", method: str, preset: str) -> dict:
     """What `method` adds to a recipe: its fields, with `network` holding only the arguments that it sets.
 
-    backbone: a name of `zoo.BACKBONES`.  dataset: a name of `data.NAMES`.
+    backbone: a name of `zoo.BACKBONES`.
     """
     conditioning, objective = METHODS[method]
-    network = {"input_shape": shape(backbone, dataset, preset), **conditioning}
+    network = {"input_shape": shape(images, preset), **conditioning}
     if (backbone, method) == ("resnet20", "pni"):
-        network["normalise"] = PNI_NORMALISATION.get(dataset, "half")
-    epsilon = (data.DIGITS_THREAT if dataset == "digits" else data.SOURCES[dataset].threat)["epsilon"]
-    found = published(dataset, method, epsilon)
+        network["normalise"] = PNI_NORMALISATION.get(images.like, "half")
+    epsilon = images.threat["epsilon"]
+    found = published(images.like, method, epsilon)
     if preset != "paper":  # FiLM's input shrinks along, so that FiLM keeps its share of the weights
-        network |= smaller(backbone, dataset, preset)
+        network |= smaller(backbone, images.like, preset)
         network |= {"code_size": 16, "film_identity": True} if method.startswith("oat") else {}
-        found |= short(dataset, preset, epsilon) | ({"clean_epochs": 1} if method == "pni" else {})
-    found |= dict(network=network, form="average" if backbone == "resnet38" else "main", **objective)
+        found |= short(images.like, preset, epsilon) | ({"clean_epochs": 1} if method == "pni" else {})
+    found |= dict(network=network, form="main", **objective)
     if found.get("adversarial_weight") == 0:
         found |= dict(threat=None, validation=None, epsilon_warmup=0.0, attack_view=None)
     return found
 
 
-def shape(backbone: str, dataset: str, preset: str) -> list[int]:
+def shape(images: "Images", preset: str) -> list[int]:
     """Images as they are; digits, which can be made in any size, as large as CIFAR's or, to be quick, half as large."""
-    if dataset != "digits":
-        return list(data.SOURCES[dataset].shape)
-    return [3, 32, 32] if preset == "paper" else [3, 16, 16]
+    return [3, 32, 32] if images.name == "digits" and preset == "paper" else list(images.shape)
 
 
 def attack(epsilon: float, steps: int) -> Threat:
@@ -97,7 +99,9 @@ def published(dataset: str, method: str, epsilon: float) -> dict:
 
 def smaller(backbone: str, dataset: str, preset: str) -> dict:
     """Arguments that make a network smaller; on colour images only those that are too large for any CPU."""
-    network = dict(SMALLER.get(backbone, {}))
+    if backbone not in SMALLER:
+        return {}
+    network = dict(SMALLER[backbone])
     if preset == "quick" or dataset == "digits":
         network["width_multiplier"] = network.get("width_multiplier", 0.5 if backbone == "resnet38" else 1.0) / 2
     elif dataset in GREY:
