@@ -143,4 +143,4 @@ def test_a_notebook_runs_headlessly_and_trains_for_real(stem, tmp_path):
     assert all(cell["execution_count"] for cell in cells)
     shown = {mime for cell in cells for output in cell["outputs"] for mime in output.get("data", {})}
     assert "application/vnd.plotly.v1+json" in shown and "application/vnd.jupyter.widget-view+json" not in shown
-    assert list((tmp_path / "networks").glob("rdi_smallcnn-digits-max_average-quick-*/last.safetensors"))
+    assert list((tmp_path / "networks").glob("rdi_smallcnn-digits-max_average-glance-*/last.safetensors"))

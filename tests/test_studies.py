@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lib import WorkbookError
+from lib import WorkbookError, checkpoints
 from lib.attacks.steps import Threat
+from lib.models import zoo
 from lib.operating_point import OperatingPoint
-from lib.training import admm, sparsity
-from lib.workbook import released_record, savings, sparse_rivals, studies, study_figures
+from lib.training import admm, loop, recipes, sparsity
+from lib.workbook import networks, released_record, savings, sparse_rivals, studies, study_figures
 from lib.workbook.networks import Trained
 from lib.workbook.parameters import Settings
 from lib.workbook.studies import Reading
@@ -144,3 +145,31 @@ def test_figures_show_what_the_readings_hold():
     assert dots.x[-1] == "per image" and dots.y[-1] == 25 and THREAT.steps == 5
     bars = study_figures.bars({"a": {"x": (1.0, None, None), "y": (2.0, 1.5, 4.0)}}, "t", "c", "axis").data[0]
     assert bars.error_y.array[1] == 2 and bars.error_y.arrayminus[1] == 0.5
+
+
+@pytest.mark.parametrize("network, method", [("rdi_smallcnn", "main"), ("rdi_resnet38", "max_average"),
+                                             ("resnet20", "float_slim")])
+def test_a_recipes_name_and_seed_mean_one_training_everywhere(network, method, monkeypatch, tmp_path):
+    trained = []
+
+    def remember(recipe, folder, **options):
+        trained.append(recipe)
+        checkpoints.save(Path(folder) / "last.safetensors", zoo.build(**recipe.network))
+
+    monkeypatch.setattr(loop, "obtain", remember)
+    here = settings(seed=3, run_dir=tmp_path / "x")
+    names = {networks.obtain(here, network, "digits", method).name, studies.obtain(here, network, method).name}
+    assert names == {f"{network}-digits-{method}-glance"}
+    listed = replace(recipes.find(f"{network}-digits-{method}-glance"), seed=3)
+    assert trained == [listed, listed]
+    changed = replace(listed, learning_rate=0.3)
+    with pytest.raises(WorkbookError, match="the name of another training .learning_rate 0"):
+        networks.train(here, changed)
+    networks.train(here, replace(changed, name="mine"))
+    assert trained[-1].name == "mine"
+
+
+def test_every_convention_is_a_training_of_its_own_name(monkeypatch):
+    monkeypatch.setattr(networks, "train", lambda settings, recipe: recipe)
+    found = list(savings.conventions(settings(), "main").values())
+    assert len({recipe.name for recipe in found}) == len({recipe.digest() for recipe in found}) == 3

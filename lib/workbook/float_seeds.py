@@ -51,7 +51,8 @@ class Repeated(Member):
 
 
 def recipe(method: str, seed: int) -> Recipe:
-    return dataclasses.replace(recipes.find(f"resnet20-{DATASET}-{method}-laptop"), seed=seed, attack_view="folded")
+    base = recipes.find(f"resnet20-{DATASET}-{method}-laptop")
+    return dataclasses.replace(base, name=f"{base.name}-folded", seed=seed, attack_view="folded")
 
 
 def halfway(network: Network) -> OperatingPoint:

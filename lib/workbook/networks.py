@@ -13,6 +13,8 @@ from lib.evaluation import recording
 from lib.evaluation.record import Record
 from lib.models.network import Network
 from lib.training import loop, recipes
+from lib.training.folder import difference
+from lib.training.recipes import Recipe
 from lib.workbook.explorers import Subject
 from lib.workbook.parameters import Settings
 
@@ -49,25 +51,42 @@ def whole(seeds: Iterable[int], files: Callable[[int], Iterable[Path]]) -> list[
     return [seed for seed in seeds if all(path.is_file() for path in files(seed))]
 
 
-def obtain(settings: Settings, network: str, dataset: str, defence: str, **changes) -> Trained:
-    """The network of one recipe: shipped, or trained once per run (`changes`: fields of the recipe).
+def obtain(settings: Settings, network: str, dataset: str, defence: str) -> Trained:
+    """The network of one recipe: shipped, or trained once per run.
 
     Raises WorkbookError when it was not shipped, or its training stopped before its end.
     """
+    if settings.weights == "train":
+        return train(settings, recipe(settings, network, dataset, defence))
     family = f"{network}-{dataset}-{defence}"
-    if settings.weights == "shipped":
-        path = shipped(lib.CHECKPOINTS, family, settings.preset)
-        if path is None:
-            raise WorkbookError(f"no {family} network came with the repository; set weights = \"train\" to train it")
-        name = path.stem
-    else:
-        recipe = dataclasses.replace(recipes.find(f"{family}-{settings.preset}"), seed=settings.seed, **changes)
-        folder, name = settings.networks / f"{recipe.name}-{recipe.digest()}", recipe.name
-        with waiting_for(folder):
-            loop.obtain(recipe, folder, device=settings.device)
-        path = folder / "last.safetensors"
+    path = shipped(lib.CHECKPOINTS, family, settings.preset)
+    if path is None:
+        raise WorkbookError(f"no {family} network came with the repository; set weights = \"train\" to train it")
     loaded = checkpoints.load(path, settings.device)
-    return Trained(name, loaded.network, loaded.digest, settings.weights)
+    return Trained(path.stem, loaded.network, loaded.digest, "shipped")
+
+
+def recipe(settings: Settings, network: str, dataset: str, defence: str) -> Recipe:
+    """The recipe of a network at the settings' preset and seed; a quick notebook trains at a `glance`."""
+    preset = "glance" if settings.preset == "quick" else settings.preset
+    return dataclasses.replace(recipes.compose(network, dataset, defence, preset), seed=settings.seed)
+
+
+def train(settings: Settings, asked: Recipe, start: Network | None = None) -> Trained:
+    """The network of a recipe, trained once per run and kept.
+
+    Raises WorkbookError when training stopped early, and for a changed recipe under the name of the unchanged one.
+    """
+    if asked.name in recipes.names():
+        own = dataclasses.replace(recipes.find(asked.name), seed=asked.seed)
+        if own.digest() != asked.digest():
+            raise WorkbookError(f"{asked.name} is the name of another training ({difference(own, asked)}); give this "
+                                "one a name of its own")
+    folder = settings.networks / f"{asked.name}-{asked.digest()}"
+    with waiting_for(folder):
+        loop.obtain(asked, folder, start=start, device=settings.device)
+    loaded = checkpoints.load(folder / "last.safetensors", settings.device)
+    return Trained(asked.name, loaded.network, loaded.digest)
 
 
 def waiting_for(folder: Path) -> AbstractContextManager[None]:

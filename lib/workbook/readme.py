@@ -6,7 +6,7 @@
 from lib import ATLASES, CHECKPOINTS, ROOT, checkpoints
 from lib.evaluation.reading import Reading, read
 from lib.evaluation.record import Record
-from lib.training import float_recipes
+from lib.training import methods
 from lib.workbook import float_seeds, lambda_study, report, style
 from lib.workbook.lambda_study import Member
 from lib.workbook.networks import Trained
@@ -41,7 +41,7 @@ def shipped(with_knob: bool) -> dict[str, Record]:
     """
     found = {path.stem: Record.load(path) for path in sorted(ATLASES.glob("*.safetensors"))}
     return {name: record for name, record in found.items() if with_knob == (
-        record.meta["defence"] in float_recipes.METHODS or record.meta["defence"].startswith("mixed"))}
+        record.meta["defence"] in methods.METHODS or record.meta["defence"].startswith("mixed"))}
 
 
 def _line(name: str, found: Reading, source: str) -> str:

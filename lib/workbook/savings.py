@@ -10,7 +10,7 @@ from lib.evaluation import latency, routing, rows
 from lib.evaluation.reading import read
 from lib.models import zoo
 from lib.models.cost import cost
-from lib.workbook import studies, style, tables
+from lib.workbook import networks, studies, style, tables
 from lib.workbook.networks import Trained
 from lib.workbook.parameters import Settings
 from lib.workbook.studies import Reading
@@ -101,9 +101,10 @@ def conventions(settings: Settings, defence: str) -> dict[str, Trained]:
         return {"as shipped": studies.obtain(settings, "rdi_resnet38", defence)}
     base = studies.recipe(settings, "rdi_resnet38", defence)
     other = "eval" if base.attack_mode == "authors" else "authors"
-    changes = {f"as here: attacked in {base.attack_mode} mode, the paper's branch weights": {},
-               f"attacked in {other} mode": dict(attack_mode=other), "branch weights of one": dict(exit_weights=None)}
-    return {name: studies.train(settings, dataclasses.replace(base, **change)) for name, change in changes.items()}
+    asked = {f"as here: attacked in {base.attack_mode} mode, the paper's branch weights": base,
+             f"attacked in {other} mode": dataclasses.replace(base, name=f"{base.name}-{other}", attack_mode=other),
+             "branch weights of one": dataclasses.replace(base, name=f"{base.name}-even", exit_weights=None)}
+    return {name: networks.train(settings, recipe) for name, recipe in asked.items()}
 
 
 def attack_modes(settings: Settings, trained: Trained, images: data.Dataset) -> dict[str, Reading]:

@@ -29,7 +29,8 @@ SHORT = dict(iterations=300, epochs=None, batch_size=64, learning_rate=0.05, val
 
 def recipe(defence: str, seed: int) -> Recipe:
     base = recipes.find(f"rdi_smallcnn-fashion_mnist-{defence}-laptop")
-    return dataclasses.replace(base, seed=seed, network={**base.network, "width_multiplier": 0.5}, **SHORT)
+    network = {**base.network, "width_multiplier": 0.5}
+    return dataclasses.replace(base, name=f"{base.name}-short", seed=seed, network=network, **SHORT)
 
 
 def name(defence: str, seed: int) -> str:

@@ -9,7 +9,7 @@ from plotly.subplots import make_subplots
 
 from lib.evaluation import points
 from lib.operating_point import OperatingPoint
-from lib.workbook import lambda_figures, lambda_study, studies, tables
+from lib.workbook import lambda_figures, lambda_study, networks, studies, tables
 from lib.workbook.lambda_study import Member
 from lib.workbook.networks import Trained
 from lib.workbook.parameters import Settings
@@ -22,8 +22,8 @@ def narrow(settings: Settings, width: float = 0.5) -> Trained:
     """FLOAT trained by itself at a width of the slim networks: what sharing weights between widths costs."""
     asked = studies.recipe(settings, settings.network, "float")
     network = asked.network | {"width_multiplier": asked.network.get("width_multiplier", 1.0) * width}
-    trained = studies.train(settings, replace(asked, network=network))
-    return replace(trained, name=trained.name.replace("-float-", "-float_narrow-"))
+    name = asked.name.replace("-float-", "-float_narrow-")
+    return networks.train(settings, replace(asked, name=name, network=network))
 
 
 def costs(found: Mapping[str, Member]) -> pd.DataFrame:

@@ -14,7 +14,7 @@ from lib.models.factors import factorise
 from lib.models.network import Network
 from lib.training import admm, sparsity
 from lib.training.constraints import continued
-from lib.workbook import studies, tables
+from lib.workbook import networks, studies, tables
 from lib.workbook.networks import Trained
 from lib.workbook.parameters import Settings
 from lib.workbook.published import TABLES
@@ -58,10 +58,10 @@ class Pruned:
 
 def prune(settings: Settings, gamma: float) -> Pruned:
     """Select channels in a plain training, cut the dead ones, and train what is left against PGD."""
-    sparse = studies.train(settings, sparsity.selection(studies.recipe(settings, "resnet38", "standard"), gamma))
+    sparse = networks.train(settings, sparsity.selection(studies.recipe(settings, "resnet38", "standard"), gamma))
     small = sparsity.prune(sparse.network).eval()
     base = studies.recipe(settings, "resnet38", "main")
-    defended = studies.train(settings, continued(base, small, name=f"{base.name}-pruned_{gamma:g}"), small)
+    defended = networks.train(settings, continued(base, small, name=f"{base.name}-pruned_{gamma:g}"), small)
     return Pruned(sparse, small, defended)
 
 
@@ -74,7 +74,7 @@ def direct(settings: Settings) -> dict[str, Trained]:
     if labels and settings.preset != "paper":
         raise WorkbookError("the published widths are those of the whole ResNet-38; train them with preset = \"paper\"")
     base = studies.recipe(settings, "resnet38", "main")
-    return {f"widths {label}": studies.train(settings, sparsity.published(base, label)) for label in labels}
+    return {f"widths {label}": networks.train(settings, sparsity.published(base, label)) for label in labels}
 
 
 def compress(settings: Settings, bits: int) -> tuple[Trained, int]:
@@ -87,10 +87,10 @@ def compress(settings: Settings, bits: int) -> tuple[Trained, int]:
     stage = dict(iterations=steps, epochs=None, schedule="linear", milestones=(), warmup=0.0, epsilon_warmup=0.0)
     start = factorise(dense.network)
     nonzeros = admm.nonzeros_for(start, SHARE)
-    projected = studies.train(
+    projected = networks.train(
         settings, admm.compression(base, start, nonzeros=nonzeros, learning_rate=rate, **stage), start)
     final = admm.compression(base, projected.network, nonzeros=nonzeros, bits=bits, learning_rate=rate / 2, **stage)
-    return studies.train(settings, final, projected.network), nonzeros
+    return networks.train(settings, final, projected.network), nonzeros
 
 
 def constraints(trained: Trained, nonzeros: int, bits: int) -> str:

@@ -5,7 +5,6 @@
     readings = studies.study(settings, dataset, {"main": ("rdi_resnet38", "main"), …})
 """
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 import lib
-from lib import checkpoints, data
+from lib import data
 from lib.evaluation import rows
 from lib.evaluation.reading import Reading as Numbers
 from lib.evaluation.reading import read as read_record
@@ -23,15 +22,13 @@ from lib.evaluation.record import Record
 from lib.models import zoo
 from lib.models.cost import MEBI
 from lib.models.cost import cost as count
-from lib.models.network import Network
-from lib.training import loop, recipes
+from lib.training import recipes
 from lib.training.recipes import Recipe
 from lib.workbook import networks, parameters, style, tables
 from lib.workbook.networks import Trained
 from lib.workbook.parameters import Settings
 from lib.workbook.published import TABLES
 
-ITERATIONS = 40  # of the quick size of colour networks
 AS_IN_THE_PAPER = ("mnist", "cifar10", "cifar10_png")  # numbers on these may be set against the paper's
 DATASETS = ("cifar10", "cifar10_jpeg", "mnist", "fashion_mnist", "digits")  # of shipped networks, the first is taken
 QUANTITIES = ("clean", "paper_worst", "union", "paper_mflops", "attacked_mflops", "saving")
@@ -91,38 +88,12 @@ def dataset(settings: Settings, name: str | None = None, shape: tuple[int, int, 
     return data.load(name, device=settings.device, shape=shape, download=settings.weights == "train")
 
 
-def recipe(settings: Settings, network: str, defence: str, name: str | None = None, **changes) -> Recipe:
-    """The recipe of a network at the settings' preset and seed; `changes`: fields of it.
-
-    The quick size is adapted to digits: colour networks take 40 iterations and one-step attacks.
-    """
-    found = recipes.find(f"{network}-{name or settings.dataset}-{defence}-{settings.preset}")
-    if settings.preset == "quick":
-        found = quick(found)
-    return dataclasses.replace(found, seed=settings.seed, **changes)
-
-
-def quick(found: Recipe) -> Recipe:
-    if found.network["name"] == "smallcnn":
-        return dataclasses.replace(found, iterations=150, epsilon_warmup=0.6 if found.threat else 0.0)
-    threat = found.threat and dataclasses.replace(found.threat, steps=1, step_size=1.25 * found.threat.epsilon)
-    return dataclasses.replace(found, iterations=ITERATIONS, threat=threat, learning_rate=0.1 if threat else 0.05)
-
-
-def train(settings: Settings, asked: Recipe, start: Network | None = None) -> Trained:
-    """The network of a recipe, trained once per run and kept. Raises WorkbookError when training stopped early."""
-    folder = settings.networks / f"{asked.name}-{asked.digest()}"
-    with networks.waiting_for(folder):
-        loop.obtain(asked, folder, start=start, device=settings.device)
-    loaded = checkpoints.load(folder / "last.safetensors", settings.device)
-    return Trained(asked.name, loaded.network, loaded.digest)
+def recipe(settings: Settings, network: str, defence: str, name: str | None = None) -> Recipe:
+    return networks.recipe(settings, network, name or settings.dataset, defence)
 
 
 def obtain(settings: Settings, network: str, defence: str, name: str | None = None) -> Trained:
-    """The network shipped under this name, or trained once per run."""
-    if settings.weights == "shipped":
-        return networks.obtain(settings, network, name or settings.dataset, defence)
-    return train(settings, recipe(settings, network, defence, name))
+    return networks.obtain(settings, network, name or settings.dataset, defence)
 
 
 def study(settings: Settings, images: data.Dataset, asked: Mapping[str, tuple[str, str] | Trained],
