@@ -24,6 +24,9 @@ from lib.attacks.steps import Threat
 from lib.evaluation import latency, recording, routing
 from lib.evaluation.record import View
 from lib.models import exits, zoo
+from lib.models.layers import Chain
+from lib.models.network import check_backbone
+from lib.models.parts import Backbone, Tap
 from lib.operating_point import OperatingPoint
 from lib.randomness import generator
 from lib.training import loop, recipes
@@ -73,6 +76,12 @@ command("unknown model", "cost resnet83")
 command("exits that a model lacks", "cost resnet34 --exits rdi")
 command("a width that is none", "cost resnet34 --widths 0.5,2")
 command("unknown recipe", "train rdi_smalcnn-mnist-main-laptop")
+command("a recipe that no network can be trained by", "train smallcnn-mnist-float-laptop")
+command("unknown conditioning", "cost resnet20 --conditioning flaot")
+command("unknown method", "train --network resnet20 --dataset digits --method flaot")
+command("unknown network", "train --network resnet21 --dataset digits --method float")
+command("a module that is not there", "train --network nowhere:mine --dataset digits --method main")
+command("half a recipe", "train --network resnet20 --dataset digits")
 command("unknown notebook", "run --only 99")
 command("unknown parameter", "run --only 11 -p epsilom 0.1")
 command("mistyped parameter", "run --only 11 -p images many")
@@ -239,6 +248,36 @@ def _(tmp):
     recipe = recipes.find("rdi_smallcnn-digits-standard-quick")
     loop.fit(replace(recipe, iterations=1), tmp)
     loop.fit(recipe, tmp)
+
+
+@case("a recipe with an unknown objective")
+def _(tmp):
+    replace(recipes.find("resnet20-digits-float-quick"), objective="flaot")
+
+
+@case("a changed recipe under the name of the unchanged one")
+def _(tmp):
+    networks.train(shipped(tmp), replace(recipes.find("resnet20-digits-float-quick"), iterations=7))
+
+
+@case("a network whose exits are out of order")
+def _(tmp):
+    check_backbone(Backbone([Chain(), Chain()], [Tap(1, Chain()), Tap(0, Chain())]), "mine")
+
+
+@case("a network of plain torch layers")
+def _(tmp):
+    check_backbone(Backbone([torch.nn.Conv2d(3, 8, 3)], [Tap(0, Chain())]), "mine")
+
+
+@case("a network that cannot be told how to run")
+def _(tmp):
+    zoo.register("mine", lambda parts, classes: None)
+
+
+@case("one class")
+def _(tmp):
+    zoo.build("resnet20", classes=1)
 
 
 @case("preset paper on a CPU")

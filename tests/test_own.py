@@ -76,7 +76,7 @@ def test_a_network_and_images_of_your_own_from_a_file_and_a_folder_to_numbers(pl
     assert json.loads((place / "x.json").read_text())["forms"]["clean"]["correct"] >= 12  # of 15; chance is 5
     (place / "mine.py").unlink()
     gone = fresh(f"evaluate {told['path']} --dataset photos")
-    assert gone.returncode == 2 and gone.stderr.startswith(f"error: {told['path']}: there is no module mine in ")
+    assert gone.returncode == 2 and gone.stderr.startswith(f"error: {told['path']}: there is no module mine, which")
 
 
 def test_it_composes_with_every_method_exits_and_named_dataset(place):
@@ -92,7 +92,8 @@ def test_it_composes_with_every_method_exits_and_named_dataset(place):
 
 
 @pytest.mark.parametrize("parts, sentence", [
-    (("nine:mine", "digits", "main"), "there is no module nine in"), (("mine:nine", "digits", "main"), "unknown model"),
+    (("nine:mine", "digits", "main"), "there is no module nine, which"),
+    (("mine:nine", "digits", "main"), "unknown network 'mine:nine'"),
     (("resnet21", "digits", "main"), r"unknown network 'resnet21' \(did you mean resnet2"),
     (("mine:mine", "fotos", "main"), "no dataset 'fotos'"),
     (("mine:mine", "photos", "flaot"), r"unknown method 'flaot' \(did you mean float\?\)"),

@@ -26,7 +26,7 @@ BACKBONES: dict[str, Callable[..., Backbone]] = {
 
 
 class Missing(WorkbookError):
-    """The module that registers a network is not there."""
+    """The module that registers a network is not there, or cannot be imported."""
 
 
 TOLD = ("exits", "classes", "input_shape", "depth")  # what a backbone is told besides its parts
@@ -55,16 +55,16 @@ def find(name: str) -> str:
     """
     module, _, own = name.rpartition(":")
     if module and module not in sys.modules:
-        path = Path(*module.split("."))
-        places = [place for place in (Path.cwd(), ROOT) if any((place / path).parent.glob(f"{path.name}.py"))]
+        file = f"{module.replace('.', '/')}.py"
+        places = [place for place in (Path.cwd(), ROOT) if (place / file).is_file()]
         if not places:
-            raise Missing(f"there is no module {module} in {Path.cwd()} or {ROOT}, which registers the network "
-                                f"'{own}'; put its file there")
+            raise Missing(f"there is no module {module}, which registers the network '{own}', in the current folder or "
+                          f"the checkout; put {file} there")
         sys.path.extend(str(place) for place in places if str(place) not in sys.path)
         try:
             importlib.import_module(module)
         except Exception as error:  # whatever somebody's own file raises
-            raise WorkbookError(f"importing {module} failed ({type(error).__name__}: {error}); mend it") from error
+            raise Missing(f"importing {module} failed ({type(error).__name__}: {error}); mend it") from error
     full = [known for known in BACKBONES if name in (known, known.rpartition(":")[2])]
     if not full:
         raise unknown("model", name, sorted(BACKBONES), "the models are")

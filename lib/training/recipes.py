@@ -289,15 +289,14 @@ def _own(network: str) -> dict:
     """A registered network, as it is or with exits of the design before its name, as arguments of `zoo.build`."""
     module, colon, own = network.rpartition(":")
     exits, _, rest = own.partition("_")
-    try:
-        return dict(name=zoo.find(network), exits="none")
-    except WorkbookError as error:
-        if not rest:
-            raise unknown("network", network, (*NETWORKS, *zoo.BACKBONES)) if not module else error from None
+    for name, design in ((network, "none"), (f"{module}{colon}{rest}", exits)):
         try:
-            return dict(name=zoo.find(f"{module}{colon}{rest}"), exits=exits)
+            return dict(name=zoo.find(name), exits=design)
+        except zoo.Missing:
+            raise
         except WorkbookError:
-            raise unknown("network", network, (*NETWORKS, *zoo.BACKBONES)) if not module else error from None
+            continue
+    raise unknown("network", network, dict.fromkeys((*NETWORKS, *zoo.BACKBONES)))
 
 
 class Images(NamedTuple):
