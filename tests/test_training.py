@@ -11,7 +11,7 @@ from lib.attacks.steps import Threat
 from lib.models import zoo
 from lib.training import loop, objectives, recipes
 from lib.training.objectives import Context
-from lib.training.recipes import Recipe
+from lib.training.recipe import Recipe
 from lib.training.training import Training
 
 CPU = torch.device("cpu")

@@ -27,7 +27,7 @@ from lib.models.cost import MEBI
 from lib.models.layers import Conv2d, Weighted
 from lib.models.network import Network
 from lib.training.constraints import Unconstrained, continued
-from lib.training.recipes import Recipe
+from lib.training.recipe import Recipe
 
 ROUNDS = 20  # of Lloyd's algorithm, at most, as in the authors' code
 

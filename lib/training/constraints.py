@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lib import checkpoints
 from lib.models.network import Network
-from lib.training.recipes import Recipe
+from lib.training.recipe import Recipe
 
 
 class Unconstrained:

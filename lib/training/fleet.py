@@ -20,7 +20,7 @@ import pandas
 from lib import ROOT, WorkbookError
 from lib.training import folder as folders
 from lib.training import recipes
-from lib.training.recipes import Recipe
+from lib.training.recipe import Recipe
 
 DATASET, PRESET, LOOK_SECONDS, DEATH_SIGNAL = "cifar10_jpeg", "laptop", 1.0, 1
 EVERY_KNOB = (("cheap_resnet38", ("float_slim", "dual_bn_slim")),)  # exits, noise and widths in one; without noise

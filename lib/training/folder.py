@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lib import WorkbookError, checkpoints, locks
-from lib.training.recipes import WATCHED, Recipe
+from lib.training.recipe import WATCHED, Recipe
 
 
 @dataclass

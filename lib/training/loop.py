@@ -11,7 +11,7 @@ from lib import WorkbookError, checkpoints
 from lib.models.network import Network
 from lib.progress import bar
 from lib.training import folder as folders
-from lib.training.recipes import Recipe
+from lib.training.recipe import Recipe
 from lib.training.training import FALL, Training
 
 SAVE_SECONDS = 30.0  # of work that a kill may cost

@@ -1,7 +1,9 @@
-"""Recipes of FLOAT's paper (Kundu et al. 2021): FLOAT, its control, OAT, PGD-AT and PNI, with one width or several.
+"""What every method trains, and how long: RDI-Nets (Hu et al. 2020), and FLOAT, its control, OAT, PGD-AT and PNI, with
+one width or several (Kundu et al. 2021).
 
-Published: ResNet-34 on CIFAR-10, CIFAR-100 and Tiny-ImageNet, WRN-16-8 on SVHN, WRN-40-2 on STL-10, and PNI's ResNet-20
-on CIFAR-10; the other pairs follow the same rules. All hold images out for validation, which PNI's authors did not.
+Published: the three BACKBONES of RDI-Nets; FLOAT's ResNet-34 on CIFAR-10, CIFAR-100 and Tiny-ImageNet, WRN-16-8 on SVHN,
+WRN-40-2 on STL-10, and PNI's ResNet-20 on CIFAR-10; the other pairs follow the same rules. All hold images out for
+validation, which PNI's authors did not.
 
 SVHN at the published rate of 0.1 may fail to start: the loss stays at ln 10 = 2.303. Then train
 `dataclasses.replace(recipe, warmup=0.025)`, whose rate rises over the first 5 of 200 epochs, or with
@@ -11,12 +13,10 @@ OAT's FiLM multiplies by nearly 0 at first; in 100 steps its network learns noth
 as much as FLOAT. So the short presets start it there; `paper` starts it as the authors' code.
 """
 
-from typing import TYPE_CHECKING
+import dataclasses
+from typing import NamedTuple
 
 from lib.attacks.steps import Threat
-
-if TYPE_CHECKING:
-    from lib.training.recipes import Images
 
 LAMBDAS = [0.0, 0.2, 0.7, 1.0]  # the set S on which FLOAT's paper compares the methods
 FLOAT, CONTROL, OAT = {"conditioning": "float"}, {"conditioning": "dual_bn"}, {"conditioning": "oat", "codes": LAMBDAS}
@@ -35,6 +35,12 @@ METHODS = {  # name: (arguments of the network, fields of the recipe)
     **{f"pgd_at_half{share:g}": ({}, {"objective": "pgd_at", "adversarial_weight": share, "split": "half"})
        for share in LAMBDAS[1:]},
 }  # fmt: skip
+BACKBONES = {  # of RDI-Nets, and their published schedules; any other network takes that of ResNet-38
+    "smallcnn": dict(iterations=13_100, milestones=(12_000, 12_900), batch_size=256, learning_rate=0.033,
+                     weight_decay=5e-4),
+    "resnet38": dict(iterations=55_000, milestones=(32_000, 48_000), learning_rate=0.1, weight_decay=1e-4),
+    "mobilenet_v2": dict(iterations=76_000, milestones=(62_000, 70_000), learning_rate=0.05, weight_decay=1e-4),
+}
 DATASETS = {  # of each network; CIFAR-10's image folders come on top
     "resnet20": ("digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "svhn"),
     "resnet34": ("digits", "cifar10", "cifar100", "svhn", "tiny_imagenet"),
@@ -45,6 +51,22 @@ GREY = ("mnist", "fashion_mnist")
 PNI_NORMALISATION = {"cifar10": "cifar10", "cifar100": "cifar100"}  # of its ResNet-20; other datasets: 0.5 and 0.5
 SMALLER = {"resnet20": {}, "resnet38": {}, "mobilenet_v2": {}, "resnet34": {"width_multiplier": 0.25},
            "wrn16_8": {"width_multiplier": 0.25}, "wrn40_2": {"width_multiplier": 0.5, "depth_multiplier": 0.5}}
+STUDIED = {*BACKBONES, *DATASETS}  # networks that the short presets make smaller; others stay as they are
+
+
+class Images(NamedTuple):
+    """What a recipe has to know of a dataset. like: the named one whose schedules it takes.  dataset: for `data.load`.
+
+    name: in the recipe's name.  count: training images of an image folder, which may be few; None = a named dataset's.
+    """
+
+    name: str
+    dataset: str
+    like: str
+    shape: tuple[int, int, int]
+    classes: int
+    threat: dict
+    count: int | None = None
 
 
 def methods(network: str) -> tuple[str, ...]:
@@ -54,7 +76,7 @@ def methods(network: str) -> tuple[str, ...]:
     return tuple(METHODS) if network in DATASETS else ()
 
 
-def fields(backbone: str, images: "Images", method: str, preset: str) -> dict:
+def fields(backbone: str, images: Images, method: str, preset: str) -> dict:
     """What `method` adds to a recipe: its fields, with `network` holding only the arguments that it sets.
 
     backbone: a name of `zoo.BACKBONES`.
@@ -75,7 +97,7 @@ def fields(backbone: str, images: "Images", method: str, preset: str) -> dict:
     return found
 
 
-def shape(images: "Images", preset: str) -> list[int]:
+def shape(images: Images, preset: str) -> list[int]:
     """Images as they are; digits, which can be made in any size, as large as CIFAR's or, to be quick, half as large."""
     return [3, 32, 32] if images.name == "digits" and preset == "paper" else list(images.shape)
 
@@ -132,3 +154,47 @@ def one_cycle(epsilon: float) -> dict:
                 epochs=12, iterations=None, batch_size=128, learning_rate=0.1, weight_decay=5e-4, schedule="linear",
                 milestones=(), warmup=0.2, epsilon_warmup=0.2, sampler="epoch", nesterov=True, validate_every=351,
                 validation=Threat(epsilon, epsilon / 4, 10), validation_images=256)
+
+
+def rdi_fields(backbone: str, images: Images, defence: str, preset: str) -> dict:
+    """Fields of an RDI recipe; `network` holds only the arguments that depend on dataset and preset."""
+    attack = Threat(*(images.threat[name] for name in ("epsilon", "step_size", "train_steps")))
+    grey = backbone == "smallcnn" and images.name == "digits"
+    fields = dict(threat=attack, objective="rdi", sampler="iid", attack_mode="authors", schedule="multistep",
+                  **BACKBONES.get(backbone, BACKBONES["resnet38"]))
+    if preset != "paper":
+        fields |= rdi_laptop(backbone, images.like, attack) if preset == "laptop" else rdi_quick(backbone, attack)
+    smaller = fields.pop("smaller", {})
+    fields["network"] = {"input_shape": [1, 28, 28] if grey else shape(images, preset), **(smaller if backbone in STUDIED else {})}
+    if defence == "standard":
+        fields |= dict(objective="standard", threat=None, attack_mode="eval", attack_view=None, epsilon_warmup=0.0)
+        if preset != "paper":  # without the rise of epsilon the high rate of the defended trainings diverges
+            fields["learning_rate"] = min(fields["learning_rate"], 0.05)
+    else:
+        fields["validation"] = Threat(attack.epsilon, attack.epsilon / 4, 10)
+    return fields
+
+
+def rising(attack: Threat, steps: int, **fields) -> dict:
+    """A short training: the rate rises and falls linearly, epsilon rises, few large attack steps in eval mode."""
+    threat = dataclasses.replace(attack, steps=steps, step_size=attack.epsilon * 1.7 / steps)
+    return dict(threat=threat, attack_mode="eval", iterations=None, milestones=(), schedule="linear", warmup=0.2,
+                epsilon_warmup=0.3, sampler="epoch", batch_size=128) | fields
+
+
+def rdi_laptop(backbone: str, dataset: str, attack: Threat) -> dict:
+    if backbone != "smallcnn" and dataset != "digits":
+        return one_cycle(attack.epsilon)
+    if backbone != "smallcnn":
+        return rising(attack, 3, smaller=dict(width_multiplier=0.5), validate_every=500, validation_images=200,
+                          attack_view="folded", epochs=12, batch_size=32, learning_rate=0.05)
+    if dataset == "digits":
+        return rising(attack, 4, epochs=18, batch_size=32, learning_rate=0.02, epsilon_warmup=0.4,
+                          validate_every=100, validation_images=200)  # at 0.05 max-average does not start
+    return rising(attack, 5, epochs=7, learning_rate=0.1, validate_every=120, validation_images=256)
+
+
+def rdi_quick(backbone: str, attack: Threat) -> dict:
+    smaller = dict(width_multiplier=0.25) | ({} if backbone == "smallcnn" else dict(depth_multiplier=0.34))
+    return rising(attack, 2, smaller=smaller, iterations=100, batch_size=32, learning_rate=0.05, warmup=0.1,
+                      epsilon_warmup=0.2, validation_images=100)

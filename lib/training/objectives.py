@@ -22,7 +22,7 @@ from lib.models.view import VIEWS, AttackView
 from lib.operating_point import OperatingPoint
 
 if TYPE_CHECKING:
-    from lib.training.recipes import Recipe  # which checks its objective against those of this module
+    from lib.training.recipe import Recipe  # which checks its objective against those of this module
 
 Metrics = dict[str, Tensor]  # 0-d tensors on the device, all means over the batch
 

@@ -21,7 +21,7 @@ from lib.models.layers import ScaledReLU
 from lib.models.network import Network
 from lib.models.resnet import BasicBlock
 from lib.training.constraints import Unconstrained
-from lib.training.recipes import Recipe
+from lib.training.recipe import Recipe
 
 DEAD = 1e-4  # a factor at or below this is dead when training ends
 PUBLISHED_WIDTHS = {  # inner widths of the authors' five pruned ResNet-38 by group and block; gammas are not stated

@@ -17,7 +17,7 @@ from lib.models.network import Network
 from lib.operating_point import OperatingPoint
 from lib.training.constraints import Unconstrained
 from lib.training.objectives import OBJECTIVES, Context, at_every_width, view_of
-from lib.training.recipes import Recipe
+from lib.training.recipe import Recipe
 
 
 def attacked_share(recipe: Recipe, network: Network) -> tuple[float, float]:

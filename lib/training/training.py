@@ -25,7 +25,7 @@ from lib.training.averaging import Average
 from lib.training.capture import Captured, Streams
 from lib.training.constraints import Unconstrained
 from lib.training.objectives import OBJECTIVES, Context, Metrics, at_every_width
-from lib.training.recipes import Recipe
+from lib.training.recipe import Recipe
 from lib.training.sparsity import Selection
 
 CONSTRAINTS = {"none": Unconstrained, "sss": Selection, "atmc": Compression}

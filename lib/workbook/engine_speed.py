@@ -11,7 +11,7 @@ from plotly.subplots import make_subplots
 from lib.evaluation import rows
 from lib.models import zoo
 from lib.training import recipes, timing
-from lib.training.recipes import Recipe
+from lib.training.recipe import Recipe
 from lib.workbook import studies, style, tables
 from lib.workbook.parameters import Settings
 

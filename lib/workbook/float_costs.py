@@ -13,7 +13,7 @@ from lib.models.cost import cost
 from lib.models.view import AttackView
 from lib.operating_point import OperatingPoint
 from lib.training import timing
-from lib.training.recipes import Recipe
+from lib.training.recipe import Recipe
 from lib.workbook import lambda_figures, lambda_study, studies, style, tables
 from lib.workbook.parameters import Settings
 from lib.workbook.published_float import STEP_RATIOS, TABLE_1

@@ -22,7 +22,7 @@ from lib.evaluation.record import Record, View
 from lib.models.network import Network
 from lib.operating_point import OperatingPoint
 from lib.training import loop, recipes
-from lib.training.recipes import Recipe
+from lib.training.recipe import Recipe
 from lib.workbook import float_anatomy, lambda_study, networks, shipping, studies, tables
 from lib.workbook.lambda_study import Member
 from lib.workbook.networks import Trained

@@ -14,7 +14,7 @@ from lib.evaluation.record import Record
 from lib.models.network import Network
 from lib.training import loop, recipes
 from lib.training.folder import difference
-from lib.training.recipes import Recipe
+from lib.training.recipe import Recipe
 from lib.workbook.explorers import Subject
 from lib.workbook.parameters import Settings
 

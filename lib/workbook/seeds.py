@@ -17,7 +17,8 @@ from lib import ATLASES, RUNS, data
 from lib.evaluation import recording
 from lib.evaluation.record import Record
 from lib.training import loop, recipes
-from lib.training.recipes import RDI, Recipe
+from lib.training.recipe import Recipe
+from lib.training.recipes import RDI
 from lib.workbook import networks, parameters, studies, style, tables
 from lib.workbook.networks import Trained
 from lib.workbook.parameters import Settings

@@ -23,7 +23,7 @@ from lib.models import zoo
 from lib.models.cost import MEBI
 from lib.models.cost import cost as count
 from lib.training import recipes
-from lib.training.recipes import Recipe
+from lib.training.recipe import Recipe
 from lib.workbook import networks, parameters, style, tables
 from lib.workbook.networks import Trained
 from lib.workbook.parameters import Settings

@@ -17,7 +17,7 @@ from lib.models import zoo
 from lib.models.network import Network
 from lib.training import recipes, timing
 from lib.training.capture import WARM_UP
-from lib.training.recipes import Recipe
+from lib.training.recipe import Recipe
 from lib.training.training import Training
 
 FLOPS, BYTES = 790e12, 4.3e12  # a second: bf16 matrix work and memory traffic, as measured on an H200

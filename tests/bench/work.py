@@ -25,7 +25,7 @@ from lib.models.view import VIEWS, AttackView
 from lib.operating_point import OperatingPoint
 from lib.randomness import generator
 from lib.training import objectives, recipes
-from lib.training.recipes import Recipe
+from lib.training.recipe import Recipe
 from tests.bench import reference
 
 THREAT, BATCH = Threat(8 / 255, 2 / 255, 10), 32
