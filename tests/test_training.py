@@ -1,6 +1,7 @@
 """Recipes against the published schedules, objectives against hand-made cases, and what one training step does."""
 
 import dataclasses
+import hashlib
 import math
 
 import pytest
@@ -62,6 +63,13 @@ def test_names_are_parsed_back_and_unknown_ones_meet_a_near_one():
         recipes.find("?")
     with pytest.raises(WorkbookError, match="no recipe"):
         recipes.find("smallcnn-mnist-average-paper")  # one exit has no average attack
+
+
+def test_no_listed_recipe_has_become_another_training():
+    """Trainings under way and shipped networks carry these digests; a new recipe joins under a new name."""
+    assert recipes.find("cheap_resnet38-cifar10_jpeg-float_slim-laptop").digest() == "e34786fe7eb7c025"
+    lines = sorted(f"{n} {recipes.find(n).digest()}" for n in recipes.names() if not n.endswith("-glance"))
+    assert hashlib.sha256("\n".join(lines).encode()).hexdigest().startswith("03eae96454793110")
 
 
 @pytest.mark.parametrize("name", ["rdi_smallcnn-mnist", "rdi_resnet38-cifar10"])

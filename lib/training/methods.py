@@ -1,9 +1,9 @@
 """What every method trains, and how long: RDI-Nets (Hu et al. 2020), and FLOAT, its control, OAT, PGD-AT and PNI, with
 one width or several (Kundu et al. 2021).
 
-Published: the three BACKBONES of RDI-Nets; FLOAT's ResNet-34 on CIFAR-10, CIFAR-100 and Tiny-ImageNet, WRN-16-8 on SVHN,
-WRN-40-2 on STL-10, and PNI's ResNet-20 on CIFAR-10; the other pairs follow the same rules. All hold images out for
-validation, which PNI's authors did not.
+Published: the three BACKBONES of RDI-Nets; FLOAT's ResNet-34 on CIFAR-10, CIFAR-100 and Tiny-ImageNet, WRN-16-8 on
+SVHN, WRN-40-2 on STL-10, and PNI's ResNet-20 on CIFAR-10; the other pairs follow the same rules. All hold images out
+for validation, which PNI's authors did not.
 
 SVHN at the published rate of 0.1 may fail to start: the loss stays at ln 10 = 2.303. Then train
 `dataclasses.replace(recipe, warmup=0.025)`, whose rate rises over the first 5 of 200 epochs, or with
@@ -164,8 +164,9 @@ def rdi_fields(backbone: str, images: Images, defence: str, preset: str) -> dict
                   **BACKBONES.get(backbone, BACKBONES["resnet38"]))
     if preset != "paper":
         fields |= rdi_laptop(backbone, images.like, attack) if preset == "laptop" else rdi_quick(backbone, attack)
-    smaller = fields.pop("smaller", {})
-    fields["network"] = {"input_shape": [1, 28, 28] if grey else shape(images, preset), **(smaller if backbone in STUDIED else {})}
+    made = fields.pop("smaller", {})
+    fields["network"] = {"input_shape": [1, 28, 28] if grey else shape(images, preset)}
+    fields["network"] |= made if backbone in STUDIED else {}
     if defence == "standard":
         fields |= dict(objective="standard", threat=None, attack_mode="eval", attack_view=None, epsilon_warmup=0.0)
         if preset != "paper":  # without the rise of epsilon the high rate of the defended trainings diverges
