@@ -194,13 +194,9 @@ class ThresholdExplorer:
     # The two faces.
 
     def _ipython_display_(self):
-        if live.is_live():
-            from lib.workbook.threshold_panel import ThresholdPanel
+        from lib.workbook.threshold_panel import ThresholdPanel
 
-            self.panel = ThresholdPanel(self)
-            display(self.panel.box)
-        else:
-            self.still()
+        self.panel = live.faces(lambda: ThresholdPanel(self), self.still)
 
     def still(self):
         """The explorer for a reader without sliders: its figure, the quick settings side by side, one image."""

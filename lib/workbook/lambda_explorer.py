@@ -155,13 +155,9 @@ class LambdaExplorer:
     # The two faces.
 
     def _ipython_display_(self):
-        if live.is_live():
-            from lib.workbook.lambda_panel import LambdaPanel
+        from lib.workbook.lambda_panel import LambdaPanel
 
-            self.panel = LambdaPanel(self)
-            display(self.panel.box)
-        else:
-            self.still()
+        self.panel = live.faces(lambda: LambdaPanel(self), self.still)
 
     def still(self):
         """The explorer for a reader without sliders: λ_n = 0 beside λ_n = 1, and a table of stops between them."""

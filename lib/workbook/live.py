@@ -9,6 +9,7 @@ import os
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 
 import plotly.graph_objects as go
 import plotly.io as pio
@@ -22,6 +23,9 @@ if "google.colab" in sys.modules:  # Colab draws widgets that are not its own on
     importlib.import_module("google.colab.output").enable_custom_widget_manager()
 
 _ONE_AT_A_TIME = threading.RLock()
+_WIDGET = '[data-mime-type="application/vnd.jupyter.widget-view+json"]'
+_ONE_FACE = (f"<style>.jp-OutputArea-child:has({_WIDGET} > *) ~ .jp-OutputArea-child,\n"  # while the widget is alive
+             f"{_WIDGET}:not(:has(> *)) {{ display: none }}</style>")  # and when its kernel is gone
 
 
 def on_screen(errors, alone: bool = True):
@@ -46,6 +50,22 @@ def on_screen(errors, alone: bool = True):
         return guarded
 
     return decorate
+
+
+def faces(panel: Callable, still: Callable[[], None]):
+    """Display an explorer: where it can be live the `box` of the panel that is made, and everywhere its still face.
+
+    Both go into the notebook: a saved one keeps figures and tables when the kernel behind the widgets is gone. A style
+    lets JupyterLab show one of the two; it is obeyed where widgets are, in trusted notebooks. Returns the panel.
+    """
+    if not is_live():
+        return still()
+    made = panel()
+    display({"text/html": _ONE_FACE, "text/plain": ""}, raw=True)
+    display(made.box._repr_mimebundle_() | {"text/plain": "[controls, live while the kernel runs]"}, raw=True)
+    with _ONE_AT_A_TIME:  # a hand on the controls waits
+        still()
+    return made
 
 
 def show(figure: go.Figure) -> None:

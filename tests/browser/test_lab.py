@@ -242,3 +242,22 @@ def test_a_record_runs_no_script(browser, server):
     assert SCRIPT in page.evaluate(NUMBERS), "the name is shown as what it is"
     assert page.evaluate("window.stolen") is None and page.locator("img[src='x']").count() == 0
     page.close()
+
+
+def test_a_saved_notebook_keeps_its_figures_and_tables(browser, server, page):
+    """Saved after a run and opened with a new kernel, it shows in place of the controls what they showed at first."""
+    still = ".jp-OutputArea-child:has(.jp-RenderedPlotly), .jp-OutputArea-child:has(table.dataframe)"
+    faces = page.locator(".jp-Cell", has=page.locator(".workbook-explorer")).locator(still)
+    assert faces.count() >= 2 and not any(face.is_visible() for face in faces.all()), "hidden behind the live one"
+    page.evaluate("""async () => { const context = window.jupyterapp.shell.currentWidget.context;
+        await context.save(); await context.sessionContext.shutdown(); }""")
+    page.close()
+    again = opened(browser, server, "00_start_here", run=False)
+    again.evaluate("""async () => { const {content} = window.jupyterapp.shell.currentWidget;
+        await content.scrollToItem(content.widgets.length - 1); }""")
+    again.wait_for_function("document.body.textContent.includes('model not found')")
+    shown = again.locator(".jp-Cell", has_text="model not found")
+    shown.locator(".jp-RenderedPlotly .main-svg").first.wait_for()
+    assert all(face.is_visible() for face in shown.locator(still).all())
+    assert "model not found" not in shown.inner_text()
+    again.close()
