@@ -6,7 +6,8 @@ import torch
 
 from lib import WorkbookError
 from lib.models.layers import BatchNorm2d, Weighted
-from lib.workbook import float_anatomy
+from lib.workbook import float_anatomy, lambda_study
+from lib.workbook.parameters import Settings
 from tests.networks import small
 
 
@@ -51,9 +52,17 @@ def test_rank_correlation_with_depth():
 
 
 @pytest.mark.parametrize("preset", ["quick", "laptop", "paper"])
-def test_mixes_and_noises_reach_from_end_to_end(preset):
-    assert float_anatomy.settings_of(preset)["mixes"][::len(float_anatomy.settings_of(preset)["mixes"]) - 1] == (0, 1)
-    assert 0.5 in float_anatomy.settings_of(preset)["mixes"] and 0.5 in float_anatomy.noises_of(preset)["noises"]
+def test_every_record_holds_both_batch_norms_and_the_point_half_way(preset):
+    assert {0.0, 0.5, 1.0} <= set(lambda_study.SIZES[preset]["mixes"])
+
+
+def test_the_shipped_records_answer_every_question_of_the_notebook(tmp_path):
+    """Nothing is recorded where the networks came with their records."""
+    settings = Settings(preset="laptop", weights="shipped", seed=0, run_dir=tmp_path / "21", device="cpu", images=500,
+                        notebook="21_batch_norm_and_alpha", dataset="digits", network="resnet20")
+    found = lambda_study.members(settings, None, lambda_study.obtain(settings, ("float", "dual_bn", "pni")))
+    assert len(float_anatomy.mixing_figure(found, "shipped").data) == 6
+    assert float_anatomy.rescaling_figure(found["pni"], "shipped").data and len(float_anatomy.verdicts(found)) == 5
 
 
 def test_figures_hold_every_channel_and_layer(network):

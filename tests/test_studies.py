@@ -78,8 +78,19 @@ def test_a_table_of_the_paper_stands_beside_with_dashes_for_what_nobody_states()
 
 
 def test_a_number_of_another_size_has_no_difference():
-    table = studies.beside(3, None, {"max_average": reading("x-quick", dataset="digits")}, ("clean",))
+    table = studies.beside(3, None, {"max_average": reading("x-laptop", dataset="digits")}, ("clean",))
     assert table.iloc[0].tolist() == ["83.79", "100.00", "51.0 to 100.0", "–"]
+
+
+def test_no_number_of_a_network_trained_for_seconds_stands_beside_the_papers(capsys):
+    ways = {"one": {"max_average": reading("x-quick", dataset="digits")}} | {"two": {"max_average": reading()}}
+    assert studies.beside(3, None, ways["one"], ("clean",)).iloc[0].tolist() == ["83.79", "–", "–", "–"]
+    assert "hardly learned" in capsys.readouterr().out
+    table = studies.both(ways, 3, None, "max_average", ("clean",))
+    assert table.iloc[0].tolist() == ["83.79", "–", "100.00 (51.0 to 100.0)"]
+    assert "hardly learned" in capsys.readouterr().out
+    studies.beside(3, None, ways["two"], ("clean",))
+    assert not capsys.readouterr().out
 
 
 def test_a_published_number_holds_when_it_lies_in_our_interval():

@@ -149,16 +149,3 @@ def depth_verdict(network: Network, seed: int = 0) -> dict:
     return {"claim": "|α| falls with depth (rank correlation)", "difference": f"{found['value']:+.2f}",
             "95 % interval": f"{found['low']:+.2f} to {found['high']:+.2f}", "images": f"{len(table)} layers",
             "verdict": answer}
-
-
-def settings_of(preset: str) -> dict:
-    """Which points the records of this study hold: the two ends of the noise, and the batch norms between."""
-    steps = {"quick": 4, "laptop": 8, "paper": 20}[preset]
-    mixes = tuple(round(k / steps, 9) for k in range(steps + 1))
-    return dict(noises=(0.0, 1.0), mixes=mixes, lambdas=(0.0, 1.0), switches=(0.0,))
-
-
-def noises_of(preset: str) -> dict:
-    """PNI's noise scales: eleven, or at quick size five."""
-    steps = 4 if preset == "quick" else 10
-    return dict(noises=tuple(round(k / steps, 9) for k in range(steps + 1)), lambdas=(0.0, 1.0), switches=(0.0,))

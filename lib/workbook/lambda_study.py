@@ -30,7 +30,7 @@ SPOKEN = {"float": "FLOAT", "dual_bn": "control (dual BN, no noise)", "oat": "OA
           "float_slim_heads": "FLOAT-slim, a head per width", "oats_heads": "OATS, a head per width (SOLAR)"}
 FAMILIES = {"pgd_at": "PGD-AT λ", "mixed": "PGD-AT λ 0 and 1 mixed,"}  # a network per λ or weight
 LEARNED = 0.25  # clean accuracy, surely above which a network of ten classes has learned something
-SIZES = {"quick": dict(mixes=(0.0, 1.0), draws=2), "laptop": dict(mixes=(0.0, 0.5, 1.0), draws=5),
+SIZES = {"quick": dict(mixes=(0.0, 0.5, 1.0), draws=2), "laptop": dict(mixes=(0.0, 0.5, 1.0), draws=5),
          "paper": dict(mixes=(0.0, 0.25, 0.5, 0.75, 1.0), draws=20)}  # draws of EOT's gradients, and at evaluation
 
 

@@ -1,17 +1,22 @@
 """Notebooks as files: what a committed one must look like, and how it is made so.
 
     python -m lib.workbook.notebooks [NAME …]          clean outputs, links to neighbours
-    python -m lib.workbook.notebooks --run [NAME …]    execute first: shipped weights, laptop size, figures as pictures
+    python -m lib.workbook.notebooks --run [NAME …]    execute first: shipped weights, laptop size, figures as pictures;
+                                                       how long it took goes to opening.json, and from there to its head
 """
 
 import argparse
+import contextlib
 import json
+import math
 import os
 import re
 import tempfile
+import threading
 from pathlib import Path
 
 import nbformat
+import psutil
 
 from lib import ROOT, WorkbookError, checkpoints
 from lib.workbook import headless
@@ -23,6 +28,7 @@ METADATA = {"kernelspec": KERNEL, "language_info": {  # as JupyterLab writes it:
     "codemirror_mode": {"name": "ipython", "version": 3}, "file_extension": ".py", "mimetype": "text/x-python",
     "name": "python", "nbconvert_exporter": "python", "pygments_lexer": "ipython3", "version": "3.11.7"}}
 COMMON = ("preset", "weights", "seed", "run_dir")
+OPENING = Path(__file__).with_name("opening.json")  # {notebook: {"cpu_seconds", "trains": how many networks}}
 
 
 def paths(folder: Path = FOLDER) -> list[Path]:
@@ -39,6 +45,7 @@ def clean(path: Path) -> None:
     """Take out what a run leaves in a notebook besides its outputs, and link the neighbours."""
     nb = nbformat.read(path, as_version=4)
     nb.metadata = nbformat.from_dict(METADATA)
+    nb.cells[0].source = re.sub(r"\n\n\*Opens in [^*]*\*", "", nb.cells[0].source) + opens(path.stem)
     nb.cells = [cell for cell in nb.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
     count = 0
     for cell in nb.cells:
@@ -66,6 +73,18 @@ def _plain(output):
     return output
 
 
+def opens(name: str) -> str:
+    """The last line of a notebook's head, from `opening.json`: how long all its cells take, and what they train.
+
+    Its kernel's CPU time is what two idle cores need at most.
+    """
+    measured = json.loads(OPENING.read_bytes()).get(name)
+    if measured is None:
+        return ""
+    trains = {0: "nothing", 1: "one small network"}.get(measured["trains"], f"{measured['trains']} small networks")
+    return f"\n\n*Opens in about {5 * math.ceil(measured['cpu_seconds'] / 5)} s on two idle cores, trains {trains}.*"
+
+
 def navigation(path: Path) -> str:
     """Links to the notebooks before and after this one."""
     every = paths(path.parent)
@@ -88,6 +107,8 @@ def problems(path: Path) -> list[str]:
         found.append(f"{path.stat().st_size:,} bytes, more than {LARGEST:,}")
     if not cells or not re.match(rf"# {path.stem[:2]} \S", "".join(cells[0]["source"])):
         found.append(f"the first cell does not begin with \"# {path.stem[:2]} …\"")
+    if opens(path.stem) != "".join(re.findall(r"\n\n\*Opens in [^*]*\*", "".join(cells[0]["source"]))):
+        found.append("its head does not say how long it takes as opening.json has it")
     if nb["metadata"] != METADATA:
         found.append(f"notebook metadata other than a kernelspec and language_info as JupyterLab writes them: "
                      f"{nb['metadata']}")
@@ -139,14 +160,39 @@ def _cell_problems(number: int, cell: dict) -> list[str]:
 
 
 def run(path: Path) -> None:
-    """Execute a notebook in place as it is to be committed. Raises WorkbookError when a cell fails."""
-    settings = {"WORKBOOK_LIVE": "0", "WORKBOOK_PNG": "1", "WORKBOOK_PRESET": "laptop", "WORKBOOK_WEIGHTS": "shipped"}
-    os.environ.update(settings, PYTHONPATH=str(ROOT))
+    """Execute a notebook in place as it is to be committed, and note what that takes in `opening.json`: nothing that an
+    earlier run made is there. Raises WorkbookError when a cell fails."""
     with tempfile.TemporaryDirectory() as folder:
-        made = Path(folder) / path.name
-        if headless.run(path, made, {}):
-            raise WorkbookError(f"{path.name} failed; its message stands above")
-        checkpoints.replace(path, made.read_bytes())
+        made, runs = Path(folder) / path.name, Path(folder) / "runs"
+        os.environ.update(WORKBOOK_LIVE="0", WORKBOOK_PNG="1", WORKBOOK_PRESET="laptop", WORKBOOK_WEIGHTS="shipped",
+                          WORKBOOK_RUNS=str(runs), PYTHONPATH=str(ROOT))
+        with cpu_time() as spent:
+            if headless.run(path, made, {}):
+                raise WorkbookError(f"{path.name} failed; its message stands above")
+        trained = len(list(runs.glob("*/networks/*/last.safetensors")))
+        known = json.loads(OPENING.read_bytes()) | {path.stem: {"cpu_seconds": round(max(spent)), "trains": trained}}
+        checkpoints.replace(OPENING, (json.dumps(dict(sorted(known.items())), indent=1) + "\n").encode())
+        checkpoints.replace(path, made.read_bytes().replace(str(runs).encode(), b"data/runs"))  # where a reader's is
+
+
+@contextlib.contextmanager
+def cpu_time(every: float = 0.5):
+    """A list that grows by the CPU seconds which this process's child, a kernel, has used: without its own children,
+    which draw pictures."""
+    spent, done = [0.0], threading.Event()
+
+    def look():
+        while not done.wait(every):
+            with contextlib.suppress(psutil.Error):
+                spent.extend(sum(child.cpu_times()[:2]) for child in psutil.Process().children())
+
+    watcher = threading.Thread(target=look, daemon=True)
+    watcher.start()
+    try:
+        yield spent
+    finally:
+        done.set()
+        watcher.join()
 
 
 def main(argv: list[str] | None = None):

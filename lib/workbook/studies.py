@@ -144,16 +144,33 @@ def beside(numbers: int | Sequence[int], settings: Settings, readings: Mapping[s
            quantities=QUANTITIES) -> pd.DataFrame:
     """One or several tables of the paper beside the readings, a line per network and quantity.
 
-    The difference is a dash where ours is another dataset, size or copy: two such numbers do not measure the same.
+    The difference is a dash where ours is another dataset, size or copy: two such numbers do not measure the same. Of a
+    network of preset quick, which has hardly learned, no number stands there, and a line says why.
     The paper's MFlops stand beside those of attacked images, which they fit (it does not say on which images they are).
     """
+    _say_what_is_quick(readings)
+    return _beside(numbers, readings, quantities)
+
+
+def _quick(reading: Reading) -> bool:
+    return reading.trained.name.endswith("-quick")
+
+
+def _say_what_is_quick(readings: Mapping[str, Reading]):
+    if any(map(_quick, readings.values())):
+        print("Networks of preset quick were trained for seconds and have hardly learned: what they reach says nothing of "
+              "the\npaper's networks, so a dash stands in its place.")
+
+
+def _beside(numbers: int | Sequence[int], readings: Mapping[str, Reading], quantities: Sequence[str]) -> pd.DataFrame:
     lines = []
     for label, reading in readings.items():
         for quantity in quantities:
             if reading.record.num_exits == 1 and quantity in ("attacked_mflops", "saving"):
                 continue  # the same for every image
             said = published(numbers, label, quantity, reading.record.num_exits)
-            value, low, high = tables.measured(reading.summary, quantity) or (None, None, None)
+            found = None if _quick(reading) else tables.measured(reading.summary, quantity)
+            value, low, high = found or (None, None, None)
             fair = said is not None and value is not None and comparable(reading)
             lines.append({"network": spoken(label), "quantity": SPOKEN.get(quantity, style.spoken(quantity)),
                           "published": tables.number(said), "measured": tables.number(value),
@@ -165,9 +182,10 @@ def beside(numbers: int | Sequence[int], settings: Settings, readings: Mapping[s
 def both(ways: Mapping[str, Mapping[str, Reading]], numbers: int | Sequence[int], settings: Settings, label: str,
          quantities: Sequence[str]) -> pd.DataFrame:
     """One network's published numbers beside several ways to run the attack: a line per quantity, a column per way."""
+    _say_what_is_quick(next(iter(ways.values())))
     columns = {}
     for name, readings in ways.items():
-        table = beside(numbers, settings, {label: readings[label]}, quantities).droplevel("network")
+        table = _beside(numbers, {label: readings[label]}, quantities).droplevel("network")
         columns.setdefault("published", table["published"])
         spans = table["95 % interval"].map(lambda span: "" if span == tables.DASH else f" ({span})")
         columns[name] = table["measured"] + spans
