@@ -45,6 +45,7 @@ def test_the_lint_finds_nothing_in_a_faultless_notebook(tmp_path):
 
 def spoil_size(nb): nb["cells"][0]["source"] += "x" * 400_001
 def spoil_heading(nb): nb["cells"][0]["source"] = "# 07 What?"
+def spoil_opening(nb): nb["cells"][0]["source"] += "\n\n*Opens in about 5 s on two idle cores, trains nothing.*"
 def spoil_kernel(nb): nb["metadata"]["kernelspec"]["name"] = "conda-env-me"
 def spoil_widget_state(nb): nb["metadata"]["widgets"] = {}
 def spoil_papermill(nb): nb["cells"][1]["metadata"]["papermill"] = {}
@@ -81,7 +82,7 @@ def spoil_language(nb): del nb["metadata"]["language_info"]["version"]
 
 
 @pytest.mark.parametrize("spoil, told", [
-    (spoil_svg, "stored SVG"), (spoil_language, "language_info"),
+    (spoil_svg, "stored SVG"), (spoil_opening, "how long it takes"), (spoil_language, "language_info"),
     (spoil_size, "bytes"), (spoil_heading, "does not begin"), (spoil_kernel, "kernelspec"),
     (spoil_widget_state, "metadata"), (spoil_papermill, "metadata papermill"), (spoil_tag, "0 cells tagged parameters"),
     (spoil_comment, "without type, literal and comment"), (spoil_equals, "one = only"),
@@ -108,7 +109,9 @@ def test_the_cleaner_mends_what_a_run_leaves_and_links_neighbours(tmp_path):
     nb.cells[3].execution_count = 9
     nb.cells[3].metadata |= {"execution": {"iopub": "12:00"}, "papermill": {"duration": 3}}
     nb.cells[3].outputs += [nbformat.v4.new_output("stream", name="stderr", text="a warning"), nbformat.v4.new_output(
-        "display_data", {"image/png": "iVBORw0KGgo=", "application/vnd.plotly.v1+json": {"data": []}})]
+        "display_data", {"image/png": "iVBORw0KGgo=", "application/vnd.plotly.v1+json": {"data": []}}),
+        nbformat.v4.new_output("display_data", {"text/html": "<style>", "text/plain": ""}),  # what is shown live
+        nbformat.v4.new_output("display_data", {notebooks.WIDGET: {"model_id": "1"}, "text/plain": "[controls]"})]
     nbformat.write(nb, path)
     for one in (path, other):
         notebooks.clean(one)
@@ -121,6 +124,34 @@ def test_the_cleaner_mends_what_a_run_leaves_and_links_neighbours(tmp_path):
     before = path.read_bytes()
     notebooks.clean(path)
     assert path.read_bytes() == before
+
+
+@pytest.mark.slow
+def test_a_notebook_says_how_long_it_took_and_how_much_it_trained(tmp_path, monkeypatch):
+    path, other = made(tmp_path), made(tmp_path, "02_y")
+    monkeypatch.setattr(notebooks, "OPENING", tmp_path / "opening.json")
+    for name in ("WORKBOOK_LIVE", "WORKBOOK_PNG", "WORKBOOK_PRESET", "WORKBOOK_WEIGHTS", "WORKBOOK_RUNS", "PYTHONPATH"):
+        monkeypatch.setenv(name, "")
+    notebooks.OPENING.write_text('{"02_y": {"cpu_seconds": 31, "trains": 3}}')
+    nb = nbformat.read(path, as_version=4)
+    nb.cells[2].source = '''x = "01_x"
+import time
+from lib import RUNS
+(RUNS / "interactive/networks/small").mkdir(parents=True)
+(RUNS / "interactive/networks/small/last.safetensors").touch()
+while time.process_time() < 4:
+    pass
+print(RUNS)'''
+    nbformat.write(nb, path)
+    notebooks.run(path)
+    found = json.loads(notebooks.OPENING.read_text())
+    assert found["02_y"]["trains"] == 3 and found["01_x"]["trains"] == 1 and 4 <= found["01_x"]["cpu_seconds"] <= 9
+    for one in (path, other):
+        notebooks.clean(one)
+        assert notebooks.problems(one) == []
+    assert nbformat.read(path, as_version=4).cells[2].outputs[0].text == "data/runs\n"
+    head = nbformat.read(other, as_version=4).cells[0].source
+    assert head == "# 02 What?\n\n*Opens in about 35 s on two idle cores, trains 3 small networks.*"
 
 
 def test_the_first_page_refuses_the_library_of_another_checkout(tmp_path):

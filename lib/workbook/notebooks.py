@@ -27,6 +27,7 @@ KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": 
 METADATA = {"kernelspec": KERNEL, "language_info": {  # as JupyterLab writes it: opening such a notebook changes nothing
     "codemirror_mode": {"name": "ipython", "version": 3}, "file_extension": ".py", "mimetype": "text/x-python",
     "name": "python", "nbconvert_exporter": "python", "pygments_lexer": "ipython3", "version": "3.11.7"}}
+WIDGET = "application/vnd.jupyter.widget-view+json"
 COMMON = ("preset", "weights", "seed", "run_dir")
 OPENING = Path(__file__).with_name("opening.json")  # {notebook: {"cpu_seconds", "trains": how many networks}}
 
@@ -54,7 +55,7 @@ def clean(path: Path) -> None:
         if "navigation" in (tags or ()):
             cell.source = navigation(path)
         if cell.cell_type == "code":
-            cell.outputs = [_plain(output) for output in cell.outputs if output.get("name") != "stderr"]
+            cell.outputs = [_plain(output) for output in cell.outputs if _stays(output)]
             if cell.execution_count is not None:
                 count += 1
                 cell.execution_count = count
@@ -62,6 +63,12 @@ def clean(path: Path) -> None:
                     if "execution_count" in output:
                         output.execution_count = count
     checkpoints.replace(path, (nbformat.writes(nb) + "\n").encode())
+
+
+def _stays(output) -> bool:
+    """Whether an output is for the next reader: no warnings, no controls without a kernel, nothing without a word."""
+    data = output.get("data", {"text/plain": "said"})
+    return output.get("name") != "stderr" and WIDGET not in data and data.get("text/plain") != ""
 
 
 def _plain(output):
@@ -150,7 +157,7 @@ def _cell_problems(number: int, cell: dict) -> list[str]:
     for output in cell["outputs"]:
         if output["output_type"] == "error":
             found.append(f"a stored error: {output['ename']}")
-        if "application/vnd.jupyter.widget-view+json" in output.get("data", {}):
+        if WIDGET in output.get("data", {}):
             found.append("a stored widget, which nobody can reopen")
         if "image/svg+xml" in output.get("data", {}):
             found.append("a stored SVG, which is not drawn before somebody trusts the notebook; show it as a picture")

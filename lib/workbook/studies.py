@@ -158,8 +158,8 @@ def _quick(reading: Reading) -> bool:
 
 def _say_what_is_quick(readings: Mapping[str, Reading]):
     if any(map(_quick, readings.values())):
-        print("Networks of preset quick were trained for seconds and have hardly learned: what they reach says nothing of "
-              "the\npaper's networks, so a dash stands in its place.")
+        print("Networks of preset quick were trained for seconds and have hardly learned: what they reach says\n"
+              "nothing of the paper's networks, so a dash stands in its place.")
 
 
 def _beside(numbers: int | Sequence[int], readings: Mapping[str, Reading], quantities: Sequence[str]) -> pd.DataFrame:

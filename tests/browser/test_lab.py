@@ -247,8 +247,9 @@ def test_a_record_runs_no_script(browser, server):
 def test_a_saved_notebook_keeps_its_figures_and_tables(browser, server, page):
     """Saved after a run and opened with a new kernel, it shows in place of the controls what they showed at first."""
     still = ".jp-OutputArea-child:has(.jp-RenderedPlotly), .jp-OutputArea-child:has(table.dataframe)"
-    faces = page.locator(".jp-Cell", has=page.locator(".workbook-explorer")).locator(still)
-    assert faces.count() >= 2 and not any(face.is_visible() for face in faces.all()), "hidden behind the live one"
+    faces = page.locator(".jp-Cell:has(.jupyter-widgets .js-plotly-plot)").locator(still)
+    faces.nth(1).wait_for(state="attached")
+    assert not any(face.is_visible() for face in faces.all()), "hidden behind the live one"
     page.evaluate("""async () => { const context = window.jupyterapp.shell.currentWidget.context;
         await context.save(); await context.sessionContext.shutdown(); }""")
     page.close()
