@@ -82,8 +82,9 @@ def test_a_number_of_another_size_has_no_difference():
     assert table.iloc[0].tolist() == ["83.79", "100.00", "51.0 to 100.0", "–"]
 
 
-def test_no_number_of_a_network_trained_for_seconds_stands_beside_the_papers(capsys):
-    ways = {"one": {"max_average": reading("x-quick", dataset="digits")}} | {"two": {"max_average": reading()}}
+@pytest.mark.parametrize("name", ["rdi_resnet38-digits-main-quick", "resnet38-digits-main-glance-pruned_0.11"])
+def test_no_number_of_a_network_trained_for_seconds_stands_beside_the_papers(name, capsys):
+    ways = {"one": {"max_average": reading(name, dataset="digits")}} | {"two": {"max_average": reading()}}
     assert studies.beside(3, None, ways["one"], ("clean",)).iloc[0].tolist() == ["83.79", "–", "–", "–"]
     assert "hardly learned" in capsys.readouterr().out
     table = studies.both(ways, 3, None, "max_average", ("clean",))

@@ -23,9 +23,10 @@ if "google.colab" in sys.modules:  # Colab draws widgets that are not its own on
     importlib.import_module("google.colab.output").enable_custom_widget_manager()
 
 _ONE_AT_A_TIME = threading.RLock()
-_WIDGET = '[data-mime-type="application/vnd.jupyter.widget-view+json"]'
-_ONE_FACE = (f"<style>.jp-OutputArea-child:has({_WIDGET} > *) ~ .jp-OutputArea-child,\n"  # while the widget is alive
-             f"{_WIDGET}:not(:has(> *)) {{ display: none }}</style>")  # and when its kernel is gone
+_ONE_FACE = """<style>
+.jp-OutputArea-child:has(> .jp-OutputArea-output > .jupyter-widgets) ~ .jp-OutputArea-child,  /* behind live controls */
+.jp-OutputArea-output.lm-Panel:not(:has(> *)) { display: none }  /* the bare text "model not found" */
+</style>"""
 
 
 def on_screen(errors, alone: bool = True):

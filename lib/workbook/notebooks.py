@@ -3,6 +3,7 @@
     python -m lib.workbook.notebooks [NAME …]          clean outputs, links to neighbours
     python -m lib.workbook.notebooks --run [NAME …]    execute first: shipped weights, laptop size, figures as pictures;
                                                        how long it took goes to opening.json, and from there to its head
+    python -m lib.workbook.notebooks --time [NAME …]   only that, the outputs stay
 """
 
 import argparse
@@ -166,20 +167,21 @@ def _cell_problems(number: int, cell: dict) -> list[str]:
     return found
 
 
-def run(path: Path) -> None:
-    """Execute a notebook in place as it is to be committed, and note what that takes in `opening.json`: nothing that an
-    earlier run made is there. Raises WorkbookError when a cell fails."""
+def run(path: Path, keep: bool = True) -> None:
+    """Execute a notebook in place (keep) as it is to be committed, and note what that takes in `opening.json`: nothing
+    that an earlier run made is there. Raises WorkbookError when a cell fails."""
     with tempfile.TemporaryDirectory() as folder:
         made, runs = Path(folder) / path.name, Path(folder) / "runs"
-        os.environ.update(WORKBOOK_LIVE="0", WORKBOOK_PNG="1", WORKBOOK_PRESET="laptop", WORKBOOK_WEIGHTS="shipped",
-                          WORKBOOK_RUNS=str(runs), PYTHONPATH=str(ROOT))
+        os.environ.update(WORKBOOK_LIVE="0", WORKBOOK_PNG=str(int(keep)), WORKBOOK_PRESET="laptop",
+                          WORKBOOK_WEIGHTS="shipped", WORKBOOK_RUNS=str(runs), PYTHONPATH=str(ROOT))
         with cpu_time() as spent:
             if headless.run(path, made, {}):
                 raise WorkbookError(f"{path.name} failed; its message stands above")
         trained = len(list(runs.glob("*/networks/*/last.safetensors")))
         known = json.loads(OPENING.read_bytes()) | {path.stem: {"cpu_seconds": round(max(spent)), "trains": trained}}
         checkpoints.replace(OPENING, (json.dumps(dict(sorted(known.items())), indent=1) + "\n").encode())
-        checkpoints.replace(path, made.read_bytes().replace(str(runs).encode(), b"data/runs"))  # where a reader's is
+        if keep:
+            checkpoints.replace(path, made.read_bytes().replace(str(runs).encode(), b"data/runs"))  # as a reader's
 
 
 @contextlib.contextmanager
@@ -205,12 +207,14 @@ def cpu_time(every: float = 0.5):
 def main(argv: list[str] | None = None):
     parser = argparse.ArgumentParser(prog="python -m lib.workbook.notebooks", description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help="such as 11 or 11_rdi_smallcnn (default: all)")
-    parser.add_argument("--run", action="store_true", help="execute first")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--run", action="store_true", help="execute first, and note how long it took")
+    how.add_argument("--time", action="store_true", help="execute only to note how long it takes")
     args = parser.parse_args(argv)
     chosen = [p for p in paths() if not args.names or p.stem in args.names or p.stem[:2] in args.names]
     for path in chosen:
-        if args.run:
-            run(path)
+        if args.run or args.time:
+            run(path, keep=args.run)
         clean(path)
         print(path.name, *problems(path), sep="\n  ")
 

@@ -145,7 +145,7 @@ def auto(members: Mapping[str, Member], settings: Settings, dataset: Dataset, im
                                    seed=settings.seed, attacks=ran, iterations=iterations)
             lines.append({"method": member.label, "point": points.name(at), "version": version,
                           "attacks": "as published" if settings.preset == "paper" else
-                          f"{', '.join(ran)}, {iterations} iterations: not AutoAttack",
+                          f"{', '.join(ran).upper()}, {iterations} iterations: not AutoAttack",
                           "verdict": found.robust.cpu().numpy(), "flags": "; ".join(found.flags) or tables.DASH,
                           "judged": judged(member, found.adversarial, y, at, draws if noisy else 1)})
     return lines

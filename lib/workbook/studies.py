@@ -152,12 +152,13 @@ def beside(numbers: int | Sequence[int], settings: Settings, readings: Mapping[s
     return _beside(numbers, readings, quantities)
 
 
-def _quick(reading: Reading) -> bool:
-    return reading.trained.name.endswith("-quick")
+def quick(trained: Trained) -> bool:
+    """Whether it was trained for seconds only."""
+    return bool({"glance", "quick"} & set(trained.name.split("-")))
 
 
 def _say_what_is_quick(readings: Mapping[str, Reading]):
-    if any(map(_quick, readings.values())):
+    if any(quick(reading.trained) for reading in readings.values()):
         print("Networks of preset quick were trained for seconds and have hardly learned: what they reach says\n"
               "nothing of the paper's networks, so a dash stands in its place.")
 
@@ -169,7 +170,7 @@ def _beside(numbers: int | Sequence[int], readings: Mapping[str, Reading], quant
             if reading.record.num_exits == 1 and quantity in ("attacked_mflops", "saving"):
                 continue  # the same for every image
             said = published(numbers, label, quantity, reading.record.num_exits)
-            found = None if _quick(reading) else tables.measured(reading.summary, quantity)
+            found = None if quick(reading.trained) else tables.measured(reading.summary, quantity)
             value, low, high = found or (None, None, None)
             fair = said is not None and value is not None and comparable(reading)
             lines.append({"network": spoken(label), "quantity": SPOKEN.get(quantity, style.spoken(quantity)),
