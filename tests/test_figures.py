@@ -7,10 +7,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from lib.evaluation import between
 from lib.evaluation.reading import read
 from lib.evaluation.stats import wilson
 from lib.operating_point import OperatingPoint
-from lib.workbook import exit_panels, figures, live, published, studies, style, tables
+from lib.workbook import figures, live, published, studies, style, tables
 from lib.workbook.networks import Trained
 from lib.workbook.studies import Reading
 from tests.evaluation.made_record import made
@@ -39,27 +40,12 @@ def summary(found=None, thresholds=(0.5, 0.5)) -> dict:
 
 
 def test_the_trade_off_runs_from_nobody_to_everybody_leaving_at_exit_1():
-    curve = exit_panels.trade_off(record())
-    exits = [found["forms"]["clean"]["exits"] for found in curve]
+    curve = between.trade_off(record())
+    exits = [(10 * reading.share()).tolist() for reading in curve]
     assert exits[0] == [0, 0, 10] and exits[-1] == [10, 0, 0]
-    held_out = [round(10 * share) for share in exit_panels.PASSING]
-    assert [sum(np.linspace(0, 2, 10) < np.float32(found["thresholds"][0])) for found in curve] == pytest.approx(
+    held_out = [round(10 * share) for share in between.PASSING]
+    assert [sum(np.linspace(0, 2, 10) < np.float32(reading.thresholds[0])) for reading in curve] == pytest.approx(
         held_out, abs=1)
-
-
-def test_accuracies_list_every_view_and_both_worst_cases():
-    found = summary(record({"main": 3, "average": 5}))
-    values = dict(zip(exit_panels.rows_of(reading()), (v for v, _, _ in exit_panels.accuracies(found)), strict=True))
-    assert values["clean images"] == 100 and values["on main exit"] == 30
-    assert values[exit_panels.WORST] == 30 and values[exit_panels.UNION] == 30
-    assert exit_panels.trio(found) == (100, 30, 30)
-
-
-def test_a_record_without_the_papers_forms_has_no_worst_case_of_the_paper():
-    few = record().select(["clean", "main"])
-    found = summary(few)
-    rows = exit_panels.rows_of(read(few, thresholds=(0.5, 0.5)))
-    assert math.isnan(dict(zip(rows, exit_panels.accuracies(found), strict=True))[exit_panels.WORST][0])
 
 
 def test_the_trade_off_figure_marks_where_each_network_stands():

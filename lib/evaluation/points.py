@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from lib.attacks.steps import Threat
-from lib.evaluation.record import View
+from lib.evaluation.record import Record, View
 from lib.models.network import Network
 from lib.operating_point import OperatingPoint
 
@@ -57,6 +57,31 @@ def views(network: Network, threat: Threat, *, forms: Sequence[str] = ("main",),
     found += [dict(evaluated_at=p, threat=threat, restart=again) for p in every if p not in noisy for again in (1, 2)]
     found += [dict(evaluated_at=p.replace(draw=0), threat=threat) for p in noisy if p in paper]
     return (*clean(every), *(View(form, **attack) for attack in found for form in forms))
+
+
+def every_knob(network: Network, threat: Threat, gates: Record | Sequence[float], *, draws=10,
+               forms: Sequence[str] = ("main", "average", "max_average", "gate_aware"),
+               lambdas=(0.0, 0.25, 0.5, 0.75, 1.0), switches=SWITCHES) -> tuple[View, ...]:
+    """What is recorded of a network with exits, noise, two batch norms and widths, or with some of these.
+
+    At every point that these lambda_n lead to at each lambda_th, with both batch norms also without noise, at each
+    width: clean images and the forms. gates: thresholds that gate_aware knows, the same at all points; or the record of
+    held-out images (`recording.hold_out` at these points), for equal shares at each. On noisy points the averaging
+    attacker as well (draws > 1 gradients a step; 0 leaves it out), in the form that needs fewest: average.
+    """
+    widths = network.widths if "width" in network.knobs else (None,)
+    found = []
+    for point in published(network, lambdas, switches, widths):
+        found.append(View("clean", point))
+        for form in forms if network.num_exits > 1 else ("main",):
+            used = None
+            if form == "gate_aware":
+                used = gates if not isinstance(gates, Record) else replace(gates, held_out=gates).thresholds_of(
+                    "calibrated", point)
+            found.append(View(form, point, threat, thresholds_used=used and tuple(float(t) for t in used)))
+        if draws > 1 and network.conditions(point).noisy:
+            found.append(View("average" if network.num_exits > 1 else "main", point, replace(threat, draws=draws)))
+    return tuple(found)
 
 
 def clean(points: Sequence[OperatingPoint]) -> tuple[View, ...]:

@@ -4,7 +4,9 @@ from collections.abc import Mapping
 
 import plotly.graph_objects as go
 
-from lib.workbook import exit_panels, style
+from lib.evaluation.between import trade_off
+from lib.evaluation.reading import Reading as Numbers
+from lib.workbook import style
 from lib.workbook.studies import Reading, spoken
 from lib.workbook.study_figures import colour
 
@@ -16,14 +18,13 @@ def trade_offs(readings: Mapping[str, Reading], caption: str, title: str = "What
     fig = style.figure(title, f"{caption}<br>dotted: clean images; solid: per-image worst case", height=470,
                        margin=dict(l=64, r=20, t=112, b=52))
     for place, (label, reading) in enumerate(readings.items()):
-        tint, curve = colour(label, place), exit_panels.trade_off(reading.record)
-        for which, (dash, told) in {0: ("dot", "clean"), 2: ("solid", "per-image worst case")}.items():
-            line = [(_cost(found), exit_panels.trio(found)[which]) for found in curve]
-            fig.add_scatter(x=[x for x, _ in line], y=[y for _, y in line], mode="lines", name=spoken(label),
-                            line=dict(color=tint, dash=dash, width=2), showlegend=which == 2,
+        tint, curve = colour(label, place), trade_off(reading.record)
+        for what, (dash, told) in {"clean": ("dot", "clean"), "union": ("solid", "per-image worst case")}.items():
+            fig.add_scatter(x=[_cost(r) for r in curve], y=[_accuracy(r, what) for r in curve], mode="lines",
+                            name=spoken(label), line=dict(color=tint, dash=dash, width=2), showlegend=what == "union",
                             hovertemplate=f"{spoken(label)}, {told}: %{{y:.1f}} % at %{{x:.2f}} M<extra></extra>")
-        stands = exit_panels.trio(reading.summary)[::2]
-        fig.add_scatter(x=[_cost(reading.summary)] * 2, y=stands, mode="markers", showlegend=False,
+        stands = [_accuracy(reading, what) for what in ("clean", "union")]
+        fig.add_scatter(x=[_cost(reading)] * 2, y=stands, mode="markers", showlegend=False,
                         marker=dict(size=10, color=tint, line=dict(color="white", width=2)),
                         hovertemplate=f"{spoken(label)}, {reading.source}: %{{y:.1f}} % at %{{x:.2f}} M<extra></extra>")
     plain = next(iter(readings.values())).plain("trunk") / 1e6
@@ -37,5 +38,9 @@ def trade_offs(readings: Mapping[str, Reading], caption: str, title: str = "What
     return fig
 
 
-def _cost(found: dict) -> float:
-    return found["forms"]["clean"]["cumulative_macs"] / 1e6
+def _cost(reading: Numbers) -> float:
+    return reading.cost("cumulative_macs") / 1e6
+
+
+def _accuracy(reading: Numbers, what: str) -> float:
+    return 100 * reading.measured(what).value

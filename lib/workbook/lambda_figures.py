@@ -6,10 +6,12 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from lib.data import Dataset
 from lib.evaluation import points
 from lib.evaluation.stats import interval, paired_difference
-from lib.workbook import lambda_study, style
+from lib.workbook import lambda_study, networks, style
 from lib.workbook.lambda_study import Member
+from lib.workbook.subject import Subject
 
 COLOURS = {"float": "#0072b2", "dual_bn": "#7d8894", "oat": "#e69f00", "pgd_at": "#009e73", "pni": "#cc79a7",
            "mixed": "#56b4e9",
@@ -29,6 +31,15 @@ def families(found: Mapping[str, Member]) -> dict[str, list[Member]]:
 
 def label(name: str) -> str:
     return {"pgd_at": "PGD-AT", "mixed": "two networks mixed"}.get(name) or lambda_study.SPOKEN[name]
+
+
+def subjects(found: Mapping[str, Member], images: Dataset | None) -> dict[str, Subject | dict[float, Subject]]:
+    """What the explorer shows: a subject per method; of those with a network per lambda, one for each."""
+    shown = {}
+    for name, members in families(found).items():
+        each = {m.weight: networks.subject(m.trained, m.record, images) for m in members}
+        shown[label(name)] = each.get(None) or each
+    return shown
 
 
 def bars(shares: list[np.ndarray]) -> tuple[list[float], dict]:

@@ -15,8 +15,8 @@ from lib.models.network import Network
 from lib.training import loop, recipes
 from lib.training.folder import difference
 from lib.training.recipe import Recipe
-from lib.workbook.explorers import Subject
 from lib.workbook.parameters import Settings
+from lib.workbook.subject import Subject
 
 SIZES = ("laptop", "paper", "quick")  # shipped networks: which size is taken where the asked one was not shipped
 
@@ -197,7 +197,7 @@ def subject(trained: Trained, found: Record, dataset: data.Dataset | None) -> Su
     """What the explorer needs to show a network: its record, and for pictures and microscope the dataset."""
     if dataset is None:
         return Subject(found)
-    return Subject(found, dataset.test, dataset.classes, lambda: trained.network)
+    return Subject(found, dataset.test, lambda: trained.network)
 
 
 def at_hand(name: str, **options) -> data.Dataset | None:
@@ -220,10 +220,9 @@ def explorable(folder: Path | str | None = None) -> dict[str, Subject]:
             record = Record.load(path)
         except WorkbookError:  # weights and states of the same run
             continue
-        if record.num_exits > 1 and len(record.points) == 1:  # the others have more knobs than this explorer
-            found[path.stem] = _with_pictures(record, path.stem)
+        found[path.stem] = _with_pictures(record, path.stem)
     if not found:
-        raise WorkbookError(f"there is no record of a network with exits in {folder or lib.ATLASES}; run one with "
+        raise WorkbookError(f"there is no record in {folder or lib.ATLASES}; run one with "
                             "`python3 -m lib run`, or record one with `evaluate … --save-record FILE`")
     return found
 
@@ -234,4 +233,4 @@ def _with_pictures(record: Record, name: str) -> Subject:
     network = (lambda: checkpoints.load(weights).network) if weights.is_file() else None
     if dataset is None or dataset.variant != record.meta.get("data_variant"):
         return Subject(record)
-    return Subject(record, dataset.test, dataset.classes, network)
+    return Subject(record, dataset.test, network)

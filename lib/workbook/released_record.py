@@ -18,10 +18,10 @@ from lib.evaluation.stats import wilson
 from lib.models import released
 from lib.models.network import Network
 from lib.workbook import networks, studies, tables
-from lib.workbook.explorers import Subject
 from lib.workbook.networks import Trained
 from lib.workbook.parameters import Settings
 from lib.workbook.studies import Reading
+from lib.workbook.subject import Subject
 
 FILE = "rdi_resnet38_released.pth.tar"  # as it was published
 # What the authors' own code says of the first 500 test images, clean, at the paper's thresholds.
@@ -46,7 +46,7 @@ class Released:
         record = self.reading.record
         if self.images is None:
             return Subject(record)
-        return Subject(record, self.images.test, self.images.classes, self.network)
+        return Subject(record, self.images.test, self.network)
 
 
 def obtain(settings: Settings) -> Released:

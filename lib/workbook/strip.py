@@ -1,20 +1,31 @@
-"""An image strip: pictures laid out in rows, one row per exit, each with a frame that says whether it is right."""
+"""An image strip: pictures in a grid of cells, each framed where the answer to its image is wrong."""
 
 import base64
 import io
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
+from lib.evaluation import routing
 from lib.evaluation.reading import Reading
 from lib.workbook import style
 
 GAP, FRAME, ENLARGE = 6, 2, 2
 
 
+class Cell(NamedTuple):
+    """Where a picture stands, which image of the record it is, and what the network says to it."""
+
+    row: int
+    column: int
+    index: int
+    said: int
+    right: bool
+
+
 def png_uri(pixels: np.ndarray, enlarge: int = 1) -> str:
-    """A data URI of uint8 pixels (H, W) or (H, W, 3), each drawn as `enlarge` x `enlarge`."""
+    """A data URI of uint8 pixels (H, W, 3 or 4), each drawn as `enlarge` x `enlarge`."""
     picture, file = Image.fromarray(np.ascontiguousarray(pixels)), io.BytesIO()
     if enlarge > 1:
         picture = picture.resize((picture.width * enlarge, picture.height * enlarge), Image.Resampling.NEAREST)
@@ -30,38 +41,38 @@ def as_pixels(images) -> np.ndarray:
     return np.broadcast_to(array.transpose(0, 2, 3, 1), (*array.shape[:1], *array.shape[2:], 3))
 
 
-@dataclass(frozen=True)
-class Strip:
-    """Which of the sampled images leave where: rows (exits) of image indices, and for each whether it is right."""
+def answers(reading: Reading, view: str, sample: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(exit, answer) of the sampled images in a view's first draw."""
+    leaving = reading.leaving[view][0][sample]
+    return leaving, routing.at_exit(reading.record.prediction[reading.first(view)][:, sample], leaving)
 
-    rows: list[np.ndarray]
-    right: np.ndarray
-    columns: int
 
-    @classmethod
-    def of(cls, reading: Reading, form: str, sample: np.ndarray, columns: int) -> "Strip":
-        """The `sample` (indices) as it leaves under `form`, surest first, at most `columns` a row."""
-        leaving, right = reading.leaving[form][0][sample], reading.right(form) == 1
-        entropy = reading.record.entropy[reading.first(form)]
-        rows = []
-        for k in range(reading.record.num_exits):
-            here = sample[leaving == k]
-            rows.append(here[np.argsort(entropy[k, here], kind="stable")][:columns])
-        return cls(rows, right, columns)
+def by_exit(reading: Reading, view: str, sample: np.ndarray, left: int, columns: int) -> list[Cell]:
+    """A row per exit with the images that leave there, surest first, in `columns` columns from `left` on."""
+    sample = sample[sample < reading.record.images]
+    leaving, said = answers(reading, view, sample)
+    entropy, labels, cells = reading.record.entropy[reading.first(view)], reading.record.labels, []
+    for row in range(reading.record.num_exits):
+        here = np.flatnonzero(leaving == row)
+        for place, k in enumerate(here[np.argsort(entropy[row, sample[here]], kind="stable")][:columns]):
+            cells.append(Cell(row, left + place, int(sample[k]), int(said[k]), bool(said[k] == labels[sample[k]])))
+    return cells
 
-    def places(self) -> tuple[list[float], list[float], list[int]]:
-        """Centres x (column) and y (row) of the pictures, and their indices."""
-        filled = [(c + 0.5, r + 0.5, int(i)) for r, row in enumerate(self.rows) for c, i in enumerate(row)]
-        return tuple(map(list, zip(*filled, strict=True))) if filled else ([], [], [])
 
-    def picture(self, pixels: np.ndarray) -> str:
-        """The whole strip as a data URI; pixels: uint8 (N, H, W, 3) of all images."""
-        height, width = (side + 2 * FRAME for side in pixels.shape[1:3])
-        canvas = np.full((len(self.rows) * (height + GAP), self.columns * (width + GAP), 3), 255, np.uint8)
-        frames = {True: style.rgb(style.RULE), False: style.rgb(style.ATTACKED)}
-        for r, row in enumerate(self.rows):
-            for c, index in enumerate(row):
-                top, left = r * (height + GAP) + GAP // 2, c * (width + GAP) + GAP // 2
-                canvas[top:top + height, left:left + width] = frames[bool(self.right[index])]
-                canvas[top + FRAME:top + height - FRAME, left + FRAME:left + width - FRAME] = pixels[index]
-        return png_uri(canvas, ENLARGE)
+def in_a_row(reading: Reading, view: str, sample: np.ndarray, row: int) -> list[Cell]:
+    """The sampled images side by side."""
+    sample = sample[sample < reading.record.images]
+    said = answers(reading, view, sample)[1]
+    return [Cell(row, place, int(i), int(a), bool(a == reading.record.labels[i]))
+            for place, (i, a) in enumerate(zip(sample, said, strict=True))]
+
+
+def picture(cells: list[Cell], rows: int, columns: int, pixels: dict[int, np.ndarray]) -> str:
+    """The whole strip as a data URI; pixels: uint8 (H, W, 3) by image."""
+    height, width = (side + 2 * FRAME for side in next(iter(pixels.values())).shape[:2])
+    canvas = np.zeros((rows * (height + GAP), columns * (width + GAP), 4), np.uint8)
+    for cell in cells:
+        top, left = cell.row * (height + GAP) + GAP // 2, cell.column * (width + GAP) + GAP // 2
+        canvas[top:top + height, left:left + width] = [*style.rgb(style.RULE if cell.right else style.ATTACKED), 255]
+        canvas[top + FRAME:top + height - FRAME, left + FRAME:left + width - FRAME, :3] = pixels[cell.index]
+    return png_uri(canvas, ENLARGE)

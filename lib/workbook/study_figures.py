@@ -6,7 +6,8 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from lib.workbook import exit_panels, style
+from lib.evaluation.between import trade_off
+from lib.workbook import style, tables
 from lib.workbook.studies import Reading, spoken
 
 OWN = style.DEFENCES | {"plain": style.INK, "pruned": "#0072b2", "atmc": "#d55e00"}
@@ -78,7 +79,8 @@ def against_cost(readings: Mapping[str, Reading], caption: str, swept: str | Non
                        height=440, margin=dict(l=64, r=170, t=96, b=52),
                        legend=dict(orientation="v", x=1.01, xanchor="left", y=1, yanchor="top"))
     for place, (label, reading) in enumerate(readings.items()):
-        tint, curve = colour(label, place), exit_panels.trade_off(reading.record) if label == swept else []
+        tint, curve = colour(label, place), trade_off(reading.record) if label == swept else ()
+        curve = [tables.summary(each) for each in curve]
         at = (costs or {}).get(label, _cost(reading.summary, unit))
         for quantity, symbol in (("clean", "circle-open"), ("paper_worst", "circle")):
             if curve:

@@ -8,6 +8,7 @@ INK, MUTED, RULE, PAPER = "#1f2933", "#6b7785", "#e3e7ec", "#ffffff"
 CLEAN, ATTACKED, UNION, GHOST = "#0072b2", "#d55e00", "#1f2933", "#9aa5b1"  # Okabe and Ito's blue and vermilion
 DEFENCES = {"standard": "#7d8894", "main": "#cc79a7", "average": "#e69f00", "max_average": "#009e73"}
 CYCLE = ("#0072b2", "#d55e00", "#009e73", "#e69f00", "#cc79a7", "#56b4e9", "#7d8894")
+LIVE_INK, LIVE_MUTED = f"var(--jp-ui-font-color1, {INK})", f"var(--jp-ui-font-color2, {MUTED})"  # as JupyterLab's theme
 FONT = "Inter, 'Helvetica Neue', 'Liberation Sans', Arial, 'DejaVu Sans Condensed', sans-serif"
 
 _AXIS = dict(gridcolor=RULE, linecolor=GHOST, zeroline=False, ticks="outside", ticklen=4, tickcolor=RULE,
@@ -44,17 +45,18 @@ def plain(text) -> str:
     return html.escape(str(text))
 
 
-def tile(name: str, value: str, colour: str, *notes: str) -> str:
-    """One number as HTML: what it is, its value, and small lines below."""
+def tile(name: str, value: str, colour: str, *notes: str, tip: str = "") -> str:
+    """One number as HTML: what it is, its value, small lines below, and what its term means."""
     below = "<br>".join(map(plain, notes))
-    return (f'<div style="min-width:120px"><div style="color:{MUTED};font-size:12px">{plain(name)}</div>'
-            f'<div style="color:{colour};font-size:24px;font-weight:600;line-height:1.25">{plain(value)}</div>'
-            f'<div style="color:{MUTED};font-size:11px;line-height:1.35">{below}</div></div>')
+    return (f'<div style="min-width:84px" title="{plain(tip)}">'
+            f'<div style="color:{LIVE_MUTED};font-size:12px">{plain(name)}</div>'
+            f'<div style="color:{colour};font-size:21px;font-weight:600;line-height:1.25">{plain(value)}</div>'
+            f'<div style="color:{LIVE_MUTED};font-size:11px;line-height:1.35">{below}</div></div>')
 
 
 def row(tiles: list[str]) -> str:
     whole = "".join(tiles)
-    return f'<div style="display:flex;gap:22px;flex-wrap:wrap;font-family:{FONT};padding:6px 2px">{whole}</div>'
+    return f'<div style="display:flex;gap:16px;flex-wrap:wrap;font-family:{FONT};padding:2px">{whole}</div>'
 
 
 def rgb(colour: str) -> list[int]:

@@ -1,0 +1,305 @@
+"""Where an explorer stands, and what the record says there: every knob of any network, without widgets or figures.
+
+    explorer = Explorer({"FLOAT": Subject(record, images, network)}, folder)
+    explorer.set(lambda_n=0.35, lambda_th=0.5, width=0.5, thresholds="equal share", attack="average")
+    explorer.point, explorer.spot().number("clean"), explorer.export()
+
+The knobs are those that the record's points use. A setting is recorded; or it lies between recorded points, and its
+numbers are interpolated (≈); or an attack knew other thresholds than the present ones, which makes a bound of it (≤).
+"""
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from lib import WorkbookError, checkpoints
+from lib.evaluation.between import Spot, called, corners, nearest, reading_at, trade_off
+from lib.evaluation.reading import Reading
+from lib.evaluation.record import Record
+from lib.operating_point import OperatingPoint
+from lib.workbook import microscope
+from lib.workbook.published import suited
+from lib.workbook.subject import BY_HAND, Subject
+
+SOURCES = ("paper", "equal share", "budget", "last exit only", "by hand")
+FLAT = 0.01  # accuracy that counts as no change
+
+
+@dataclass(frozen=True)
+class Setting:
+    """All knobs at once. lambda_n is None where noise and batch norm were set by hand and no lambda_n leads there.
+
+    source: where the thresholds come from, one of SOURCES, a number (budget: a share of the plain network's MACs), or
+    the thresholds themselves.
+    """
+
+    network: str
+    lambda_n: float | None
+    lambda_th: float
+    at: OperatingPoint
+    source: str | float | tuple
+    thresholds: tuple[float, ...]
+    attack: str
+    threat: str
+
+
+class Explorer:
+    """`subjects` by name, each a Subject, or of a method with one network per lambda {lambda: Subject}.
+
+    here: the present Setting.  pinned: one to compare with.  point: the present operating point, for the next cell.
+    """
+
+    def __init__(self, subjects: Subject | Mapping, folder: Path | str = ".", *, computed: int = 200, **setting):
+        subjects = {"network": subjects} if isinstance(subjects, Subject) else dict(subjects)
+        if not subjects:
+            raise WorkbookError("there is nothing to explore; record a network first, with `evaluate … --save-record`")
+        self.subjects = {name: {None: s} if isinstance(s, Subject) else dict(s) for name, s in subjects.items()}
+        self.folder, self.computed, self.changed = Path(folder), computed, lambda: None
+        self.exact: dict[tuple, Record] = {}
+        self._recorded: dict[tuple, list] = {}
+        self._width: float | None = None  # the one asked for, which a network in between may not have
+        first = next(iter(self.subjects))
+        start = self.subject_of(first, 1.0).record.points[0]
+        self.here = Setting(first, 1.0, 0.0, start, "", (), "max_average", "")
+        try:
+            self.set(network=first, lambda_n=1.0)
+            self.spot()
+        except WorkbookError:
+            self.here = self._completed(replace(self.here, lambda_n=None, at=start))
+        self.pinned = self.here
+        if setting:
+            self.set(**setting)
+
+    # Where it stands.
+
+    def set(self, **changes):
+        """Go to a setting: network; lambda_n, lambda_th, or noise, batch_norm, code by hand; width; thresholds (a
+        source, a budget as a share of the plain network's MACs, or themselves, None for a closed exit); attack; threat.
+
+        What is left out stays. Raises WorkbookError for a value or knob that is not there, and then changes nothing.
+        """
+        known = {"network", "lambda_n", "lambda_th", "noise", "batch_norm", "code", "width", "thresholds", "attack",
+                 "threat"}
+        if unknown := set(changes) - known:
+            raise WorkbookError(f"unknown knob {', '.join(sorted(unknown))}; the knobs are {', '.join(sorted(known))}")
+        name = changes.get("network", self.here.network)
+        if name not in self.subjects:
+            raise WorkbookError(f"there is no network {name!r} here; choose from {', '.join(self.subjects)}")
+        n, th = (changes.get(knob, getattr(self.here, knob)) for knob in ("lambda_n", "lambda_th"))
+        subject = self.subject_of(name, n)
+        by_hand = {knob: value for knob, value in changes.items() if knob in BY_HAND}
+        for knob, value in by_hand.items():
+            if knob not in subject.knobs:
+                raise WorkbookError(f"{name} has no knob {knob}; it has {', '.join(sorted(subject.knobs)) or 'none'}")
+            by_hand[knob] = round(float(value), 9)
+        widths = subject.values("width")
+        if "width" in changes and changes["width"] not in widths:
+            raise WorkbookError(f"width {changes['width']} was not recorded; {name} has "
+                                f"{', '.join(f'{w:g}' for w in widths) or 'one width'}")
+        wanted = changes.get("width", self._width)
+        width = (wanted if wanted in widths else max(widths)) if widths else None
+        if by_hand or n is None:
+            knobs = {knob: by_hand.get(knob, getattr(self.here.at, knob)) for knob in BY_HAND if knob in subject.knobs}
+            at = OperatingPoint(**{k: subject.values(k)[0] if v is None else v for k, v in knobs.items()}, width=width)
+            n = next((v for v in _lambdas(at, th) if subject.at(v, th, width) == at), None)
+        else:
+            at = subject.at(n, th, width)
+        source, attack, threat = (changes.get(knob, now) for knob, now in (
+            ("thresholds", self.here.source), ("attack", self.here.attack), ("threat", self.here.threat)))
+        for what, value, held in (("attack", attack, subject.attacks), ("threat", threat, subject.threats)):
+            if what in changes and value not in held:
+                raise WorkbookError(f"{name} was not recorded under {what} {value!r}; choose from {', '.join(held)}")
+        self.here = self._completed(Setting(name, n, th, at, source, (), attack, threat), "thresholds" in changes)
+        self._width = wanted
+        self.changed()
+
+    def _completed(self, wanted: Setting, strict: bool = False) -> Setting:
+        """With thresholds from where they are said to come; attack and threat kept where this network met them."""
+        subject = self.subject_of(wanted.network, wanted.lambda_n)
+        attack = wanted.attack if wanted.attack in subject.attacks else subject.attacks[0]
+        threat = wanted.threat if wanted.threat in subject.threats else next(iter(subject.threats), "")
+        usual = {"paper": "paper", "calibrated": "equal share"}[suited(subject.record)]
+        for source in [wanted.source] if strict else (wanted.source, usual, "last exit only"):
+            try:
+                gates = subject.gates(wanted.at, source)
+            except WorkbookError:
+                if strict or source == "last exit only":
+                    raise
+                continue
+            return replace(wanted, attack=attack, threat=threat, thresholds=gates,
+                           source=source if isinstance(source, str | float | int) else gates)
+
+    def subject_of(self, name: str, lambda_n: float | None) -> Subject:
+        family = self.subjects[name]
+        return family[min(family, key=lambda weight: abs((weight or 0) - (lambda_n or 0)))]
+
+    @property
+    def subject(self) -> Subject:
+        return self.subject_of(self.here.network, self.here.lambda_n)
+
+    @property
+    def point(self) -> OperatingPoint:
+        return self.here.at.replace(thresholds=self.here.thresholds or None)
+
+    @property
+    def turns(self) -> bool:
+        """Whether lambda_n moves anything here."""
+        return bool({"noise", "batch_norm", "code"} & self.subject.knobs) or len(self.subjects[self.here.network]) > 1
+
+    def pin(self):
+        """Keep the present setting to compare with."""
+        self.pinned = self.here
+        self.changed()
+
+    # What the record says.
+
+    def spot(self, here: Setting | None = None) -> Spot:
+        """The numbers at a setting (the present one). Raises WorkbookError where nothing is recorded around it."""
+        here = here or self.here
+        subject = self.subject_of(here.network, here.lambda_n)
+        record = self.exact.get((id(subject), here.at), subject.record)
+        threat = subject.threats.get(here.threat) if len(subject.threats) > 1 else None
+        return Spot(tuple((weight, reading_at(record, point, here.thresholds, threat))
+                          for weight, point in corners(record, here.at)))
+
+    def at_lambda(self, lambda_n: float) -> Setting:
+        """The present setting at another lambda_n; thresholds follow where their source depends on the point."""
+        subject, here = self.subject_of(self.here.network, lambda_n), self.here
+        at = subject.at(lambda_n, here.lambda_th, here.at.width)
+        source = here.thresholds if isinstance(here.source, float | int) else here.source
+        return replace(here, lambda_n=lambda_n, at=at, thresholds=subject.gates(at, source))
+
+    def along(self, lambdas: Sequence[float]) -> dict[str, list[float | None]]:
+        """Accuracies "clean" and "attacked" along lambda_n; None where nothing is recorded."""
+        found = {"clean": [], "attacked": []}
+        for n in lambdas:
+            try:
+                spot = self.spot(self.at_lambda(float(n)))
+                values = spot.number().value, spot.number(self.here.attack).value
+            except WorkbookError:
+                values = None, None
+            for line, value in zip(found.values(), values, strict=True):
+                line.append(value)
+        return found
+
+    def recorded(self, name: str) -> list[tuple[float, float]]:
+        """[(clean, attacked)] accuracies of all recorded points of a network by name, where they met the attack."""
+        attack = self.here.attack
+        if (name, attack) not in self._recorded:
+            spots = [Spot(((1.0, reading_at(subject.record, point, (-math.inf,) * subject.early)),))
+                     for subject in self.subjects[name].values() if attack in subject.attacks
+                     for point in subject.record.points]
+            self._recorded[name, attack] = [(spot.number().value, spot.number(attack).value) for spot in spots]
+        return self._recorded[name, attack]
+
+    def examine(self, index: int) -> microscope.Look:
+        """An image of the dataset under the present attack, by the network itself. Raises WorkbookError without it."""
+        reading = self.spot().nearest
+        view = reading.view(called(reading, self.here.attack))
+        return self.subject.examine(index, view, self.here.at, self.here.thresholds)
+
+    def trade_off(self) -> tuple[Reading, ...]:
+        """`between.trade_off` of the nearest recorded point."""
+        return trade_off(self.subject.record, nearest(self.subject.record, self.here.at))
+
+    def notes(self) -> list[str]:
+        """What a hand on these knobs should know: a λ that snaps, a knob that does nothing here."""
+        subject, here, said = self.subject, self.here, []
+        family = self.subjects[here.network]
+        weights = subject.values("code") or [w for w in family if w is not None]
+        if weights and here.lambda_n is not None and here.lambda_n not in weights:
+            taken = here.at.code if subject.values("code") else next(w for w, s in family.items() if s is subject)
+            said.append(f"{here.network} was trained at λ {', '.join(f'{w:g}' for w in sorted(weights))}; "
+                        f"the nearest is {taken:g}.")
+        if self.turns and here.lambda_n is None:
+            said.append("Set by hand: no λ_n leads here.")
+        if "noise" in subject.knobs and here.at.batch_norm:
+            lambdas = np.linspace(here.lambda_th + 0.05, 1, 9).round(9)
+            lines = self.along(lambdas)
+            held = [[v for v in line if v is not None] for line in lines.values()]
+            if all(held) and max(max(line) - min(line) for line in held) < FLAT:
+                said.append(f"λ_n from {lambdas[0]:g} to 1 moves neither accuracy by a point: the batch norm does it.")
+        return said
+
+    def compute(self, progress: Callable[[int, int], None] = lambda done, total: None):
+        """Attack at exactly this setting (see `Subject.compute`); a slider that is moved meanwhile does not count."""
+        here, subject = self.here, self.subject
+        self.exact[id(subject), here.at] = subject.compute(here.at, here.thresholds, self.computed, progress)
+
+    # What is written down.
+
+    @property
+    def setting(self) -> dict:
+        """The arguments of `set` that lead here."""
+        here, subject = self.here, self.subject
+        found = {"network": here.network} if len(self.subjects) > 1 else {}
+        if self.turns and here.lambda_n is not None:
+            found |= {"lambda_n": here.lambda_n, "lambda_th": here.lambda_th}
+        elif self.turns:
+            found |= {knob: getattr(here.at, knob) for knob in BY_HAND if knob in subject.knobs}
+        if here.at.width is not None:
+            found["width"] = here.at.width
+        if subject.early:
+            found["thresholds"] = (tuple(None if gate == -math.inf else gate for gate in here.source)
+                                   if isinstance(here.source, tuple) else here.source)
+        return found | {"attack": here.attack} | ({"threat": here.threat} if len(subject.threats) > 1 else {})
+
+    @property
+    def code(self) -> str:
+        """The line that leads here from another cell."""
+        return f"explorer.set({', '.join(f'{name}={value!r}' for name, value in self.setting.items())})"
+
+    def numbers(self, here: Setting | None = None) -> dict:
+        """{quantity: value, or its text where it is marked}: accuracies in percent, costs on clean images."""
+        spot, attack = self.spot(here), (here or self.here).attack
+        found = {what: f"{spot.mark(what)}{100 * spot.number(what).value:.1f}"
+                 for what in dict.fromkeys(("clean", attack, "union"))}
+        return found | {"true M MACs": f"{spot.cost('cumulative_macs') / 1e6:.2f}"}
+
+    def stops(self) -> pd.DataFrame:
+        """One knob at a time from the present setting, the others as they are."""
+        subject, here, lines = self.subject, self.here, {("here", ""): self.here}
+        if self.turns and here.lambda_n is not None:
+            lines |= {("λ_n", f"{n:g}"): self.at_lambda(n) for n in (0.0, 0.2, 0.5, 0.7, 1.0)}
+        lines |= {("width", f"{w:g}"): replace(here, at=here.at.replace(width=w)) for w in subject.values("width")}
+        lines |= {("thresholds", source): replace(here, thresholds=gates)
+                  for source, gates in subject.stops(here.at).items()}
+        table = {}
+        for line, setting in lines.items():
+            try:
+                table[line] = self.numbers(setting)
+            except WorkbookError:
+                continue
+        return pd.DataFrame(table).T.rename_axis(["knob", "set to"])
+
+    def export(self) -> Path:
+        """Write the setting, its point and its numbers as JSON, for `restore`; returns the file."""
+        path = self.folder / f"point-{self.here.network.replace(' ', '_').replace('/', '_')}.json"
+        meta = self.subject.record.meta
+        values = {"set": self.setting, "point": self.point.to_json(), "numbers": self.numbers(), "model": meta["model"],
+                  "checkpoint": meta.get("checkpoint"), "images": meta["images"], "seed": meta["seed"]}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        checkpoints.replace(path, (json.dumps(values, indent=2) + "\n").encode())
+        return path
+
+    def restore(self, path: Path | str):
+        """Go to where `export` was called. Raises WorkbookError for another file."""
+        try:
+            setting = json.loads(Path(path).read_text(encoding="utf-8"))["set"]
+        except (OSError, ValueError, LookupError) as error:
+            raise WorkbookError(f"{path} holds no exported point ({error}); name a file that export() wrote") from None
+        self.set(**setting)
+
+
+def _lambdas(at: OperatingPoint, th: float) -> list[float]:
+    """The lambda_n that could lead to a point."""
+    if at.code is not None:
+        return [at.code]
+    noise, bank = at.noise or 0.0, at.batch_norm
+    found = [noise * th] if bank == 0 else [th + noise * (1 - th), 1.0] if bank == 1 else [noise]
+    return [round(n, 9) for n in found]

@@ -1,0 +1,316 @@
+"""The widgets around an Explorer: a slider and a number field per knob, callbacks one at a time, errors where they are.
+
+    panel.show(explorer)        # in Jupyter the live face, headless a still one
+"""
+
+import html
+import math
+import threading
+import time
+
+import ipywidgets as widgets
+import plotly.graph_objects as go
+from IPython.display import display
+
+from lib import WorkbookError
+from lib.workbook import live, microscope, style, tables, view
+from lib.workbook.explorer import SOURCES, Explorer
+from lib.workbook.live_figure import LiveFigure
+
+THEME = {style.INK: style.LIVE_INK, style.MUTED: style.LIVE_MUTED, style.RULE: "var(--jp-border-color2)",
+         style.GHOST: "var(--jp-border-color0)"}
+STYLE = "<style>" + "".join(  # a figure's ink follows the theme: Plotly itself knows no variables
+    f'.workbook-explorer .js-plotly-plot [style*="{what}: rgb({", ".join(map(str, style.rgb(colour)))})"] '
+    f"{{ {what}: {ink} !important }}\n" for colour, ink in THEME.items() for what in ("fill", "stroke")) + (
+    ".workbook-explorer .js-plotly-plot .main-svg, .workbook-explorer .js-plotly-plot .bg "
+    "{ background: transparent !important; fill: transparent !important }\n"
+    ".workbook-explorer .widget-html-content { line-height: 1.35 }</style>")
+TIPS = {"λ_n": "FLOAT's knob, from most accurate (0) to most robust (1); above λ_th the adversarial batch norm is used",
+        "λ_th": "where λ_n switches the batch norm from clean (BN_C) to adversarial (BN_A)",
+        "noise s": "scale of the weight noise; 1 is as trained", "BN mix": "0 = BN_C, 1 = BN_A, between: outputs mixed",
+        "attack": "what the images were attacked with; 'on main exit' is an attack, 'main branch' a defence",
+        "thresholds": "equal share: as many held-out images leave at each exit; budget: the thresholds with most clean "
+                      "held-out images right at no more than this mean true cost",
+        "compute exactly": "attack at this very point, on images and network of this machine"}
+
+
+def show(explorer: Explorer):
+    """Live in Jupyter; elsewhere the figure, each knob turned by itself, and one image under attack."""
+    if live.is_live():
+        display(Panel(explorer).box)
+        return
+    live.show(view.drawn(explorer))
+    display(tables._plain(explorer.stops()))
+    if explorer.subject.network is not None and explorer.subject.images is not None and explorer.subject.early:
+        live.show(microscope.still(looked_at(explorer, explorer.subject.record.meta["images"][0])))
+
+
+def looked_at(explorer: Explorer, index: int) -> str:
+    return microscope.svg(explorer.examine(index), explorer.here.thresholds, explorer.subject.classes)
+
+
+class Dial:
+    """A slider and a field for exact values. value: the exact one; the slider stands on the step nearest to it."""
+
+    def __init__(self, name: str, act, low=0.0, high=1.0, step=0.01, log=False):
+        self.act, self.log, self.tooltip = act, log, TIPS.get(name, name)
+        more = dict(tooltip=self.tooltip, continuous_update=True, readout=False, description=name,
+                    style={"description_width": "84px"}, layout={"width": "246px", "margin": "0"})
+        self.slider = widgets.FloatSlider(min=low, max=high, step=step, **more)
+        self.field = widgets.FloatText(tooltip=f"{self.tooltip}: exact value", layout={"width": "86px", "margin": "0"})
+        self.box = widgets.HBox([self.slider, self.field])
+        self.value, self.stands = None, None
+
+    def _step(self, value: float) -> float:
+        value = math.log10(max(value, 1e-30)) if self.log else value
+        low, step = self.slider.min, self.slider.step
+        return round(low + step * round((min(max(value, low), self.slider.max) - low) / step), 9)
+
+    def show(self, value: float | None, resting: bool = False):
+        """Put both where the value is; None leaves them, for a value that there is not."""
+        self.slider.disabled = self.field.disabled = resting
+        if value is not None and value != self.value:
+            self.value, self.stands = value, self._step(value)
+            self.slider.value, self.field.value = self.stands, float(f"{value:.6g}")
+
+    def watch(self, on):
+        self.slider.observe(on(self._slid), "value")
+        self.field.observe(on(self._typed), "value")
+
+    def _slid(self, change):
+        """A browser that puts the slider on its nearest step is no hand."""
+        if self.stands is None or abs(change.new - self.stands) > 0.4 * self.slider.step:
+            self.show(round(10**change.new if self.log else change.new, 9))
+            self.act(self.value)
+
+    def _typed(self, change):
+        if self.value is None or change.new != float(f"{self.value:.6g}"):
+            self.show(change.new)
+            self.act(self.value)
+
+
+class Panel:
+    """Controls by name in `box`; all act on `explorer`, through its `set`."""
+
+    def __init__(self, explorer: Explorer):
+        self.explorer, self.errors, self.quiet = explorer, widgets.HTML(), False
+        self.on = live.on_screen(self.errors)
+        self.stale = self.settled = False  # has the point moved since the figure was made; has a browser drawn it
+        narrow = dict(style={"description_width": "initial"})
+        self.network = widgets.Dropdown(options=list(explorer.subjects), description="network", **narrow)
+        self.attack = widgets.Dropdown(description="attack", tooltip=TIPS["attack"], **narrow)
+        self.threat = widgets.Dropdown(description="budget of the attack", **narrow)
+        self.width = widgets.ToggleButtons(description="width", style={"button_width": "52px"})
+        self.lambda_n, self.lambda_th = (Dial(name, self._to(knob), high=high) for name, knob, high in (
+            ("λ_n", "lambda_n", 1.0), ("λ_th", "lambda_th", 0.95)))
+        self.noise, self.mix = Dial("noise s", self._to("noise")), Dial("BN mix", self._to("batch_norm"))
+        self.source = widgets.ToggleButtons(options=SOURCES, tooltips=[TIPS["thresholds"]] * len(SOURCES),
+                                            style={"button_width": "98px"})
+        self.budget = Dial("spend, %", lambda share: self.explorer.set(thresholds=share / 100), 1, 120, 1)
+        self.pin = widgets.Button(description="pin", icon="thumbtack", tooltip="keep this setting to compare with")
+        self.compute = widgets.Button(description="compute exactly", icon="bolt", tooltip=TIPS["compute exactly"])
+        self.save = widgets.Button(description="export", icon="download", tooltip="write this point and its numbers")
+        self.cancel, self.cancelled = widgets.Button(description="cancel", icon="times"), threading.Event()
+        for button in (self.pin, self.compute, self.save, self.cancel):
+            button.layout.width = "auto"
+        self.progress = widgets.IntProgress(layout={"width": "180px"})
+        self.working = widgets.HBox([self.progress, self.cancel], layout={"visibility": "hidden"})
+        self.number = widgets.BoundedIntText(description="image", layout={"width": "150px"}, **narrow)
+        self.examine = widgets.Button(description="look at it", layout={"width": "auto"},
+                                      tooltip="attack this image here, and ask every exit about it")
+        self.tiles, self.saved, self.picture, self.notes = (widgets.HTML() for _ in range(4))
+        self.gates: list[Dial] = []
+        self.opens: list[widgets.Checkbox] = []
+        self.dials, self.canvas = widgets.HBox(layout={"flex_flow": "row wrap"}), widgets.VBox()
+        self.figure, self.shape = go.Figure(), None
+        self.exits = widgets.HBox([self.source], layout={"flex_flow": "row wrap"})
+        self.box = widgets.VBox([
+            widgets.HTML(STYLE, layout={"display": "none"}),
+            self._row(self.network, self.attack, self.threat, self.width), self.exits, self.dials,
+            self._row(self.pin, self.compute, self.save, self.working, self.saved),
+            self.errors, self.tiles, self.notes, self.canvas, self._row(self.number, self.examine), self.picture])
+        self.box.add_class("workbook-explorer")
+        self._connect()
+        explorer.changed = self.refreshed
+        self.refreshed()
+
+    @staticmethod
+    def _row(*controls) -> widgets.HBox:
+        return widgets.HBox(controls, layout={"flex_flow": "row wrap"})
+
+    def _to(self, knob: str):
+        return lambda value: self.explorer.set(**{knob: value})
+
+    def _connect(self):
+        for knob in ("network", "attack", "threat", "width"):
+            self._watch(getattr(self, knob), self._to(knob))
+        self._watch(self.source, self._chosen)
+        self._watch(self.number, self.look_at)
+        for dial in (self.lambda_n, self.lambda_th, self.noise, self.mix, self.budget):
+            dial.watch(lambda act: self.on(lambda change: self._hand(act, change)))
+        for button, act in ((self.pin, self.explorer.pin), (self.compute, self.run), (self.save, self.export),
+                            (self.examine, lambda: self.look_at(self.number.value))):
+            button.on_click(self.on(lambda _, act=act: act()))
+        self.cancel.on_click(lambda _: self.cancelled.set())
+        self.arrived, self.refreshed = self.on(self._arrived), self.on(self.refresh)
+        self.begun = live.on_screen(self.errors, alone=False)(self._compute)
+        self.clicked = self.on(lambda trace, at, _: at.point_inds and setattr(
+            self.number, "value", int(trace.customdata[at.point_inds[0]])))
+
+    def _watch(self, control, act):
+        control.observe(self.on(lambda change: self._hand(act, change.new)), "value")
+
+    def _hand(self, act, value):
+        """A hand on a control; where the explorer refuses, the controls go back to where it stands."""
+        if not self.quiet and value is not None:
+            try:
+                act(value)
+            except Exception:
+                self.show_controls()
+                raise
+
+    # What is shown.
+
+    def refresh(self):
+        """Controls, numbers and figure, as the explorer stands."""
+        explorer = self.explorer
+        shape = explorer.subject.early, explorer.turns, explorer.here.network, len(explorer.subject.attacks)
+        if shape != self.shape:
+            self._rebuild()
+        self.show_controls()
+        try:
+            self.tiles.value = view.tiles(explorer)
+            self.notes.value = _muted(" ".join(explorer.notes()))
+            self._draw(shape)
+        except WorkbookError:
+            self.tiles.value = self.notes.value = ""  # no numbers rather than those of another point
+            raise
+
+    def _rebuild(self):
+        """Controls that depend on which network is looked at."""
+        subject, self.quiet = self.explorer.subject, True
+        entropy = subject.record.entropy
+        low = -4.0 if entropy is None else math.floor(math.log10(max(float(entropy.min()), 1e-8)))
+        top = math.log10(math.log(max(2, len(subject.classes))))
+        self.gates = [Dial(f"{name} below", lambda _: self._moved(), low, top, 0.02, log=True)
+                      for name in style.exit_names(subject.record.num_exits)[:-1]]
+        closed = "a closed exit takes nobody, and its head is not run"
+        self.opens = [widgets.Checkbox(True, indent=False, description="open", layout={"width": "60px"}, tooltip=closed)
+                      for _ in self.gates]
+        for gate, opened in zip(self.gates, self.opens, strict=True):
+            gate.watch(lambda act: self.on(lambda change: self._hand(act, change)))
+            self._watch(opened, lambda _: self._moved())
+        there = {self.lambda_n: self.explorer.turns, self.lambda_th: "batch_norm" in subject.knobs,
+                 self.noise: "noise" in subject.knobs, self.mix: "batch_norm" in subject.knobs}
+        self.dials.children = [*(dial.box for dial, has in there.items() if has), *(
+            widgets.HBox([gate.box, opened]) for gate, opened in zip(self.gates, self.opens, strict=True))]
+        self.exits.children = [self.source, self.budget.box] if self.gates else []
+        attacks = [(html.unescape(view.spoken(a, subject.record.num_exits)), a) for a in subject.attacks]
+        widths = [(f"{w:g}", w) for w in reversed(subject.values("width"))]
+        for control, options in ((self.attack, attacks), (self.threat, list(subject.threats)), (self.width, widths)):
+            control.options = options
+            control.layout.display = "" if len(options) > 1 else "none"
+        self.network.layout.display = "" if len(self.explorer.subjects) > 1 else "none"
+        first, stop = subject.record.meta["images"]
+        self.number.min, self.number.max = 0, stop - 1
+        self.number.min = first
+        self.picture.value, self.quiet = "", False
+
+    def show_controls(self):
+        """Put the controls where the explorer stands, without taking that for a hand that moves them."""
+        explorer, here, self.quiet = self.explorer, self.explorer.here, True
+        self.network.value, self.attack.value = here.network, here.attack
+        if here.threat:
+            self.threat.value = here.threat
+        if here.at.width is not None:
+            self.width.value = here.at.width
+        self.lambda_n.show(here.lambda_n)
+        self.lambda_th.show(here.lambda_th)
+        self.noise.show(here.at.noise)
+        self.mix.show(here.at.batch_norm)
+        for gate, opened, threshold in zip(self.gates, self.opens, here.thresholds, strict=True):
+            opened.value = threshold > -math.inf
+            gate.show(threshold if opened.value else None, resting=not opened.value)
+        if self.gates:
+            self.source.value = ("by hand" if isinstance(here.source, tuple) else
+                                 here.source if isinstance(here.source, str) else "budget")
+            self.budget.show(100 * here.source if isinstance(here.source, float | int) else self.budget.value or 60)
+        at_hand = explorer.subject.images is not None and explorer.subject.network is not None
+        self.compute.disabled = not at_hand or self.working.layout.visibility == "visible"
+        self.quiet = False
+
+    def _draw(self, shape: tuple):
+        """Move the figure; of a network with other panels put a new one in its place."""
+        if self.shape == shape:
+            self.stale = True
+            with self.figure.batch_update():
+                view.update(self.figure, self.explorer)
+            return
+        fresh = view.drawn(self.explorer)
+        if self.shape and [t.name for t in self.figure.data] == [t.name for t in fresh.data]:
+            with self.figure.batch_update():
+                self.figure.layout = fresh.layout
+                for old, new in zip(self.figure.data, fresh.data, strict=True):
+                    old.update(new.to_plotly_json(), overwrite=True)
+        else:
+            self.hang(fresh)
+        self.shape = shape
+
+    def hang(self, fresh: go.Figure):
+        self.figure, self.stale = LiveFigure(fresh, self.arrived), False
+        next(t for t in self.figure.data if t.name == "pictures").on_click(self.clicked)
+        self.canvas.children = [self.figure]
+
+    def _arrived(self, figure: LiveFigure):
+        """The browser has drawn the figure; where the point moved while it was loading, hang it anew."""
+        if figure is self.figure and self.stale and not self.settled:
+            self.hang(view.drawn(self.explorer))
+        self.settled = True
+
+    # What the controls do.
+
+    def _chosen(self, source: str):
+        gates = tuple(self.explorer.here.thresholds)
+        self.explorer.set(thresholds={"budget": (self.budget.value or 60) / 100, "by hand": gates}.get(source, source))
+
+    def _moved(self):
+        """A gate or a box: thresholds by hand, as the fields say; a gate that was never set opens where it stands."""
+        now = self.explorer.here.thresholds
+        gates = tuple(gate.value or 10**gate.slider.value if opened.value else -math.inf
+                      for gate, opened in zip(self.gates, self.opens, strict=True))
+        if gates != now:
+            self.explorer.set(thresholds=gates)
+
+    def look_at(self, index: int):
+        self.picture.value = looked_at(self.explorer, index)
+
+    def export(self):
+        path = self.explorer.export()
+        self.saved.value = _muted(f"written to {path.parent.name}/{path.name}")
+
+    def run(self):
+        """The exact point, in a thread of its own, so that every control answers meanwhile."""
+        if not self.compute.disabled:
+            self.compute.disabled, self.working.layout.visibility = True, "visible"
+            self.cancelled.clear()
+            self.begin = time.monotonic()
+            threading.Thread(name="compute", target=self.begun, daemon=True).start()
+
+    def _compute(self):
+        try:
+            self.explorer.compute(self._progressed)
+        finally:
+            self.working.layout.visibility = "hidden"
+            self.compute.disabled = False
+        self.refreshed()
+
+    def _progressed(self, done: int, total: int):
+        if self.cancelled.is_set():
+            raise WorkbookError("the computation was cancelled")
+        self.progress.max, self.progress.value = total, done
+        left = (time.monotonic() - self.begin) * (total - done) / done if done else None
+        self.progress.description = f"{left:.0f} s left" if done else ""
+
+
+def _muted(text: str) -> str:
+    return f'<span style="color:{style.LIVE_MUTED}">{style.plain(text)}</span>'

@@ -1,0 +1,166 @@
+"""What an explorer can look at: one network's record, its knobs and attacks, and, at hand, its images and itself."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import numpy as np
+
+from lib import WorkbookError, data
+from lib.attacks.steps import Threat
+from lib.data import Split
+from lib.evaluation import points, recording, routing
+from lib.evaluation.between import nearest
+from lib.evaluation.reading import SUITE, kind, read, relation
+from lib.evaluation.record import Record, View, join
+from lib.models.conditioning import Conditioning
+from lib.models.network import Network
+from lib.operating_point import OperatingPoint
+from lib.workbook import microscope
+from lib.workbook.strip import as_pixels
+
+BY_HAND = ("noise", "batch_norm", "code")
+CHUNK, SAMPLE = 25, 72  # images attacked between two signs of progress; images of which some are shown
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A record, and where they are at hand the images that it was made of and the network."""
+
+    record: Record
+    images: Split | None = None
+    network: Callable[[], Network] | None = None
+    _gates: dict = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def knobs(self) -> frozenset[str]:
+        return frozenset().union(*(p.used() for p in self.record.points), {"thresholds"} if self.early else ())
+
+    @property
+    def early(self) -> int:
+        return self.record.num_exits - 1
+
+    def at(self, lambda_n: float, lambda_th: float, width: float | None) -> OperatingPoint:
+        """Where lambda_n leads, see `Conditioning.at`; whatever was not recorded of the knobs stays out."""
+        row = Conditioning.named(self.record.meta["model"].get("conditioning", "none"))
+        found = row.at(lambda_n, lambda_th, self.values("code") or (0.0,))
+        return OperatingPoint(**{k: getattr(found, k) for k in BY_HAND if k in self.knobs}, width=width)
+
+    def values(self, knob: str) -> list[float]:
+        """The recorded values of a knob, ascending."""
+        return sorted({getattr(p, knob) for p in self.record.points} - {None})
+
+    @cached_property
+    def attacks(self) -> list[str]:
+        """What it was attacked with, all in a suite first; transfers between points and restarts count in that only."""
+        closed, met = (-math.inf,) * self.early, {}
+        for point in self.record.points:
+            reading = read(self.record, point, closed)
+            met |= {called: reading.draws for called in reading.views
+                    if relation(reading.view(called)) in ("white-box", "EOT", "noise-free transfer")}
+        whole = self.early and read(self.record, self.record.points[0], closed).paper_worst
+        return ["union", *(["paper_worst"] if whole else ()), *met, *(["worst"] if max(met.values(), default=1) > 1
+                                                                      else ())]
+
+    @cached_property
+    def threats(self) -> dict[str, Threat]:
+        """The attackers' budgets by name, draws of an averaging attacker aside."""
+        found = dict.fromkeys(replace(v.threat, draws=1) for v in self.record.views if v.threat is not None)
+        return {f"{kind(t)}, ε {t.epsilon:.3g}, {t.steps} steps": t for t in found}
+
+    @property
+    def classes(self) -> Sequence[str]:
+        names = self.images.classes if self.images is not None else self.record.meta.get("classes")
+        return names or [str(c) for c in range(int(self.record.labels.max()) + 1)]
+
+    @cached_property
+    def missing(self) -> str:
+        """What the pictures need and is not on this machine, or nothing."""
+        if self.images is not None:
+            return ""
+        try:
+            data.load(self.record.meta.get("dataset") or "", download=False)
+        except WorkbookError as error:
+            return f"Pictures need the images: {error}"
+        return "Pictures need the images; those on this machine are not the ones that were recorded."
+
+    def title(self) -> str:
+        meta, (first, stop) = self.record.meta, self.record.meta["images"]
+        where = f"{meta.get('dataset', 'dataset not stated')}, {meta.get('data_variant', 'variant not stated')}"
+        return f"{self.record.images:,} images ({where}, {first} to {stop - 1}), seed {meta['seed']}"
+
+    def stops(self, at: OperatingPoint | None = None) -> dict[str, tuple[float, ...]]:
+        """Thresholds of the usual sources at a point, by name; budgets that buy no more than another are left out."""
+        sources = {"paper": "paper", "equal share": "equal share"}
+        sources |= {f"at most {share:.0%} of the MACs": share for share in (0.15, 0.3, 0.6)}
+        found: dict[tuple, str] = {}
+        for name, source in (sources | {"last exit only": "last exit only"}).items() if self.early else ():
+            try:
+                found.setdefault(self.gates(at or self.record.points[0], source), name)
+            except WorkbookError:  # no published thresholds, no held-out images, or nothing to buy so cheaply
+                continue
+        return {name: gates for gates, name in found.items()}
+
+    @cached_property
+    def sample(self) -> np.ndarray:
+        """(M,) which of the recorded images are shown: evenly spread."""
+        return np.unique(np.linspace(0, self.record.images - 1, SAMPLE).round().astype(int))
+
+    @cached_property
+    def pixels(self) -> dict[int, np.ndarray] | None:
+        """The sampled images as uint8 (H, W, 3), or None where they are not at hand."""
+        if self.images is None:
+            return None
+        shown = self.images.images[self.record.meta["images"][0] + self.sample].cpu()
+        return dict(zip(self.sample.tolist(), as_pixels(shown), strict=True))
+
+    def examine(self, index: int, view: View, at: OperatingPoint, thresholds: tuple) -> microscope.Look:
+        """An image of the dataset attacked as a view was, at a point. Raises WorkbookError without it or network."""
+        network = self._network()
+        return microscope.look(network, self.images, index, view.form, view.threat, point=at,
+                               thresholds=thresholds if view.form == "gate_aware" else None)
+
+    def _network(self) -> Network:
+        if self.images is None or self.network is None:
+            raise WorkbookError(self.missing or "this needs the network, and here is only its record")
+        return self.network()
+
+    def gates(self, at: OperatingPoint, source: str | float | tuple) -> tuple[float, ...]:
+        """Thresholds from this source at a point: chosen on the held-out images at the nearest recorded one."""
+        record = self.record
+        if not self.early:
+            return ()
+        if isinstance(source, tuple | list):
+            gates = tuple(-math.inf if gate is None else float(gate) for gate in source)
+            routing.check_thresholds(gates, record.num_exits)
+            return gates
+        if source == "last exit only":
+            return (-math.inf,) * self.early
+        near = nearest(record, at)
+        wanted = source * record.costs()["trunk"][-1] if isinstance(source, float | int) else {
+            "equal share": "calibrated"}.get(source, source)
+        if (near, wanted) not in self._gates:
+            self._gates[near, wanted] = record.thresholds_of(wanted, near)
+        return self._gates[near, wanted]
+
+    def compute(self, at: OperatingPoint, thresholds: tuple[float, ...], images: int,
+                progress: Callable[[int, int], None] = lambda done, total: None) -> Record:
+        """Attack at a point as the nearest recorded one was, on the first `images` of the record.
+
+        Raises WorkbookError without images and network, and whatever `progress` raises to stop it.
+        """
+        record, near, network = self.record, nearest(self.record, at), self._network()
+        to = {points.quiet(near): points.quiet(at), near: at}
+        met = dict.fromkeys(replace(v, evaluated_at=at, draws=1, crafted_at=v.crafted_at and to[v.crafted_at],
+                                    thresholds_used=v.thresholds_used and thresholds)
+                            for v in record.views if v.point == near and relation(v) in ("clean", *SUITE))
+        draws = max(v.draws + (v.evaluated_at.draw or 0) for v in record.views)
+        first, total, parts = record.meta["images"][0], min(images, record.images), []
+        for start in range(0, total, CHUNK):
+            progress(start, total)
+            chunk = self.images[first + start:first + min(start + CHUNK, total)]
+            parts.append(recording.record(network, chunk, list(met), draws=draws, seed=record.meta["seed"],
+                                          batch_size=CHUNK, first=first + start, progress=False))
+        progress(total, total)
+        return join(parts)
