@@ -70,17 +70,25 @@ def knob(methods, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def every():
-    """A network with every knob, really recorded at the points that `points.every_knob` lists."""
-    network = small("resnet38", exits="cheap", conditioning="float", widths=(1.0, 0.5), input_shape=(3, 8, 8))
-    digits = data.load("digits", shape=network.input_shape)
-    lambdas, switches = (0.0, 0.5, 1.0), (0.0, 0.5)
-    where = points.published(network, lambdas, switches, network.widths)
-    held_out = recording.hold_out(network, digits.validation[:20], where, draws=1)
-    views = points.every_knob(network, KNOBS, held_out, draws=0, forms=("main", "gate_aware"), lambdas=lambdas)
-    record = recording.record(network, digits.test[:8], views, held_out=held_out, draws=1, progress=False,
-                              dataset="digits", data_variant="embedded")
-    return Subject(record, digits.test, lambda: network)
+def network():
+    return small("resnet38", exits="cheap", conditioning="float", widths=(1.0, 0.5), input_shape=(3, 8, 8))
+
+
+@pytest.fixture(scope="module")
+def every(network):
+    """A network with every knob, at the points that `points.every_knob` lists; its answers are drawn at random."""
+    draw = np.random.default_rng(0)
+    views = points.every_knob(network, KNOBS, GATES, draws=0, forms=("main", "gate_aware"))
+    shape = (len(views), network.num_exits, 40)
+    found = made(views, draw.integers(0, 3, shape), draw.random(shape) * 2.2, np.arange(40) % 3, model=network.config,
+                 paper_thresholds=None)
+    clean = [v for v, view in enumerate(views) if not view.attacked]
+    held_out = replace(found, views=tuple(views[v] for v in clean), right=found.right[clean],
+                       entropy=found.entropy[clean])
+    full = found.meta["costs"]["1"]
+    costs = {"1": full, "0.5": {name: (np.array(values) / 4).tolist() for name, values in full.items()}}
+    images = Split(torch.zeros(40, 3, 8, 8, dtype=torch.uint8), torch.arange(40) % 3)
+    return Subject(replace(found, held_out=held_out, meta=found.meta | {"costs": costs}), images, lambda: network)
 
 
 def shown(live, name):
@@ -115,23 +123,24 @@ def test_every_knob_of_one_network_moves_its_point_numbers_and_answers(every, tm
 
 
 def test_an_attack_on_gates_is_exact_at_those_alone(every, tmp_path):
-    explorer = Explorer(every, tmp_path, lambda_n=1.0, thresholds="equal share", attack="gate_aware")
+    explorer = Explorer(every, tmp_path, lambda_n=1.0, thresholds=GATES, attack="gate_aware")
     assert explorer.spot().mark("gate_aware") == "" == explorer.spot().mark("main")
-    explorer.set(thresholds=GATES)
+    explorer.set(thresholds="equal share")
     assert explorer.spot().mark("gate_aware") == "≤ " == explorer.spot().mark("union")
     assert explorer.spot().mark("main") == "" and "≤" in view.tiles(explorer)
     explorer.set(lambda_n=0.6)
     assert explorer.spot().mark("gate_aware") == "≈ ≤ "
 
 
-def test_the_views_of_every_knob_name_the_gates_of_each_point(every):
-    aware = {v.point: v.thresholds_used for v in every.record.views if v.form == "gate_aware"}
-    assert len(aware) == 2 * 5 and len(set(aware.values())) > 5  # both widths; (s, bank) as three λ_n and two λ_th lead
+def test_the_views_of_every_knob_name_the_gates_of_each_point(network):
+    digits = data.load("digits", shape=network.input_shape).validation[:20]
+    where = points.published(network, (0.0, 1.0), (0.0,), network.widths)
+    held_out = recording.hold_out(network, digits, where, draws=1)
+    views = points.every_knob(network, KNOBS, held_out, lambdas=(0.0, 1.0), switches=(0.0,))
+    aware = {v.point: v.thresholds_used for v in views if v.form == "gate_aware"}
+    assert len(aware) == 2 * 3 and len(set(aware.values())) > 3  # both widths; without noise in both banks, and with it
     for point, used in aware.items():
-        assert used == pytest.approx(every.record.thresholds_of("calibrated", point))
-    network = every.network()
-    views = points.every_knob(network, KNOBS, GATES)
-    assert {v.thresholds_used for v in views if v.form == "gate_aware"} == {GATES}
+        assert used == pytest.approx(replace(held_out, held_out=held_out).thresholds_of("calibrated", point))
     assert all(network.conditions(v.point).noisy for v in views if v.threat and v.threat.draws > 1)
 
 
@@ -228,13 +237,18 @@ def test_computing_makes_the_present_point_exact(knob, methods):
         bare.compute()
 
 
-def test_what_was_computed_is_what_recording_gives(every, tmp_path):
+def test_what_was_computed_is_what_recording_gives(network, tmp_path):
     """At a recorded point, attacks of the network with every knob give the record's own numbers."""
-    explorer = Explorer(every, tmp_path, lambda_n=1.0, width=0.5, thresholds="equal share")
+    at = OperatingPoint(noise=1.0, batch_norm=1.0, width=0.5)
+    digits = data.load("digits", shape=network.input_shape).test
+    views = recording.suite(network, KNOBS, ("clean", "main", "gate_aware"), point=at, thresholds=GATES)
+    record = recording.record(network, digits[:6], views, draws=1, progress=False, dataset="digits")
+    explorer = Explorer(Subject(record, digits, lambda: network), tmp_path, thresholds=GATES)
     before = [explorer.spot().number(attack) for attack in ("clean", "main", "gate_aware")]
+    assert explorer.here.at == at
     explorer.compute()
     assert [explorer.spot().number(attack) for attack in ("clean", "main", "gate_aware")] == before
-    assert explorer.exact
+    assert explorer.spot().nearest.record is not record and explorer.spot().mark("gate_aware") == ""
 
 
 def test_an_exported_setting_reads_back(exits, tmp_path):

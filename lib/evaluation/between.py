@@ -73,7 +73,7 @@ class Spot:
 
     def mark(self, attack: str = "clean") -> str:
         """What stands before a number: ≈ interpolated, ≤ attacked at other thresholds than these."""
-        bound = any(not r.exact(view) for _, r in self.around
+        bound = any(not r.view(view).exact_at(r.thresholds) for _, r in self.around
                     for view in (r.suite if attack in ("union", "worst") else [called(r, attack)]))
         return "≈ " * (len(self.around) > 1) + "≤ " * bound
 

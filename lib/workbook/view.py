@@ -154,9 +154,9 @@ def update(fig: go.Figure, explorer: Explorer):
     """Move what moves. Raises WorkbookError where nothing is recorded around the present setting."""
     trace, here, pinned = {t.name: t for t in fig.data}, explorer.spot(), explorer.pinned
     subject, attack, every = explorer.subject, explorer.here.attack, lines(explorer)
-    now = [here.number(line).times(100) for line in every]
-    trace["now"].x = [number.value for number in now]
-    trace["now"].error_x.update(array=[n.high - n.value for n in now], arrayminus=[n.value - n.low for n in now])
+    value, low, high = (100 * np.array([here.number(line) for line in every]).T).tolist()
+    trace["now"].x = value
+    trace["now"].error_x.update(array=np.subtract(high, value).tolist(), arrayminus=np.subtract(value, low).tolist())
     trace["now"].marker.update(
         color=[COLOURS.get(line, style.ATTACKED) for line in every],
         size=[12 if line == attack else 8 for line in every])

@@ -65,12 +65,13 @@ def hostile(folder):
     """A record whose every word is script, and a notebook that explores it."""
     forms = ("clean", "main", SCRIPT)
     record = made(forms, np.zeros((3, 3, 20)), np.ones((3, 3, 20)), np.arange(20) % 10, dataset=SCRIPT,
-                  data_variant=SCRIPT, paper_thresholds=[0.1, 0.1])
+                  data_variant=SCRIPT, paper_thresholds=[0.1, 0.1], classes=[SCRIPT] * 10)
     record.save(folder / "hostile.safetensors")
     code = f"""from lib.evaluation.record import Record
-from lib.workbook.explorers import Subject, ThresholdExplorer
-record = Record.load("hostile.safetensors")
-ThresholdExplorer({{{SCRIPT!r}: Subject(record, classes=({SCRIPT!r},) * 10)}}, {SCRIPT!r}, {SCRIPT!r})"""
+from lib.workbook import panel
+from lib.workbook.explorer import Explorer
+from lib.workbook.subject import Subject
+panel.show(Explorer({{{SCRIPT!r}: Subject(Record.load("hostile.safetensors"))}}, {SCRIPT!r}))"""
     nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)], metadata={
         "kernelspec": {"name": "python3", "display_name": "Python 3"}}), folder / "hostile.ipynb")
 
