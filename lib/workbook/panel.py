@@ -35,14 +35,17 @@ TIPS = {"λ_n": "FLOAT's knob, from most accurate (0) to most robust (1); above 
 
 
 def show(explorer: Explorer):
-    """Live in Jupyter; elsewhere the figure, each knob turned by itself, and one image under attack."""
-    if live.is_live():
-        display(Panel(explorer).box)
-        return
+    """The live face in Jupyter, and everywhere the still one (see `live.faces`)."""
+    live.faces(lambda: Panel(explorer), lambda: still(explorer))
+
+
+def still(explorer: Explorer):
+    """The figure, each knob turned by itself, and of a network with exits one image under attack."""
+    subject = explorer.subject
     live.show(view.drawn(explorer))
     display(tables._plain(explorer.stops()))
-    if explorer.subject.network is not None and explorer.subject.images is not None and explorer.subject.early:
-        live.show(microscope.still(looked_at(explorer, explorer.subject.record.meta["images"][0])))
+    if subject.network is not None and subject.images is not None and subject.early:
+        live.show(microscope.still(looked_at(explorer, subject.record.meta["images"][0])))
 
 
 def looked_at(explorer: Explorer, index: int) -> str:
