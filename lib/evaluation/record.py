@@ -24,7 +24,8 @@ from lib.attacks.steps import Threat
 from lib.evaluation import routing
 from lib.operating_point import OperatingPoint
 
-ARRAYS = ("right", "prediction", "entropy", "logits")
+ARRAYS = ("right", "prediction", "entropy", "logits")  # of every view
+SAMPLE = 72  # images of which some are shown
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,7 @@ class Record:
     right (V, exits, N) uint8: in how many of the view's draws each exit, by itself, is right.  Of the first draw:
     prediction (V, exits, N), the class; entropy (V, exits, N) float32, natural log, as the gates compare it; logits
     (V, exits, N, classes) float16.  What an old or lightened record lacks is None; whoever needs it refuses.
+    pictures: (M, C, H, W) uint8, the images numbered `sampled`, for those who lack the dataset; or None.
     held_out: the same network's clean held-out images, on which thresholds may be chosen, or None.
     """
 
@@ -107,6 +109,7 @@ class Record:
     entropy: np.ndarray | None = None
     logits: np.ndarray | None = None
     held_out: "Record | None" = None
+    pictures: np.ndarray | None = None
 
     @property
     def num_exits(self) -> int:
@@ -186,6 +189,11 @@ class Record:
         powers = np.exp(scaled - scaled.max(-1, keepdims=True))
         return powers / powers.sum(-1, keepdims=True)
 
+    @property
+    def sampled(self) -> np.ndarray:
+        """(M,) which of the recorded images are shown, and may come along as pictures: evenly spread."""
+        return np.unique(np.linspace(0, self.images - 1, SAMPLE).round().astype(int))
+
     def lightened(self) -> "Record":
         """Without its logits, a fifth of the size: for records of many images that come with the repository."""
         return replace(self, logits=None, held_out=self.held_out and self.held_out.lightened())
@@ -203,7 +211,9 @@ class Record:
             raise WorkbookError(f"nothing is left of a record of {held}")
         offset = self.meta["images"][0]
         cut = self.take(keep)._each(lambda array: array[:, :, images])
-        return replace(cut, labels=self.labels[images], meta={**self.meta, "images": [offset + first, offset + stop]})
+        whole = stop - first == self.images
+        return replace(cut, labels=self.labels[images], pictures=self.pictures if whole else None,
+                       meta={**self.meta, "images": [offset + first, offset + stop]})
 
     def take(self, places: Sequence[int]) -> "Record":
         """The views of these indices."""
@@ -218,7 +228,8 @@ class Record:
         """Write one safetensors file, atomically and checksummed."""
         parts = {"": self} if self.held_out is None else {"": self, "held_out.": self.held_out}
         tensors = {prefix + name: torch.from_numpy(np.ascontiguousarray(getattr(part, name)))
-                   for prefix, part in parts.items() for name in (*ARRAYS, "labels") if getattr(part, name) is not None}
+                   for prefix, part in parts.items() for name in (*ARRAYS, "labels", "pictures")
+                   if getattr(part, name) is not None}
         about = {prefix + "about": {"views": [v.to_json() for v in part.views], "meta": part.meta}
                  for prefix, part in parts.items()}
         checkpoints.write(path, "record", tensors, about)
@@ -230,7 +241,8 @@ class Record:
 
         def part(prefix: str, **more) -> Record:
             about = values[prefix + "about"]
-            held = {n: tensors[prefix + n].numpy() if prefix + n in tensors else None for n in (*ARRAYS, "labels")}
+            held = {n: tensors[prefix + n].numpy() if prefix + n in tensors else None
+                    for n in (*ARRAYS, "labels", "pictures")}
             return cls(tuple(View.from_json(v) for v in about["views"]), meta=about["meta"], **held, **more)
 
         return part("", held_out=part("held_out.") if "held_out.about" in values else None)
@@ -256,7 +268,7 @@ def join(records: Sequence[Record]) -> Record:
     meta = {name: value for name, value in first.meta.items() if name != "pixels" or len(records) == 1}
     meta |= {"images": [first.meta["images"][0], records[-1].meta["images"][1]],
              "seconds": sum(r.meta["seconds"] for r in records)}
-    return replace(_together(records, 2), labels=np.concatenate([r.labels for r in records]), meta=meta)
+    return replace(_together(records, 2), labels=np.concatenate([r.labels for r in records]), pictures=None, meta=meta)
 
 
 def combine(records: Sequence[Record]) -> Record:

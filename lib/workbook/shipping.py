@@ -16,7 +16,8 @@ import torch
 
 from lib import ATLASES, CHECKPOINTS, DATASETS, RUNS, checkpoints, data
 from lib.attacks import forms as attack_forms
-from lib.evaluation import recording, tuning
+from lib.attacks.steps import Threat
+from lib.evaluation import points, recording, tuning
 from lib.evaluation.record import Record, combine
 from lib.models import released
 from lib.models.network import Network
@@ -25,6 +26,8 @@ from lib.workbook import lambda_study, networks
 from lib.workbook.networks import Trained
 
 AUDITED, LOGITS = 64, 2**21  # images of the audit; bytes of logits that a shipped file may hold
+JUDGED = {"cifar10_jpeg": "cifar10_png"}  # trained on a lossy copy, judged on lossless images
+HELD_OUT = 1000  # images on which an exit network with many points chooses its thresholds
 BATCH = 125  # the fastest on one core; part of the record, since random starts are drawn per batch
 
 
@@ -46,15 +49,20 @@ def ship(name: str, images: int | None = None, forms: tuple[str, ...] | None = N
     recipe, folder = recipes.find(name), folder or RUNS / name
     shipped = halved(folder / "last.safetensors", CHECKPOINTS / f"{name}.safetensors")
     network = shipped.network
-    dataset = data.load(recipe.dataset, shape=network.input_shape)
+    trained_on = data.load(recipe.dataset, shape=network.input_shape)
+    dataset = data.load(JUDGED.get(recipe.dataset, recipe.dataset), shape=network.input_shape)
     told = dict(folder=folder / "record", checkpoint=shipped.digest, defence=recipe.defence)
+    if recipe.defence in methods.METHODS and network.num_exits > 1:
+        return save_every_knob(name, network, dataset.test[:images], trained_on.validation[:HELD_OUT],
+                               networks.customary(dataset), dataset=dataset.name, data_variant=dataset.variant,
+                               held_out_variant=f"{trained_on.variant}, held out of its training images", **told)
     if recipe.defence in methods.METHODS:
         return save_points(name, network, dataset, images, **told)
     known = [form for form in attack_forms.names(network.num_exits) if form != "gate_aware" or network.paper_thresholds]
     forms = forms or ("clean", *known)
     found = recording.record(network.to(memory_format=torch.channels_last), dataset.test[:images],
                              recording.suite(network, networks.customary(dataset), forms), batch_size=BATCH,
-                             held_out=dataset.validation, dataset=dataset.name, data_variant=dataset.variant,
+                             held_out=trained_on.validation, dataset=dataset.name, data_variant=dataset.variant,
                              audited=AUDITED, **told)
     return save(found, ATLASES / f"{name}.safetensors")
 
@@ -71,6 +79,19 @@ def save_points(name: str, network: Network, dataset: data.Dataset, images: int 
     return save(recording.record(network, dataset.test[:images], todo, draws=draws, dataset=dataset.name,
                                  data_variant=dataset.variant, audited=AUDITED, **told),
                 ATLASES / f"{name}.safetensors")
+
+
+def save_every_knob(name: str, network: Network, images: data.Split, held_out: data.Split, threat: Threat,
+                    folder: Path, **told) -> Path:
+    """Record and store a network with exits and a knob lambda: at both ends and between, at each width, under attacks
+    on the main exit, on the average of all, and on the exit that fires at equal shares; pictures of some images."""
+    how = dict(lambdas=(0.0, 0.5, 1.0), switches=(0.0,))
+    at = points.published(network, *how.values(), network.widths if "width" in network.knobs else (None,))
+    gates = recording.hold_out(network, held_out, at, draws=1, folder=folder / "held_out")
+    views = points.every_knob(network, threat, gates, draws=0, forms=("main", "average", "gate_aware"), **how)
+    found = recording.record(network, images, views, held_out=gates, draws=3, batch_size=BATCH, audited=AUDITED,
+                             folder=folder / "attacked", **told)
+    return save(replace(found, pictures=images.images[found.sampled].numpy()), ATLASES / f"{name}.safetensors")
 
 
 def ship_mixtures(dataset: str = "digits") -> list[Path]:

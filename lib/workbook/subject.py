@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
+import torch
 
 from lib import WorkbookError, data
 from lib.attacks.steps import Threat
@@ -21,7 +22,7 @@ from lib.workbook import microscope
 from lib.workbook.strip import as_pixels
 
 BY_HAND = ("noise", "batch_norm", "code")
-CHUNK, SAMPLE = 25, 72  # images attacked between two signs of progress; images of which some are shown
+CHUNK = 25  # images attacked between two signs of progress
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,18 +103,19 @@ class Subject:
                 continue
         return {name: gates for gates, name in found.items()}
 
-    @cached_property
+    @property
     def sample(self) -> np.ndarray:
-        """(M,) which of the recorded images are shown: evenly spread."""
-        return np.unique(np.linspace(0, self.record.images - 1, SAMPLE).round().astype(int))
+        return self.record.sampled
 
     @cached_property
     def pixels(self) -> dict[int, np.ndarray] | None:
-        """The sampled images as uint8 (H, W, 3), or None where they are not at hand."""
-        if self.images is None:
+        """The sampled images as uint8 (H, W, 3), or None where they are neither at hand nor in the record."""
+        shown = self.record.pictures
+        if self.images is not None:
+            shown = self.images.images[self.record.meta["images"][0] + self.sample].cpu()
+        if shown is None:
             return None
-        shown = self.images.images[self.record.meta["images"][0] + self.sample].cpu()
-        return dict(zip(self.sample.tolist(), as_pixels(shown), strict=True))
+        return dict(zip(self.sample.tolist(), as_pixels(torch.as_tensor(shown)), strict=True))
 
     def examine(self, index: int, view: View, at: OperatingPoint, thresholds: tuple) -> microscope.Look:
         """An image of the dataset attacked as a view was, at a point. Raises WorkbookError without it or network."""

@@ -288,8 +288,9 @@ def tiles(explorer: Explorer) -> str:
     exact = "recorded or computed here" if len(spot.around) == 1 else "≈ interpolated between recorded points"
     bound = "; ≤ attacked at other thresholds than these" if "≤" in spot.mark("union") else ""
     drawn = f", mean of {spot.nearest.draws} draws" if spot.nearest.draws > 1 else ""
+    lacking = "" if subject.pixels else subject.missing
     where = (f"{points.name(here.at) if here.at.used() else here.network}: {exact}{bound}; "
-             f"{spot.nearest.record.images:,} images{drawn}, 95 % intervals. {subject.missing}")
+             f"{spot.nearest.record.images:,} images{drawn}, 95 % intervals. {lacking}")
     return (f'{style.row(shown)}<div style="color:{style.LIVE_MUTED};font-size:11px">{style.plain(where)}'
             f"<br><code>{style.plain(explorer.code)}</code></div>")
 
