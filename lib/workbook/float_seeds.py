@@ -81,7 +81,7 @@ def plan(which: str, threat: Threat, draws: int = DRAWS) -> Callable[[Network], 
 
 
 def name(method: str, seed: int) -> str:
-    return f"{recipe(method, seed).name}-seed{seed}"
+    return f"resnet20-{DATASET}-{method}-laptop-seed{seed}"
 
 
 def weights(called: str) -> Path:
