@@ -196,7 +196,8 @@ class Record:
 
     def lightened(self) -> "Record":
         """Without its logits, a fifth of the size: for records of many images that come with the repository."""
-        return replace(self, logits=None, held_out=self.held_out and self.held_out.lightened())
+        return replace(self, logits=None, held_out=self.held_out and self.held_out.lightened(),
+                       meta={**self.meta, "missing": "logits, left out to keep the file small"})
 
     def select(self, forms: Sequence[str] | None = None, images: slice = slice(None), **where) -> "Record":
         """The views of these forms whose attributes equal `where` (restart=0, point=…), on a slice of the images.

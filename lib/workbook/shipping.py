@@ -25,7 +25,7 @@ from lib.training import methods, recipes
 from lib.workbook import lambda_study, networks
 from lib.workbook.networks import Trained
 
-AUDITED, LOGITS = 64, 2**21  # images of the audit; bytes of logits that a shipped file may hold
+AUDITED, LOGITS = 64, 5 * 2**19  # images of the audit; bytes of logits that a shipped file may hold
 JUDGED = {"cifar10_jpeg": "cifar10_png"}  # trained on a lossy copy, judged on lossless images
 HELD_OUT = 1000  # images on which an exit network with many points chooses its thresholds
 BATCH = 125  # the fastest on one core; part of the record, since random starts are drawn per batch
@@ -41,13 +41,16 @@ def halved(trained: Path, path: Path) -> checkpoints.Loaded:
 
 def ship(name: str, images: int | None = None, forms: tuple[str, ...] | None = None,
          folder: Path | None = None) -> Path:
-    """Store the trained network `name` and the record of its test images (all, or the first `images`).
+    """Store the trained network `name`, what its training told, and the record of its test images (all, or the first
+    `images`).
 
     A once-for-all network is recorded at the points that its study asks for. forms: of other networks' attacks, by
     default clean, the paper's, random and, where thresholds are published, gate-aware.  Returns the record's path.
     """
     recipe, folder = recipes.find(name), folder or RUNS / name
     shipped = halved(folder / "last.safetensors", CHECKPOINTS / f"{name}.safetensors")
+    if (history := folder / "history.csv").is_file():
+        checkpoints.replace(CHECKPOINTS / f"{name}.csv", history.read_bytes())
     network = shipped.network
     trained_on = data.load(recipe.dataset, shape=network.input_shape)
     dataset = data.load(JUDGED.get(recipe.dataset, recipe.dataset), shape=network.input_shape)
