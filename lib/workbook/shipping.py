@@ -92,8 +92,8 @@ def save_every_knob(name: str, network: Network, images: data.Split, held_out: d
     at = points.published(network, *how.values(), network.widths if "width" in network.knobs else (None,))
     gates = recording.hold_out(network, held_out, at, draws=1, folder=folder / "held_out")
     views = points.every_knob(network, threat, gates, draws=0, forms=("main", "average", "gate_aware"), **how)
-    found = recording.record(network, images, views, held_out=gates.lightened(), draws=3, batch_size=BATCH, audited=AUDITED,
-                             folder=folder / "attacked", **told)
+    found = recording.record(network, images, views, held_out=gates.lightened(), draws=3, batch_size=BATCH,
+                             audited=AUDITED, folder=folder / "attacked", **told)
     return save(replace(found, pictures=images.images[found.sampled].numpy()), ATLASES / f"{name}.safetensors")
 
 
