@@ -94,7 +94,6 @@ BAD = [
     (["evaluate", "x", "--dataset", "d", "--thresholds", "0.5,nan"], "neither paper nor calibrated"),
     (["evaluate", "x", "--dataset", "d", "--mode", "train"], "invalid choice: 'train'"),
     (["cost"], "MODEL"),
-    (["cost", "smallcnn", "--exits", "many"], "invalid choice: 'many'"),
     (["cost", "smallcnn", "--widths", "0.5,0"], "above 0"),
     (["cost", "smallcnn", "--widths", "1.5"], "between 0 and 1"),
     (["cost", "smallcnn", "--input", "32x32"], "such as 3x32x32"),
