@@ -1,6 +1,7 @@
 """What all tests share, kernels that nbval starts included: they inherit this environment."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ ROOT = str(Path(__file__).resolve().parent)
 sys.path[:] = [ROOT, *(p for p in sys.path if p != ROOT)]  # this checkout's `lib`, whatever else is installed
 os.environ["PYTHONPATH"] = os.pathsep.join(p for p in (ROOT, os.environ.get("PYTHONPATH")) if p)
 os.environ["WORKBOOK_LIVE"] = "0"
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell ignores it, and children inherit that
 os.environ.setdefault("WORKBOOK_PRESET", "quick")
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):  # the same numbers on every machine
     os.environ.setdefault(name, "1")
