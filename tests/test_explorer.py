@@ -25,7 +25,7 @@ from lib.workbook.explorer import Explorer
 from lib.workbook.panel import Panel
 from lib.workbook.strip import as_pixels
 from lib.workbook.subject import Subject
-from tests.evaluation.made_record import made
+from tests.evaluation.made_record import every_knob, made
 from tests.networks import small
 from tests.test_lambda_study import IMAGES, THREAT, accuracy, member
 
@@ -76,19 +76,8 @@ def network():
 
 @pytest.fixture(scope="module")
 def every(network):
-    """A network with every knob, at the points that `points.every_knob` lists; its answers are drawn at random."""
-    draw = np.random.default_rng(0)
-    views = points.every_knob(network, KNOBS, GATES, draws=0, forms=("main", "gate_aware"))
-    shape = (len(views), network.num_exits, 40)
-    found = made(views, draw.integers(0, 3, shape), draw.random(shape) * 2.2, np.arange(40) % 3, model=network.config,
-                 paper_thresholds=None)
-    clean = [v for v, view in enumerate(views) if not view.attacked]
-    held_out = replace(found, views=tuple(views[v] for v in clean), right=found.right[clean],
-                       entropy=found.entropy[clean])
-    full = found.meta["costs"]["1"]
-    costs = {"1": full, "0.5": {name: (np.array(values) / 4).tolist() for name, values in full.items()}}
     images = Split(torch.zeros(40, 3, 8, 8, dtype=torch.uint8), torch.arange(40) % 3)
-    return Subject(replace(found, held_out=held_out, meta=found.meta | {"costs": costs}), images, lambda: network)
+    return Subject(every_knob(network, KNOBS, GATES), images, lambda: network)
 
 
 def shown(live, name):

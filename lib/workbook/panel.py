@@ -103,12 +103,13 @@ class Panel:
         self.network = widgets.Dropdown(options=list(explorer.subjects), description="network", **narrow)
         self.attack = widgets.Dropdown(description="attack", tooltip=TIPS["attack"], **narrow)
         self.threat = widgets.Dropdown(description="budget of the attack", **narrow)
-        self.width = widgets.ToggleButtons(description="width", style={"button_width": "52px"})
+        self.width = widgets.ToggleButtons(description="width", layout={"width": "auto"},
+                                           style={"button_width": "52px", "description_width": "initial"})
         self.lambda_n, self.lambda_th = (Dial(name, self._to(knob), high=high) for name, knob, high in (
             ("λ_n", "lambda_n", 1.0), ("λ_th", "lambda_th", 0.95)))
         self.noise, self.mix = Dial("noise s", self._to("noise")), Dial("BN mix", self._to("batch_norm"))
         self.source = widgets.ToggleButtons(options=SOURCES, tooltips=[TIPS["thresholds"]] * len(SOURCES),
-                                            style={"button_width": "98px"})
+                                            style={"button_width": "106px"})
         self.budget = Dial("spend, %", lambda share: self.explorer.set(thresholds=share / 100), 1, 120, 1)
         self.pin = widgets.Button(description="pin", icon="thumbtack", tooltip="keep this setting to compare with")
         self.compute = widgets.Button(description="compute exactly", icon="bolt", tooltip=TIPS["compute exactly"])

@@ -18,7 +18,7 @@ from lib.workbook import strip, style
 from lib.workbook.explorer import Explorer
 
 ALONG = [round(v, 9) for v in np.linspace(0, 1, 41).tolist()]
-WIDTH, LEFT, TOP, PANEL, GAP, ROW = 840, 134, 66, 196, 62, 31  # pixels: margins, upper panels, a row of pictures
+WIDTH, LEFT, TOP, PANEL, GAP, ROW = 840, 134, 78, 190, 62, 31  # pixels: margins, upper panels, a row of pictures
 BLOCK, WIDE = 8, 20  # pictures in a row: of an exit, for clean and attacked images each; of a network with one exit
 ANSWERS = ("pinned, clean", "pinned, attacked", "here, clean", "here, attacked")
 COLOURS = {"clean": style.CLEAN, "attacked": style.ATTACKED, "union": style.UNION}
@@ -57,9 +57,9 @@ def build(explorer: Explorer) -> go.Figure:
     subject, exits = explorer.subject, explorer.subject.record.num_exits
     panels = ["accuracy", *["along"] * explorer.turns, "cost" if subject.early else "plane"]
     under = [{}, {"colspan": len(panels) - 1}] if subject.early else [{"colspan": len(panels)}, None]
-    clean, attacked, union = (style.tinted(name, COLOURS[name]) for name in ("clean", "attacked", "union"))
+    clean, attacked = (style.tinted(name, COLOURS[name]) for name in ("clean", "attacked"))
     heads = {"accuracy": "accuracy, % (│ pinned)", "along": f"along λ_n, %: {clean}, {attacked}",
-             "cost": f"{clean}, {attacked}, {union}, % — against cost", "plane": "recorded points, ◆ here, ◇ pinned"}
+             "cost": f"{clean}, {attacked}, worst per image, %, by cost", "plane": "recorded points, ◆ here, ◇ pinned"}
     rows = (exits if subject.early else len(ANSWERS)) * ROW
     height = TOP + PANEL + GAP + rows + 8
     titles = [*(heads[panel] for panel in panels), *["who leaves where, %"] * bool(subject.early), "pictures"]
@@ -117,7 +117,7 @@ def _cost_panel(fig: go.Figure, explorer: Explorer, column: int):
     fig.add_scatter(x=[plain, plain], y=[-5, 105], mode="lines", name="plain network", row=1, col=column,
                     hoverinfo="skip", showlegend=False, line=dict(color=style.GHOST, width=1, dash="dot"))
     fig.update_xaxes(range=[0, 1.05 * max(plain, (costs.trunk[-1] + costs.heads.sum()) / 1e6)], row=1, col=column,
-                     title_text="true cost of a clean image, M MACs (dotted: plain)")
+                     title_text="true cost, M MACs (dotted: plain)")
 
 
 def _points(fig: go.Figure, column: int, colours: list[str], hover: str):
@@ -243,8 +243,8 @@ def _update_pictures(fig: go.Figure, pictures, explorer: Explorer, here, before)
     pictures.textfont.color = [style.INK if c.right else style.ATTACKED for c in cells]
     under = spoken(called(here.nearest, attack), record.num_exits)
     wrong = style.tinted("framed" if drawn else "red", style.ATTACKED)
-    where = f"left clean, right attacked ({under}), surest first" if subject.early else f"attacked: {under}"
-    fig.layout.annotations[-1].text = f"some images: {where}; {wrong} where the answer is wrong"
+    where = f"clean | attacked ({under}), surest first" if subject.early else f"some images, attacked: {under}"
+    fig.layout.annotations[-1].text = f"{where}; {wrong} where wrong"
 
 
 def tiles(explorer: Explorer) -> str:

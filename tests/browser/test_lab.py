@@ -17,8 +17,10 @@ import numpy as np
 import pytest
 
 from lib import ROOT
+from lib.attacks.steps import Threat
 from lib.workbook import notebooks
-from tests.evaluation.made_record import made
+from tests.evaluation.made_record import every_knob, made
+from tests.networks import small
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PATIENCE = 240  # seconds for one step on a busy machine
@@ -45,6 +47,7 @@ def server(tmp_path_factory):
         written, mine = (f'"version": "{version}"' for version in ("3.11.7", python_version()))
         path.write_text(path.read_text("utf-8").replace(written, mine), "utf-8")
     hostile(folder / "notebooks")
+    all_knobs(folder / "notebooks")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -76,8 +79,25 @@ from lib.workbook import panel
 from lib.workbook.explorer import Explorer
 from lib.workbook.subject import Subject
 panel.show(Explorer({{{SCRIPT!r}: Subject(Record.load("hostile.safetensors"))}}, {SCRIPT!r}))"""
+    write(folder / "hostile.ipynb", code)
+
+
+def all_knobs(folder):
+    """A record of a network with every knob, and a notebook that explores it."""
+    network = small("resnet38", exits="cheap", conditioning="float", widths=(1.0, 0.5), input_shape=(3, 8, 8))
+    every_knob(network, Threat(0.03, 0.01, 2), (1.0,) * 6).save(folder / "every_knob.safetensors")
+    write(folder / "every_knob.ipynb", """from lib import data
+from lib.evaluation.record import Record
+from lib.workbook import panel
+from lib.workbook.explorer import Explorer
+from lib.workbook.subject import Subject
+images = data.load("digits", shape=(3, 8, 8)).test
+panel.show(Explorer(Subject(Record.load("every_knob.safetensors"), images), "."))""")
+
+
+def write(path, code):
     nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)], metadata={
-        "kernelspec": {"name": "python3", "display_name": "Python 3"}}), folder / "hostile.ipynb")
+        "kernelspec": {"name": "python3", "display_name": "Python 3"}}), path)
 
 
 def wait_for(address: str, lab: subprocess.Popen):
@@ -138,6 +158,11 @@ def press(page, slider, key, times=1):
         page.keyboard.press(key)
 
 
+def field(page, slider):
+    """The number beside the slider of this name."""
+    return page.locator(".widget-hbox", has=page.locator(".widget-slider", has_text=slider)).last.locator("input")
+
+
 def moves(page, act):
     """Do it, and wait until both the numbers and the λ figure's point are others; returns both."""
     before = [page.evaluate(what) for what in (NUMBERS, HERE)]
@@ -190,7 +215,7 @@ def test_strangers_are_kept_out_of_the_server(server):
 def test_the_lambda_sliders_move_the_point_and_its_numbers(knobs):
     """λ_n and λ_th each move what is drawn and said, the knobs that they turn follow, and nothing flickers."""
     nodes = knobs.evaluate(f"(window.drawn = {FIGURE}.querySelector('.main-svg')) !== null")
-    scale = knobs.locator(".widget-hbox", has=knobs.locator(".widget-label", has_text="noise s")).locator("input").last
+    scale = field(knobs, "noise s")
     before = scale.input_value()
     moves(knobs, lambda: press(knobs, "λ_n", "ArrowLeft", 8))
     assert scale.input_value() != before
@@ -212,7 +237,7 @@ def test_the_width_switch_moves_the_point_and_its_cost(knobs):
 
 @unsettled
 def test_another_attack_and_another_method_move_the_numbers(knobs):
-    moves(knobs, lambda: knobs.get_by_label("attack").select_option("PGD"))
+    moves(knobs, lambda: knobs.get_by_label("attack", exact=True).select_option("PGD"))
     moves(knobs, lambda: knobs.get_by_label("network").select_option(index=1))
     moves(knobs, lambda: knobs.get_by_label("network").select_option(index=0))
 
@@ -275,3 +300,28 @@ def test_a_saved_notebook_keeps_its_figures_and_tables(browser, server, page):
     assert all(face.is_visible() for face in shown.locator(still).all())
     assert "model not found" not in shown.inner_text()
     again.close()
+
+
+def test_every_knob_of_one_network_on_one_page(browser, server):
+    """λ_n, λ_th, one threshold, the width and the attack each move numbers, figure and pictures; nothing is cut."""
+    page = opened(browser, server, "every_knob")
+    shown = [NUMBERS, f"(now => JSON.stringify([now.x, now.marker.size]))({TRACE % 'now'})", f"{FIGURE}.layout.images[0].source",
+             f"{FIGURE}.querySelector('.imagelayer image').href.baseVal"]
+    for width in (1280, 1440):
+        page.set_viewport_size({"width": width, "height": 1000})
+        page.wait_for_timeout(500)
+        assert not page.evaluate("""[...document.querySelectorAll('.jp-OutputArea-output')].some(
+            output => output.scrollWidth > output.clientWidth + 1)"""), f"a scroll bar at {width} pixels"
+    hands = {"λ_n": lambda: press(page, "λ_n", "ArrowLeft", 60), "λ_th": lambda: press(page, "λ_th", "ArrowRight", 50),
+             "threshold": lambda: press(page, "exit 1 below", "ArrowLeft", 40),
+             "width": lambda: page.locator(".widget-toggle-button", has_text="0.5").click(),
+             "attack": lambda: page.get_by_label("attack", exact=True).select_option("gate-aware")}
+    for name, hand in hands.items():
+        before, begun = [page.evaluate(what) for what in shown], time.perf_counter()
+        hand()
+        page.wait_for_function(f"old => [{', '.join(shown)}].every((now, k) => now !== old[k])", arg=before)
+        print(f"{name}: {time.perf_counter() - begun:.2f} s")
+    field(page, "λ_n").fill("0.35")
+    page.keyboard.press("Enter")
+    page.wait_for_function("document.body.textContent.includes('lambda_n=0.35')")
+    page.close()

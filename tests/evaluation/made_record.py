@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from lib.attacks.steps import Threat
+from lib.evaluation import points
 from lib.evaluation.record import Record, View
 from lib.operating_point import OperatingPoint
 
@@ -52,3 +53,18 @@ def hit(network, views, shares, images: int, **meta) -> Record:
                  {"trunk": [2_000_000], "cumulative": [2_000_000], "paper": [1.0]}, model=network.config,
                  paper_thresholds=None, dataset="made", data_variant="by hand", checkpoint="0" * 8, **meta)
     return replace(found, entropy=None, right=found.right * np.array([v.draws for v in views], np.uint8)[:, None, None])
+
+
+def every_knob(network, threat: Threat, gates, images: int = 40, **meta) -> Record:
+    """Of a network with every knob, at the points that `points.every_knob` lists; its answers are drawn at random."""
+    draw = np.random.default_rng(0)
+    views = points.every_knob(network, threat, gates, draws=0, forms=("main", "gate_aware"))
+    shape = (len(views), network.num_exits, images)
+    found = made(views, draw.integers(0, 3, shape), draw.random(shape) * 2.2, np.arange(images) % 3, dataset="digits",
+                 model=network.config, paper_thresholds=None, **meta)
+    clean = [v for v, view in enumerate(views) if not view.attacked]
+    held_out = replace(found, views=tuple(views[v] for v in clean), right=found.right[clean],
+                       entropy=found.entropy[clean])
+    full = found.meta["costs"]["1"]
+    costs = {"1": full, "0.5": {name: (np.array(values) / 4).tolist() for name, values in full.items()}}
+    return replace(found, held_out=held_out, meta=found.meta | {"costs": costs})
