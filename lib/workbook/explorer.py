@@ -75,8 +75,6 @@ class Explorer:
         if setting:
             self.set(**setting)
 
-    # Where it stands.
-
     def set(self, **changes):
         """Go to a setting: network; lambda_n, lambda_th, or noise, batch_norm, code by hand; width; thresholds (a
         source, a budget as a share of the plain network's MACs, or themselves, None for a closed exit); attack; threat.
@@ -156,8 +154,6 @@ class Explorer:
         self.pinned = self.here
         self.changed()
 
-    # What the record says.
-
     def spot(self, here: Setting | None = None) -> Spot:
         """The numbers at a setting (the present one). Raises WorkbookError where nothing is recorded around it."""
         here = here or self.here
@@ -230,8 +226,6 @@ class Explorer:
         """Attack at exactly this setting (see `Subject.compute`); a slider that is moved meanwhile does not count."""
         here, subject = self.here, self.subject
         self.exact[id(subject), here.at] = subject.compute(here.at, here.thresholds, self.computed, progress)
-
-    # What is written down.
 
     @property
     def setting(self) -> dict:

@@ -210,8 +210,7 @@ def _update_plane(fig: go.Figure, trace: dict, explorer: Explorer, here, before)
 
 def _zoom(fig: go.Figure, trace, values: list, axis: str = "yaxis"):
     """Where the points are, to the next ten percent."""
-    held = [v for line in values for v in line or () if v is not None]
-    if held:
+    if held := [v for line in values for v in line or () if v is not None]:
         low, high = 10 * math.floor((min(held) - 1) / 10), 10 * math.ceil((max(held) + 1) / 10)
         name = axis + (getattr(trace, axis) or axis)[1:]
         fig.layout[name].range = [max(-3, low), 103 if high >= 100 else high]
@@ -264,7 +263,8 @@ def tiles(explorer: Explorer) -> str:
         except WorkbookError:  # pinned on a network that was not attacked so
             pass
         return style.tile(name, f"{spot.mark(attack)}{100 * number.value:.1f} %", colour,
-                          f"{100 * number.low:.1f} to {100 * number.high:.1f}", *notes, tip=_meaning(name))
+                          f"{100 * number.low:.1f} to {100 * number.high:.1f}", *notes,
+                          tip=TERMS.get(name.partition(",")[0], ""))
 
     def cost(attack: str, colour: str) -> str:
         true, paper = spot.cost("cumulative_macs", attack), spot.cost("paper_mflops", attack)
@@ -275,7 +275,7 @@ def tiles(explorer: Explorer) -> str:
             notes = [f"pinned {before.cost('cumulative_macs') / 1e6:.2f} M"]
         return style.tile(name, f"{true / 1e6:.2f} M MACs", colour, saving(1 - true / plain("trunk")),
                           f"paper: {paper:.2f}, {saving(1 - paper / plain('paper_mflops'))}", *notes,
-                          tip=_meaning(name))
+                          tip=TERMS.get(name.partition(",")[0], ""))
 
     shown = [accuracy("TA", "clean", style.CLEAN)]
     if here.attack not in ("union", "paper_worst"):
@@ -293,10 +293,6 @@ def tiles(explorer: Explorer) -> str:
              f"{spot.nearest.record.images:,} images{drawn}, 95 % intervals. {lacking}")
     return (f'{style.row(shown)}<div style="color:{style.LIVE_MUTED};font-size:11px">{style.plain(where)}'
             f"<br><code>{style.plain(explorer.code)}</code></div>")
-
-
-def _meaning(name: str) -> str:
-    return next((text for term, text in TERMS.items() if name.startswith(term)), "")
 
 
 def saving(share: float) -> str:

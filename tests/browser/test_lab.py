@@ -305,8 +305,8 @@ def test_a_saved_notebook_keeps_its_figures_and_tables(browser, server, page):
 def test_every_knob_of_one_network_on_one_page(browser, server):
     """λ_n, λ_th, one threshold, the width and the attack each move numbers, figure and pictures; nothing is cut."""
     page = opened(browser, server, "every_knob")
-    shown = [NUMBERS, f"(now => JSON.stringify([now.x, now.marker.size]))({TRACE % 'now'})", f"{FIGURE}.layout.images[0].source",
-             f"{FIGURE}.querySelector('.imagelayer image').href.baseVal"]
+    shown = [NUMBERS, f"(now => JSON.stringify([now.x, now.marker.size]))({TRACE % 'now'})",
+             f"{FIGURE}.layout.images[0].source", f"{FIGURE}.querySelector('.imagelayer image').href.baseVal"]
     for width in (1280, 1440):
         page.set_viewport_size({"width": width, "height": 1000})
         page.wait_for_timeout(500)

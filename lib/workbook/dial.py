@@ -1,0 +1,53 @@
+"""A knob on screen: a slider and a field for exact values, and what each knob means."""
+
+import math
+
+import ipywidgets as widgets
+
+TIPS = {"λ_n": "FLOAT's knob, from most accurate (0) to most robust (1); above λ_th the adversarial batch norm is used",
+        "λ_th": "where λ_n switches the batch norm from clean (BN_C) to adversarial (BN_A)",
+        "noise s": "scale of the weight noise; 1 is as trained", "BN mix": "0 = BN_C, 1 = BN_A, between: outputs mixed",
+        "attack": "what the images were attacked with; 'on main exit' is an attack, 'main branch' a defence",
+        "thresholds": "equal share: as many held-out images leave at each exit; budget: the thresholds with most clean "
+                      "held-out images right at no more than this mean true cost",
+        "compute exactly": "attack at this very point, on images and network of this machine"}
+
+
+class Dial:
+    """A slider and a field for exact values. value: the exact one; the slider stands on the step nearest to it."""
+
+    def __init__(self, name: str, act, low=0.0, high=1.0, step=0.01, log=False):
+        self.act, self.log, self.tooltip = act, log, TIPS.get(name, name)
+        more = dict(tooltip=self.tooltip, continuous_update=True, readout=False, description=name,
+                    style={"description_width": "84px"}, layout={"width": "246px", "margin": "0"})
+        self.slider = widgets.FloatSlider(min=low, max=high, step=step, **more)
+        self.field = widgets.FloatText(tooltip=f"{self.tooltip}: exact value", layout={"width": "86px", "margin": "0"})
+        self.box = widgets.HBox([self.slider, self.field])
+        self.value, self.stands = None, None
+
+    def _step(self, value: float) -> float:
+        value = math.log10(max(value, 1e-30)) if self.log else value
+        low, step = self.slider.min, self.slider.step
+        return round(low + step * round((min(max(value, low), self.slider.max) - low) / step), 9)
+
+    def show(self, value: float | None, resting: bool = False):
+        """Put both where the value is; None leaves them, for a value that there is not."""
+        self.slider.disabled = self.field.disabled = resting
+        if value is not None and value != self.value:
+            self.value, self.stands = value, self._step(value)
+            self.slider.value, self.field.value = self.stands, float(f"{value:.6g}")
+
+    def watch(self, on):
+        self.slider.observe(on(self._slid), "value")
+        self.field.observe(on(self._typed), "value")
+
+    def _slid(self, change):
+        """A browser that puts the slider on its nearest step is no hand."""
+        if self.stands is None or abs(change.new - self.stands) > 0.4 * self.slider.step:
+            self.show(round(10**change.new if self.log else change.new, 9))
+            self.act(self.value)
+
+    def _typed(self, change):
+        if self.value is None or change.new != float(f"{self.value:.6g}"):
+            self.show(change.new)
+            self.act(self.value)
