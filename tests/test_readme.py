@@ -1,8 +1,43 @@
-"""The README's tables are the ones its own data give."""
+"""The README's tables are the ones its own data give, and so are the numbers in its sentences."""
 
+import math
+import re
+
+from lib import ATLASES, ROOT
+from lib.evaluation.reading import read
+from lib.evaluation.record import Record
+from lib.operating_point import OperatingPoint
 from lib.workbook import readme
+
+KNOBS = "cheap_resnet38-cifar10_jpeg-float_slim-laptop"
 
 
 def test_the_tables_of_the_readme_are_current():
     text = readme.README.read_text()
     assert readme.current(text) == text
+
+
+def test_what_is_said_of_the_network_with_every_knob_is_in_its_record():
+    record = Record.load(ATLASES / f"{KNOBS}.safetensors")
+
+    def at(lambda_n, width, thresholds=(-math.inf,) * 6):
+        return read(record, OperatingPoint(noise=lambda_n, batch_norm=lambda_n, width=width), thresholds)
+
+    def percent(number):
+        return f"{100 * number.value:.1f}"
+
+    accurate, robust, narrow = at(0.0, 1.0), at(1.0, 1.0), at(1.0, 0.5)
+    found = [percent(reading.measured(what)) for reading in (accurate, robust, narrow) for what in ("clean", "union")]
+    said = re.search(r"One ResNet-38 trained once.*?\[00\]", readme.README.read_text(), re.DOTALL)[0]
+    numbers = re.findall(r"\d+\.\d", said)
+    assert found == ["86.4", "0.0", "65.5", "34.7", "59.7", "29.6"]
+    assert numbers == ["86.4", "65.5", "34.7", "29.0", "40.8", "59.7", "29.6"]
+    union = robust.measured("union")
+    assert (f"{100 * union.low:.1f}", f"{100 * union.high:.1f}") == ("29.0", "40.8")
+    assert round(narrow.cost("cumulative_macs") / robust.cost("cumulative_macs"), 2) == 0.25
+
+    losses = {what: round(100 * (late.measured(what).value - early.measured(what).value)) for what, late, early in (
+        ("clean", accurate, at(0.0, 1.0, "calibrated")), ("union", robust, at(1.0, 1.0, "calibrated")))}
+    assert losses == {"clean": 2, "union": 6} and record.images == 250
+    assert round(at(0.0, 1.0, "calibrated").measured("saving").value, 2) == 0.38
+    assert "86.4 % (81.6–90.1)" in (ROOT / "notebooks" / "00_start_here.ipynb").read_text(encoding="utf-8")

@@ -1,6 +1,6 @@
 """Makes the networks and records that come with the repository, from finished trainings:
 
-    python3 -m lib train RECIPE                        the training, in data/runs/<recipe>
+    python3 -m lib train RECIPE                        the training, in data/runs/train
     python -m lib.workbook.shipping RECIPE [--images N] [--forms clean,main,...] [--folder DIR]
     python -m lib.workbook.shipping mixtures           records of PGD-AT's shipped ends, mixed
     python -m lib.workbook.shipping released           records of the RDI authors' released weights on lossless images
@@ -47,13 +47,16 @@ def ship(name: str, images: int | None = None, forms: tuple[str, ...] | None = N
     A once-for-all network is recorded at the points that its study asks for. forms: of other networks' attacks, by
     default clean, the paper's, random and, where thresholds are published, gate-aware.  Returns the record's path.
     """
-    recipe, folder = recipes.find(name), folder or RUNS / name
+    recipe = recipes.find(name)
+    folder = folder or RUNS / "train" / recipe.label
     shipped = halved(folder / "last.safetensors", CHECKPOINTS / f"{name}.safetensors")
     if (history := folder / "history.csv").is_file():
         checkpoints.replace(CHECKPOINTS / f"{name}.csv", history.read_bytes())
     network = shipped.network
     trained_on = data.load(recipe.dataset, shape=network.input_shape)
-    dataset = data.load(JUDGED.get(recipe.dataset, recipe.dataset), shape=network.input_shape)
+    dataset = trained_on
+    if recipe.dataset in JUDGED:
+        dataset = data.load(JUDGED[recipe.dataset], shape=network.input_shape)
     told = dict(folder=folder / "record", checkpoint=shipped.digest, defence=recipe.defence)
     if recipe.defence in methods.METHODS and network.num_exits > 1:
         return save_every_knob(name, network, dataset.test[:images], trained_on.validation[:HELD_OUT],
@@ -149,7 +152,7 @@ def main(argv: list[str] | None = None):
     parser.add_argument("recipes", nargs="+", metavar="RECIPE")
     parser.add_argument("--images", type=int, help="only the first so many test images")
     parser.add_argument("--forms", type=lambda text: tuple(text.split(",")))
-    parser.add_argument("--folder", type=Path, help="where the trainings are (default data/runs)")
+    parser.add_argument("--folder", type=Path, help="where a training or recording is (default: below data/runs)")
     args = parser.parse_args(argv)
     for name in args.recipes:
         folder = args.folder and args.folder / name
