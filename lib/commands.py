@@ -47,7 +47,7 @@ def train(args) -> int:
     if not result.finished:
         print("the same command goes on from here")
     write_json(args.json, {"recipe": recipe.name, "seed": recipe.seed, "finished": result.finished, "step": result.step,
-                           "total": result.total, "path": str(result.path), "metrics": result.metrics})  # fmt: skip
+                           "total": result.total, "path": str(result.path), "metrics": result.metrics})
     return 128 + result.signal if result.signal else 0
 
 
@@ -82,21 +82,21 @@ def cost(args) -> None:
     check_output(args.json)
     widths = sorted(set(args.widths or (1.0,)), reverse=True)
     network = zoo.build(args.model, exits=args.exits, conditioning=args.conditioning, widths=widths,
-                        classes=args.classes, input_shape=args.input or GREY.get(args.model, (3, 32, 32)))  # fmt: skip
+                        classes=args.classes, input_shape=args.input or GREY.get(args.model, (3, 32, 32)))
     slim = len(widths) > 1
     costs = {width: count_cost(network, OperatingPoint(width=width) if slim else None) for width in widths}
     full = costs[widths[0]]
     print(f"{args.model}, exits {args.exits}, conditioning {args.conditioning}: {full.parameters:,} parameters, "
-          f"{full.macs:,} MACs through all exits")  # fmt: skip
+          f"{full.macs:,} MACs through all exits")
     rows = [{"width": width, "exit": name, "paper MFlops": f"{e.paper_mflops:.2f}",
              "conv MACs, all heads on the way": f"{e.cumulative_conv_macs:,}", "true MACs": f"{e.cumulative_macs:,}"}
             for width, c in costs.items() for name, e in zip(exit_names(network.num_exits), c.exits, strict=True)]
     print(pandas.DataFrame(rows).drop(columns=[] if slim else ["width"]).to_string(index=False))
     print("paper MFlops: convolutions / 2^20, the exit's own head only; true MACs: convolutions and linear layers, "
-          "every head on the way")  # fmt: skip
+          "every head on the way")
     told = {width: {"parameters": c.parameters, "macs": c.macs,
                     "exits": [{"paper_mflops": e.paper_mflops, "cumulative_macs": e.cumulative_macs} for e in c.exits]}
-            for width, c in costs.items()}  # fmt: skip
+            for width, c in costs.items()}
     write_json(args.json, {**told[widths[0]], **({"widths": {f"{w:g}": c for w, c in told.items()}} if slim else {})})
 
 

@@ -61,13 +61,13 @@ def evaluate(args) -> None:
         network, images, views, held_out=held_out, first=first, **told, dataset=dataset.name,
         data_variant=dataset.variant, checkpoint=loaded.digest,
         defence=(loaded.metadata.get("recipe") or {}).get("defence"), trained_on=loaded.metadata.get("dataset"),
-    )  # fmt: skip
+    )
     found = reading.read(record, at, thresholds, source=source)
     forms |= {name: name for name in found.names if name not in forms.values()}
     right = torch.from_numpy(found.right("union") == 1).to(device)
     x, labels = images.floats()[0], torch.from_numpy(record.labels).to(device)  # as the network numbers its classes
     audited = audit(network, x[:AUDITED], labels[:AUDITED], threat if attacked else None, deployed, seed=args.seed,
-                    right=right[:AUDITED])  # fmt: skip
+                    right=right[:AUDITED])
     record = dataclasses.replace(record, meta={**record.meta, "audit": {json.dumps(at.to_json()): audited}})
     found = dataclasses.replace(found, record=record)
     if args.save_record:
@@ -81,7 +81,7 @@ def evaluate(args) -> None:
         "forms": {name: numbers(found, form) for name, form in forms.items()},
         "worst_form": found.worst_form, "union_correct": count(found, "union"), "audit": audited, **more,
         "remarks": remarks(record),
-    })  # fmt: skip
+    })
 
 
 def numbers(found: reading.Reading, view: str) -> dict:
@@ -109,7 +109,7 @@ def beyond(args, network: Network, point: OperatingPoint, threat: Threat, images
                                           batch_size=args.batch_size)
         told["strong"] = {"suite": strong.SUITE, "correct": int((survived & right).sum()), "left": left}
         print(f"right under these and the {len(left)} attacks of {strong.SUITE}: {told['strong']['correct']} of "
-              f"{len(y)} = {100 * told['strong']['correct'] / len(y):.2f} %, an upper bound")  # fmt: skip
+              f"{len(y)} = {100 * told['strong']['correct'] / len(y):.2f} %, an upper bound")
     if args.autoattack:
         draws = args.draws if args.autoattack == "standard" and fresh(network, point) else 1
         verdict = autoattack.run(network, x, y, threat.epsilon, version=args.autoattack, point=point, draws=draws,
@@ -119,7 +119,7 @@ def beyond(args, network: Network, point: OperatingPoint, threat: Threat, images
         over = f" on the mean over {draws} draws" if draws > 1 else ""
         print(f"AutoAttack {args.autoattack}{over}, epsilon {threat.epsilon:.4g}: {told['autoattack']['correct']} of "
               f"{len(y)} = {100 * told['autoattack']['correct'] / len(y):.2f} %" +
-              "".join(f"; flag: {flag}" for flag in verdict.flags))  # fmt: skip
+              "".join(f"; flag: {flag}" for flag in verdict.flags))
     return told
 
 
@@ -139,7 +139,7 @@ def find_images(asked: tuple[int, int | None] | None, dataset: Dataset) -> tuple
     stop = len(dataset.test) if stop is None else stop
     if not 0 <= first < stop <= len(dataset.test):
         raise WorkbookError(f"images {first}:{stop} are not among the {len(dataset.test):,} test images of "
-                            f"{dataset.name}; give a range within 0:{len(dataset.test)}")  # fmt: skip
+                            f"{dataset.name}; give a range within 0:{len(dataset.test)}")
     return first, dataset.test[first:stop]
 
 
@@ -232,7 +232,7 @@ def report(found: reading.Reading, audited: dict) -> str:
         f"{gates} ({found.source})" + "".join(f"; {remark}" for remark in remarks(record)),
         pandas.DataFrame(rows).to_string(index=False),
         f"audit on {audited['images']} images: {verdict}",
-    ]  # fmt: skip
+    ]
     if view is not None:
         lines.append(f"worst form: {found.worst_form} with {shown(found.worst_form, '{:.2f} %')}")
     if found.paper_worst:

@@ -20,7 +20,7 @@ from tests.networks import small
 CPU = torch.device("cpu")
 RDI = dataclasses.replace(recipes.find("rdi_smallcnn-digits-max_average-quick"), iterations=6, batch_size=16,
                           epsilon_warmup=0.0, validate_every=3, validation_images=20,
-                          validation=Threat(0.15, 0.1, 1))  # fmt: skip
+                          validation=Threat(0.15, 0.1, 1))
 
 
 def rdi_resnet(view=None, **changes):
@@ -34,7 +34,7 @@ def rdi_resnet(view=None, **changes):
     (dict(attack_view="int8"), "unknown attack_view 'int8'; choose from folded, bf16"),
     (dict(attack_view="folded", attack_mode="authors"), "in mode authors attack the network itself"),
     (dict(attack_view="bf16", attack_mode="batch"), "a bf16 view stands for the network in mode eval"),
-])  # fmt: skip
+])
 def test_a_recipe_says_which_views_it_can_attack(changes, sentence):
     with pytest.raises(WorkbookError, match=sentence):
         dataclasses.replace(RDI, **changes)
@@ -126,7 +126,7 @@ def test_steps_with_views_can_be_timed():
 
 @pytest.mark.parametrize("form, mode, expected", [
     ("main", "eval", 6 + 2 * 3 * 0.9), ("average", "eval", 6 + 2 * 3), ("max_average", "batch", 6 + 2 + 2 * 3 * 1.4),
-    ("max_average", "authors", 6 + 2 + 3 * (2 + 1.4)), ("main", "authors", 6 + 3 * (1 + 0.9))])  # fmt: skip
+    ("max_average", "authors", 6 + 2 + 3 * (2 + 1.4)), ("main", "authors", 6 + 3 * (1 + 0.9))])
 def test_work_counts_the_passes_of_each_attack(form, mode, expected):
     """Two exits: the first after 0.4 with a head of 0.1, the last after 0.9 with none; three attack steps."""
     recipe = rdi_resnet(defence=form, attack_mode=mode)

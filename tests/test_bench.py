@@ -21,7 +21,7 @@ def arguments(**flags):
 
 def test_one_row_from_the_command_line_to_the_file(tmp_path):
     told = subprocess.run([sys.executable, "-m", "lib", "bench", "--only", "augment", "--rounds", "2", "--json",
-                           str(tmp_path / "f.json")], cwd=lib.ROOT, capture_output=True, text=True)  # fmt: skip
+                           str(tmp_path / "f.json")], cwd=lib.ROOT, capture_output=True, text=True)
     assert told.returncode == 0, told.stderr
     assert "augment" in told.stdout and "import lib takes" in told.stdout
     found = json.loads((tmp_path / "f.json").read_text())
@@ -105,7 +105,7 @@ def test_the_plain_form_agrees_with_the_engine_s_network_bit_for_bit():
 @pytest.mark.parametrize("row, gflops, gigabytes, ms, bound", [  # the fact sheet's counts for batches of 128
     ("cuda_main", 582, 5.2, 1.2, "memory"), ("cuda_average", 673, 5.5, 1.3, "memory"),
     ("cuda_max_average", 2213, 22.6, 5.3, "memory"), ("cuda_max_average_batch", 2213, 22.6, 5.3, "memory"),
-    ("cuda_float", 2968, 5.4, 3.8, "arithmetic"), ("cuda_oat", 4723, 8.5, 6.0, "arithmetic")])  # fmt: skip
+    ("cuda_float", 2968, 5.4, 3.8, "arithmetic"), ("cuda_oat", 4723, 8.5, 6.0, "arithmetic")])
 def test_the_floor_of_a_step(row, gflops, gigabytes, ms, bound):
     recipe = cuda.recipe(row)
     found = cuda.floor(recipe, zoo.build(**recipe.network))
@@ -119,13 +119,13 @@ def test_kernels_are_counted_without_copies():
     device, host = cuda.DeviceType.CUDA, cuda.DeviceType.CPU
     events = [SimpleNamespace(device_type=d, name=n) for d, n in (
         (device, "sm90_gemm"), (host, "aten::conv2d"), (device, "Memcpy HtoD"), (device, "Memset"),
-        (device, "elementwise"))]  # fmt: skip
+        (device, "elementwise"))]
     assert cuda.kernels(events) == 2
 
 
 def test_a_step_is_told_in_one_line():
     row = {"name": "cuda_main", "ms": 9.2, "kernels": 2280, "floor_ms": 1.196, "percent_of_floor": 13.0,
-           "bound": "memory", "captured": True}  # fmt: skip
+           "bound": "memory", "captured": True}
     assert cuda.line(row).split() == ["cuda_main", "9.20", "2280", "1.20", "13.0", "memory"]
     assert "not captured" in cuda.line(row | {"captured": False})
     ends = [cuda.HEAD.index(name) + len(name) for name in ("ms", "kernels", "floor ms", "% of it")]

@@ -76,7 +76,7 @@ def test_state_round_trip_with_all_shapes_types_and_layouts(tmp_path):
     tensors = {"scalar": torch.tensor(0.1), "empty": torch.empty(0, 3), "whole": torch.arange(5),
                "truth": torch.tensor([True]), "double": torch.rand(2, dtype=torch.float64), "view": torch.rand(4, 4).T,
                "nhwc": torch.rand(2, 3, 4, 4).contiguous(memory_format=torch.channels_last),
-               "nan": torch.tensor([float("nan"), 1.0])}  # fmt: skip
+               "nan": torch.tensor([float("nan"), 1.0])}
     values = {"step": 7, "text": "ε ≤ 8/255", "deep": {"list": [1, 2.5, None]}}
     checkpoints.save_state(tmp_path / "state", tensors, values)
     back, told = checkpoints.load_state(tmp_path / "state")
@@ -170,7 +170,7 @@ def test_network_that_does_not_fit_its_description_is_refused(saved):
 
     for change in (lambda v, t: v["config"].update(width_multiplier=1.0), lambda v, t: v["config"].update(name="vgg"),
                    lambda v, t: v["config"].update(unheard_of=1), lambda v, t: v.pop("config"),
-                   lambda v, t: v["config"].update(exits="rdi", name="resnet38"), lose_a_tensor):  # fmt: skip
+                   lambda v, t: v["config"].update(exits="rdi", name="resnet38"), lose_a_tensor):
         saved.write_bytes(good)
         resaved(saved, change)
         with pytest.raises(WorkbookError, match="does not hold the network that it describes") as caught:
@@ -189,7 +189,7 @@ def test_newer_format_and_other_kinds_are_named(saved, tmp_path):
 
 
 @pytest.mark.parametrize("code, words", [(errno.ENOSPC, "disk is full"), (errno.EACCES, "may not be written"),
-                                         (errno.EIO, "could not be written")])  # fmt: skip
+                                         (errno.EIO, "could not be written")])
 def test_failed_write_leaves_the_old_file_and_says_why(code, words, network, saved, monkeypatch):
     before = saved.read_bytes()
 

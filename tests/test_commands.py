@@ -91,7 +91,7 @@ def test_evaluate_takes_the_datasets_budget_and_thresholds_of_the_paper(checkpoi
 def test_evaluate_runs_every_form_when_none_is_named(checkpoint, tmp_path):
     run(f"evaluate {checkpoint} {DIGITS} {BUDGET} --images 4 --json {tmp_path / 'x.json'}")
     assert list(written(tmp_path / "x.json")["forms"]) == [
-        "clean", "single1", "single2", "main", "average", "max_average", "random", "gate_aware"]  # fmt: skip
+        "clean", "single1", "single2", "main", "average", "max_average", "random", "gate_aware"]
 
 
 def test_the_last_single_attack_is_main_by_either_name(checkpoint, tmp_path):
@@ -118,7 +118,7 @@ def test_a_closed_exit_is_never_taken_and_stays_valid_json(checkpoint, tmp_path)
 
 def test_the_saved_record_gives_the_same_numbers_again(checkpoint, tmp_path):
     run(f"evaluate {checkpoint} {DIGITS} {BUDGET} --images 30:38 --attack clean,average --thresholds 2.2,2.1 "
-        f"--batch-size 4 --save-record {tmp_path / 'a.safetensors'} --json {tmp_path / 'x.json'}")  # fmt: skip
+        f"--batch-size 4 --save-record {tmp_path / 'a.safetensors'} --json {tmp_path / 'x.json'}")
     atlas, told = Record.load(tmp_path / "a.safetensors"), written(tmp_path / "x.json")
     found = reading.read(atlas, thresholds=told["thresholds"])
     assert found.right("union").sum() == told["union_correct"]
@@ -131,7 +131,7 @@ def test_the_saved_record_gives_the_same_numbers_again(checkpoint, tmp_path):
 def test_the_same_seed_gives_the_same_numbers_and_another_seed_other_images(checkpoint, tmp_path):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         run(f"evaluate {checkpoint} {DIGITS} {BUDGET} --images 8 --attack main --seed {seed} "
-            f"--save-record {tmp_path / name} --json {tmp_path / name}.json")  # fmt: skip
+            f"--save-record {tmp_path / name} --json {tmp_path / name}.json")
     assert (tmp_path / "a.json").read_text() == (tmp_path / "b.json").read_text()
     margins = [Record.load(tmp_path / name).logits for name in "abc"]
     assert np.array_equal(margins[0], margins[1]) and not np.array_equal(margins[0], margins[2])
@@ -157,7 +157,7 @@ def test_a_plain_network_is_evaluated_without_thresholds(plain, tmp_path, capsys
     ("--json {folder}", "is a folder; give the name of a file"),
     ("--save-record {folder}/tiny.safetensors/x", "may not be written"),
     ("--attack main --step-size 0", "step_size 0.0 is not above 0"),
-])  # fmt: skip
+])
 def test_what_does_not_fit_is_answered_in_one_sentence(checkpoint, flags, sentence):
     flags = flags.format(folder=checkpoint.parent)
     with pytest.raises(WorkbookError, match=sentence) as error:

@@ -20,7 +20,7 @@ TWO = dict(codes=(0.0, 0.2, 1.0), code_size=4)
     ("none", 0.3, 0.5, {}), ("float", 0.3, 0.5, dict(noise=0.6, batch_norm=0.0)),
     ("float", 0.75, 0.5, dict(noise=0.5, batch_norm=1.0)), ("dual_bn", 0.3, 0.5, dict(batch_norm=0.0)),
     ("dual_bn", 0.3, 0.0, dict(batch_norm=1.0)), ("pni", 0.3, 0.5, dict(noise=0.3)), ("oat", 0.3, 0.5, dict(code=0.2)),
-])  # fmt: skip
+])
 def test_one_knob_puts_every_network_somewhere(name, lambda_n, lambda_th, expected):
     network = small("resnet20", conditioning=name, **(TWO if name == "oat" else {}))
     point = network.at(lambda_n, lambda_th)

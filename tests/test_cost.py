@@ -19,7 +19,7 @@ RDI = [  # paper convention, cumulative convolutions (both / 2^20), cumulative c
      (17.6131, 39.5025, 53.7896, 69.1254, 82.2332, 96.3896, 101.1089)),
     ("mobilenet_v2", dict(exits="rdi"), (17.313, 44.094, 86.920), (17.313, 45.298, 88.124), None),
     ("mobilenet_v2", dict(exits="released"), (7.941, 22.906, 30.125, 36.547, 51.160, 67.906, 86.920), None, None),
-]  # fmt: skip
+]
 CUT = {  # what the authors print: cut, not rounded, to two decimals
     ("smallcnn", "rdi"): (0.81, 7.00, 9.25),
     ("resnet38", "rdi"): (16.79, 30.29, 36.54, 50.04, 61.42, 74.92, 79.42),
@@ -38,7 +38,7 @@ GIGA = [
     ("wrn40_2", dict(input_shape=(3, 96, 96)), 2.9484),
     ("wrn40_2", dict(conditioning="oat", code_size=1, input_shape=(3, 96, 96)), 2.9494),
     ("wrn40_2", dict(conditioning="oat", input_shape=(3, 96, 96)), 2.9500), ("resnet20", {}, 0.04055),
-]  # fmt: skip
+]
 PRUNED = [  # inner widths of the released code's pruned ResNet-38s and their published MFlops
     (((15, 16, 16, 13, 16, 14), (32, 32, 31, 31, 27, 25), (64, 63, 59, 34, 20, 51)), 69.227),
     (((15, 12, 13, 13, 15, 10), (32, 28, 27, 18, 13, 17), (62, 62, 42, 32, 25, 50)), 58.574),
@@ -131,7 +131,7 @@ def by_formula(network, x, point=None):
     ("mobilenet_v2", dict(exits="released"), {}), ("resnet34", dict(conditioning="oat"), dict(code=0.7)),
     ("wrn16_8", dict(conditioning="float"), dict(noise=1.0)), ("resnet20", dict(widths=(1.0, 0.5)), dict(width=0.5)),
     ("mobilenet_v2", dict(widths=(1.0, 0.5)), dict(width=0.5)),
-])  # fmt: skip
+])
 def test_counter_against_formulas(name, options, point):
     network = small(name, **options)
     point = OperatingPoint(**point)

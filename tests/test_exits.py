@@ -14,7 +14,7 @@ NETWORKS = [
     ("smallcnn", dict(exits="rdi")), ("resnet38", dict(exits="rdi")), ("resnet38", dict(exits="cheap")),
     ("mobilenet_v2", dict(exits="rdi")), ("mobilenet_v2", dict(exits="released")),
     ("resnet38", dict(exits="rdi", conditioning="float")), ("resnet38", dict(exits="cheap", conditioning="oat")),
-]  # fmt: skip
+]
 
 
 def test_entropy_by_hand():

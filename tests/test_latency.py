@@ -53,7 +53,7 @@ def test_a_plain_network_can_be_timed_too():
 @pytest.mark.parametrize("change, sentence", [
     (dict(batch_sizes=(1, 32)), "16 images do not fill a batch of 32"),
     (dict(thresholds=(0.1,)), "1 thresholds given"),
-])  # fmt: skip
+])
 def test_what_does_not_fit_is_refused(network, change, sentence):
     settings = {"thresholds": (0.1, 0.1), "batch_sizes": (1,), **change}
     with pytest.raises(WorkbookError, match=sentence):

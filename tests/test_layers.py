@@ -235,7 +235,7 @@ def leading_slices(wide, narrow, index):
 @pytest.mark.parametrize("name, conditioning, options", [
     ("resnet34", "float", {}), ("resnet38", "none", dict(exits="rdi")), ("resnet20", "dual_bn", {}),
     ("wrn40_2", "float", {}), ("mobilenet_v2", "none", dict(exits="rdi")), ("smallcnn", "none", dict(exits="rdi")),
-])  # fmt: skip
+])
 def test_a_narrow_width_is_the_stand_alone_narrow_network(name, conditioning, options):
     wide = small(name, conditioning=conditioning, widths=(1.0, 0.5), **options)
     config = {**wide.config, "widths": [1.0], "width_multiplier": wide.config["width_multiplier"] / 2}

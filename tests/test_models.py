@@ -53,7 +53,7 @@ PARAMETERS = [  # counted independently of this code
     ("wrn40_2", dict(conditioning="oat", **LARGE), 3_886_394),
     ("resnet20", {}, 269_722),
     ("resnet20", dict(conditioning="dual_bn"), 271_098),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("name, options, expected", PARAMETERS, ids=lambda v: str(v).replace(" ", ""))
@@ -63,7 +63,7 @@ def test_parameters(name, options, expected):
 
 @pytest.mark.parametrize("name, options, noisy, modulated", [
     ("resnet34", {}, 37, 33), ("wrn16_8", {}, 17, 12), ("wrn40_2", LARGE, 41, 36), ("resnet20", {}, 20, 19),
-])  # fmt: skip
+])
 def test_noise_and_modulation_sites(name, options, noisy, modulated):
     floating = zoo.build(name, conditioning="float", width_multiplier=0.125, **options)
     assert sum(isinstance(m, Weighted) and m.alpha is not None for m in floating.modules()) == noisy
@@ -247,6 +247,6 @@ def test_oat_codes_are_orthonormal_rows_kept_with_the_weights():
 
 def test_streams_are_named_not_counted():
     draws = [torch.rand(4, generator=randomness.generator(*key)) for key in
-             ((0, "a"), (0, "a"), (0, "b"), (1, "a"), (0, "a", 1), (0, "a", "1"))]  # fmt: skip
+             ((0, "a"), (0, "a"), (0, "b"), (1, "a"), (0, "a", 1), (0, "a", "1"))]
     assert torch.equal(draws[0], draws[1])
     assert len({tuple(d.tolist()) for d in draws}) == 5

@@ -14,7 +14,7 @@ from lib.workbook import notebooks, overview
 
 ALL = notebooks.paths()
 GOOD = ('preset: str = "auto"  # size\nweights: str = "auto"  # origin\nseed: int = 0  # seed\n'
-        'run_dir: str = ""  # place')  # fmt: skip
+        'run_dir: str = ""  # place')
 
 
 @pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
@@ -40,7 +40,7 @@ def made(folder: Path, stem: str = "01_x") -> Path:
                 nbformat.v4.new_code_cell(GOOD, metadata={"tags": ["parameters"]}, execution_count=1),
                 nbformat.v4.new_code_cell(f'x = "{stem}"\nx', execution_count=2, outputs=[
                     nbformat.v4.new_output("execute_result", {"text/plain": f"'{stem}'"}, execution_count=2)]),
-                nbformat.v4.new_markdown_cell("", metadata={"tags": ["navigation"]})]  # fmt: skip
+                nbformat.v4.new_markdown_cell("", metadata={"tags": ["navigation"]})]
     nbformat.write(nb, folder / f"{stem}.ipynb")
     return folder / f"{stem}.ipynb"
 
@@ -95,7 +95,7 @@ def spoil_language(nb): del nb["metadata"]["language_info"]["version"]
     (spoil_missing, "without seed"), (spoil_name, "not resolved"), (spoil_count, "count 7 instead of 2"),
     (spoil_unrun, "count None"), (spoil_length, "27 lines"), (spoil_links, "out of date"), (spoil_path, "absolute"),
     (spoil_checked, "without a stored output"), (spoil_error, "stored error"), (spoil_widget, "stored widget"),
-])  # fmt: skip
+])
 def test_the_lint_finds_each_fault(tmp_path, spoil, told):
     path = made(tmp_path)
     nb = json.loads(path.read_text())

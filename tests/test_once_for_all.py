@@ -16,7 +16,7 @@ def watch_norms(network, monkeypatch):
     for bank, inner in enumerate(norm.norms):
         inner.register_forward_hook(lambda m, x, y, bank=bank: log.append((phase[0], bank, len(x[0]), m.training)))
     calls = spy_on_attacks(monkeypatch, lambda: phase.__setitem__(0, "attack"),
-                           lambda: phase.__setitem__(0, "adversarial"))  # fmt: skip
+                           lambda: phase.__setitem__(0, "adversarial"))
     return log, calls
 
 
@@ -26,7 +26,7 @@ PASSES = {  # (phase, bank, images, train mode): eight images; OAT's four lambda
     "dual_bn": [("clean", C, 4, True), *[("attack", A, 4, False)] * 2, ("adversarial", A, 4, True)],
     "oat": [("clean", C, 2, True), ("clean", A, 6, True), *[("attack", A, 6, False)] * 2, ("adversarial", A, 6, True)],
     "pni": [("clean", C, 8, True), *[("attack", C, 8, False)] * 2, ("adversarial", C, 8, True)],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("method", PASSES)
@@ -82,10 +82,10 @@ def test_operating_points_of_a_step_and_of_the_validation(monkeypatch):
     assert [call["point"].to_json() for call in calls] == [
         {**robust, "width": 1.0}, {**robust, "width": 0.5}, dict(batch_norm=1.0), {}]
     told = {method: [point.to_json() for point in network_of(method).ends()]
-            for method in ("float", "dual_bn", "oat", "pni", "pgd_at1")}  # fmt: skip
+            for method in ("float", "dual_bn", "oat", "pni", "pgd_at1")}
     assert told == {"float": [dict(noise=0.0, batch_norm=0.0), dict(noise=1.0, batch_norm=1.0)],
                     "dual_bn": [dict(batch_norm=0.0), dict(batch_norm=1.0)],
-                    "oat": [dict(code=0.0), dict(code=1.0)], "pni": [{}, {}], "pgd_at1": [{}, {}]}  # fmt: skip
+                    "oat": [dict(code=0.0), dict(code=1.0)], "pni": [{}, {}], "pgd_at1": [{}, {}]}
 
 
 def test_fresh_noise_at_every_step_of_the_attack():
@@ -118,5 +118,5 @@ def test_all_draws_come_from_the_streams_of_the_step(method):
         found.append(loss)
     assert torch.equal(*found)
     other, _ = run(method, network_of(method, **dict(name="wrn40_2") if method != "pni" else {}),
-                   context_of(recipe_of(method), seed=1))  # fmt: skip
+                   context_of(recipe_of(method), seed=1))
     assert not torch.equal(other, loss)

@@ -58,7 +58,7 @@ def test_gradient_of_an_image_with_lambda_zero_reaches_the_clean_affine_only(mon
     logits = twin(images, OperatingPoint(code=lambdas))
     (F.cross_entropy(logits[0, :1], LABELS[:1]) / 8).backward()
     pairs = dict(zip(dict(network.named_parameters()), zip(network.parameters(), twin.parameters(), strict=True),
-                     strict=True))  # fmt: skip
+                     strict=True))
     affine = {name: pair for name, pair in pairs.items() if ".norms." in name}
     assert {name.split(".norms.")[1][0] for name in affine} == {"0", "1"}
     for name, (ours, alone) in affine.items():
@@ -71,7 +71,7 @@ def test_gradient_of_an_image_with_lambda_zero_reaches_the_clean_affine_only(mon
 
 @pytest.mark.parametrize("values, batch, zeros", [
     ((0.0, 0.1, 0.2, 0.3, 0.4, 1.0), 128, 22), ((0.0, 0.2, 0.7, 1.0), 128, 32), ((0.0, 0.1, 0.2, 0.3, 0.4, 1.0), 16, 3),
-    ((0.2, 0.0, 0.7, 1.0), 16, 4), ((0.0, 1.0), 15, 8)])  # fmt: skip
+    ((0.2, 0.0, 0.7, 1.0), 16, 4), ((0.0, 1.0), 15, 8)])
 def test_lambda_sampler(values, batch, zeros):
     network = SimpleNamespace(code_values=values, code_lambdas=torch.tensor(values))
     lambdas, count = sample_lambdas(network, batch, randomness.generator(0))

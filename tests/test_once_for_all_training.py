@@ -53,7 +53,7 @@ def test_resumed_noisy_training_is_bit_identical(tmp_path):
     """Weight noise, dropout, two widths, two optimiser groups, Nesterov: stopped after each step or not."""
     network = {**recipe_of("float_slim").network, "name": "wrn40_2", "width_multiplier": 0.5}
     recipe = recipe_of("float_slim", network=network, iterations=4, batch_size=8, nesterov=True, validate_every=2,
-                       validation_images=8, validation=Threat(0.15, 0.1, 1))  # fmt: skip
+                       validation_images=8, validation=Threat(0.15, 0.1, 1))
     straight = loop.fit(recipe, tmp_path / "straight")
     calls = 1
     while not (result := loop.fit(recipe, tmp_path / "stopped", minutes=1e-9)).finished:
@@ -61,7 +61,7 @@ def test_resumed_noisy_training_is_bit_identical(tmp_path):
     assert calls == 4 and result.metrics["loss"] == straight.metrics["loss"]
     alphas = 0
     for (name, ours), theirs in zip(result.network.state_dict().items(), straight.network.state_dict().values(),
-                                    strict=True):  # fmt: skip
+                                    strict=True):
         assert torch.equal(ours, theirs), name
         alphas += name.endswith(".alpha") and ours.item() != 0.25
     assert alphas > 5, "noise scales have been trained"
@@ -95,9 +95,9 @@ OAT_STEP = 10 / 255 / 7  # min(1.25 epsilon, epsilon + 4/255) / 7 at 8/255
 @pytest.mark.parametrize("name, batch, epochs, classes, shape", [
     ("resnet34-cifar10", 128, 200, 10, [3, 32, 32]), ("resnet34-cifar100", 128, 200, 100, [3, 32, 32]),
     ("wrn16_8-svhn", 128, 200, 10, [3, 32, 32]), ("wrn40_2-stl10", 64, 200, 10, [3, 96, 96]),
-    ("resnet34-tiny_imagenet", 128, 120, 200, [3, 64, 64])])  # fmt: skip
+    ("resnet34-tiny_imagenet", 128, 120, 200, [3, 64, 64])])
 @pytest.mark.parametrize("method", ["float", "float_slim", "dual_bn", "dual_bn_slim", "oat", "oats", "pgd_at0",
-                                    "pgd_at0.2", "pgd_at0.7", "pgd_at1"])  # fmt: skip
+                                    "pgd_at0.2", "pgd_at0.7", "pgd_at1"])
 def test_published_recipes(name, batch, epochs, classes, shape, method):
     r = recipes.find(f"{name}-{method}-paper")
     assert (r.batch_size, r.epochs, r.network["classes"], r.network["input_shape"]) == (batch, epochs, classes, shape)
@@ -133,7 +133,7 @@ def test_pni_recipe_is_that_of_its_code():
 @pytest.mark.parametrize("name, parameters", [
     ("resnet34-cifar10-float", 21_299_146 + 37), ("resnet34-cifar10-oat", 33_355_466),
     ("wrn16_8-svhn-float", 10_968_570 + 17), ("wrn40_2-stl10-dual_bn", 2_248_954),
-    ("resnet34-cifar10-pgd_at1", 21_282_122)])  # fmt: skip
+    ("resnet34-cifar10-pgd_at1", 21_282_122)])
 def test_published_networks_to_the_last_parameter(name, parameters):
     assert sum(p.numel() for p in zoo.build(**recipes.find(f"{name}-paper").network).parameters()) == parameters
 
@@ -158,7 +158,7 @@ def test_small_recipes_differ_in_the_method_alone(method, preset):
 @pytest.mark.parametrize("method, codes, expected", [
     ("float", None, 10), ("dual_bn", None, 10), ("oat", [0, 0.2, 0.7, 1], 15.75), ("oat", [0, 1], 11.5),
     ("oat", [0, 0.1, 0.2, 0.3, 0.4, 1], 3 + 17 * 106 / 128), ("pgd_at0.2", None, 20), ("pgd_at1", None, 20),
-    ("pgd_at0", None, 3), ("pgd_at_half0.7", None, 10), ("pni", None, 20)])  # fmt: skip
+    ("pgd_at0", None, 3), ("pgd_at_half0.7", None, 10), ("pni", None, 20)])
 def test_work_of_a_step_of_pgd_7_on_128_images(method, codes, expected):
     recipe = recipe_of(method, batch_size=128)
     recipe = dataclasses.replace(recipe, threat=recipe.threat and methods.attack(8 / 255, 7))

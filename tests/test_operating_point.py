@@ -11,7 +11,7 @@ from lib.operating_point import OperatingPoint
 PUBLISHED = [  # lambda_th, lambda_n -> scale, bank (C = 0, A = 1): FLOAT section 3.2 and Eq. 5 at the paper's lambdas
     (0.0, 0.0, 0.0, 0), (0.0, 0.2, 0.2, 1), (0.0, 0.7, 0.7, 1), (0.0, 1.0, 1.0, 1),
     (0.5, 0.0, 0.0, 0), (0.5, 0.2, 0.4, 0), (0.5, 0.7, 0.4, 1), (0.5, 1.0, 1.0, 1),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("threshold, value, scale, bank", PUBLISHED)
@@ -36,7 +36,7 @@ def test_any_switch_spans_both_banks(threshold):
 @pytest.mark.parametrize("values", [
     dict(noise=-0.1), dict(noise=math.nan), dict(noise=math.inf), dict(noise=torch.tensor([0.5, -1.0])),
     dict(batch_norm=1.1), dict(batch_norm=-0.1), dict(batch_norm=math.nan), dict(thresholds=(0.3, math.nan)),
-])  # fmt: skip
+])
 def test_out_of_range(values):
     with pytest.raises(WorkbookError):
         OperatingPoint(**values)

@@ -101,7 +101,7 @@ def test_it_composes_with_every_method_exits_and_named_dataset(place):
     (("mine:mine", "digits", "max_average"), "unknown attack form"),
     (("resnet20", "digits", "single2"), "unknown attack form"), (("rdi_resnet20", "digits", "main"), "side exits"),
     (("smallcnn", "digits", "float"), "no batch norm"),
-])  # fmt: skip
+])
 def test_what_does_not_compose_is_one_sentence(place, parts, sentence):
     with pytest.raises(WorkbookError, match=sentence):
         recipes.compose(*parts, "quick")
@@ -127,7 +127,7 @@ def backbone(stages, taps):
     (backbone([nn.Conv2d(3, 3, 1)], [0]), "holds a Conv2d that takes no second argument"),
     (backbone([Chain(Chain(nn.ReLU()))], [0]), "holds a ReLU that takes no second argument"),
     (lambda parts, exits: None, "has to be a function"),
-])  # fmt: skip
+])
 def test_a_backbone_that_cannot_work_is_one_sentence(make, sentence, monkeypatch):
     monkeypatch.setattr(zoo, "BACKBONES", dict(zoo.BACKBONES))
     with pytest.raises(WorkbookError, match=sentence):

@@ -58,7 +58,7 @@ def test_settings_say_in_one_line_what_runs():
 @pytest.mark.parametrize("kind, given, meant", [
     (float, "1e-4", 1e-4), (float, "8/255", 8 / 255), (float, 3, 3.0), (int, "12", 12), (int, 4.0, 4), (str, "a", "a"),
     (bool, "false", False), (bool, "True", True), (list, "[1, 2]", [1, 2]), (list[float], [1, "2"], [1.0, 2.0]),
-])  # fmt: skip
+])
 def test_a_value_that_is_beyond_doubt_is_coerced(kind, given, meant):
     value = parameters.coerce("x", given, kind)
     assert value == meant and type(value) is type(meant)
@@ -67,7 +67,7 @@ def test_a_value_that_is_beyond_doubt_is_coerced(kind, given, meant):
 @pytest.mark.parametrize("kind, given", [
     (str, 7), (float, "fast"), (float, "1/0"), (float, True), (float, float("nan")), (int, 1.5), (int, True),
     (int, "1e3"), (bool, "no"), (bool, 1), (list, "1,2"), (list[int], [1, "b"]), (float, None), (int, [1]),
-])  # fmt: skip
+])
 def test_a_doubtful_value_is_refused_by_name(kind, given):
     with pytest.raises(WorkbookError, match="parameter epsilon"):
         parameters.coerce("epsilon", given, kind)
@@ -80,7 +80,7 @@ def test_papermills_misspelt_name_is_refused():
 
 @pytest.mark.parametrize("injected, message", [
     ('preset = "large"', "preset 'large' is unknown"), ('weights = "mine"', "weights 'mine' is unknown"),
-    ("seed = 'one'", "parameter seed"), ("run_dir = 3", "parameter run_dir")])  # fmt: skip
+    ("seed = 'one'", "parameter seed"), ("run_dir = 3", "parameter run_dir")])
 def test_common_parameters_are_checked(injected, message):
     with pytest.raises(WorkbookError, match=message):
         parameters.resolve(cell(injected=injected), "x")

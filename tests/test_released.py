@@ -69,7 +69,7 @@ def without(state, name):
     lambda s: without(s, "fc.bias"), lambda s: {**s, "extra.weight": torch.zeros(1)},
     lambda s: {**s, "fc.weight": torch.zeros(100, 64)}, lambda s: {**s, "fc.bias": torch.full((10,), torch.nan)},
     lambda s: {**s, "fc.bias": torch.zeros(10, dtype=torch.float64)}, lambda s: {**s, "fc.bias": "ten"}, lambda s: {},
-])  # fmt: skip
+])
 def test_anything_but_this_one_network_is_refused(plain, tmp_path, change):
     path = legacy(tmp_path / "other.pth.tar", change(plain.state_dict()))
     with pytest.raises(WorkbookError, match="released RDI-ResNet38"):

@@ -22,7 +22,7 @@ from lib.training import loop, recipes
 from lib.training import training as trainings
 
 TINY = dataclasses.replace(recipes.find("rdi_smallcnn-digits-max_average-quick"), iterations=12, batch_size=8,
-                           validate_every=5, validation_images=20, validation=Threat(0.15, 0.1, 1))  # fmt: skip
+                           validate_every=5, validation_images=20, validation=Threat(0.15, 0.1, 1))
 CHILD = """
 import json, sys, torch
 from lib.training import loop, recipes

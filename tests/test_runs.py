@@ -15,7 +15,7 @@ from lib.workbook import execution, notebooks, report, runs
 from lib.workbook.headless import KILLED
 
 COMMON = ('preset: str = "auto"  # size\nweights: str = "auto"  # origin\nseed: int = 0  # seed\n'
-          'run_dir: str = ""  # place\n')  # fmt: skip
+          'run_dir: str = ""  # place\n')
 MEASURE = '''
 from lib.evaluation import rows
 from lib.workbook import parameters
@@ -34,7 +34,7 @@ def notebook(folder: Path, stem: str, parameters: str, *cells: str, tagged: bool
     nb = nbformat.v4.new_notebook(metadata=notebooks.METADATA)
     nb.cells = [nbformat.v4.new_markdown_cell(f"# {stem[:2]} What of {stem[3:]}?"),
                 nbformat.v4.new_code_cell(COMMON + parameters, metadata={"tags": ["parameters"] if tagged else []}),
-                *(nbformat.v4.new_code_cell(cell, metadata={"tags": ["headline"]}) for cell in cells)]  # fmt: skip
+                *(nbformat.v4.new_code_cell(cell, metadata={"tags": ["headline"]}) for cell in cells)]
     nbformat.write(nb, folder / f"{stem}.ipynb")
     return folder / f"{stem}.ipynb"
 
@@ -70,7 +70,7 @@ def arguments(**changes) -> Namespace:
     (dict(only=("01_frist",)), "did you mean 01_first"),
     (dict(name="../elsewhere"), "cannot name a run"),
     (dict(name="x" * 300), "cannot name a run"),
-])  # fmt: skip
+])
 def test_what_cannot_work_is_refused_before_anything_starts(place, changes, message):
     with pytest.raises(WorkbookError, match=message):
         runs.main(arguments(**changes))

@@ -85,7 +85,7 @@ def test_exits_are_told_beside_the_plain_network():
 def test_parts_are_rated_by_their_multiplications():
     record = made(["clean"], np.zeros((1, 3, 4)), np.zeros((1, 3, 4)), [0] * 4, {
         "trunk": [4_000_000, 10_000_000, 10_001_000], "cumulative": [6_000_000, 12_001_000, 12_003_000],
-        "paper": [1, 2, 3]}, dataset="digits", data_variant="embedded")  # fmt: skip
+        "paper": [1, 2, 3]}, dataset="digits", data_variant="embedded")
     clocked = exit_speed.Clock(None, None, None, {1: ExitCosts(np.array([2.0, 3.0, 3.5]), np.array([1.0, 0.5, 0.1]))})
     table = exit_speed.stages(record, clocked)
     assert table["µs per M MAC, batch 1"].tolist() == ["500", "167", "–", "500", "–", "–"]

@@ -34,7 +34,7 @@ def tiny(**changes) -> Recipe:
      (8 / 255, 2 / 255, 10)),
     ("resnet38-cifar10", 128, 0.1, 1e-4, (32000, 48000), 55000, None, (8 / 255, 2 / 255, 10)),
     ("rdi_mobilenet_v2-cifar10", 128, 0.05, 1e-4, (62000, 70000), 76000, (0.5, 0.5, 1), (8 / 255, 2 / 255, 10)),
-])  # fmt: skip
+])
 def test_paper_recipes_are_the_published_ones(name, batch, rate, decay, milestones, iterations, weights, threat):
     r = recipes.find(f"{name}-main-paper")
     assert (r.batch_size, r.learning_rate, r.weight_decay, r.iterations) == (batch, rate, decay, iterations)
@@ -143,7 +143,7 @@ class Scripted:
     ("rdi", 0.5, ["attack", "clean", "adversarial"]), ("rdi", 0.2, ["attack", "clean", "adversarial"]),
     ("pgd_at", 0.7, ["attack", "adversarial", "clean"]), ("pgd_at", 1.0, ["attack", "adversarial", "clean"]),
     ("pgd_at", 0.0, ["clean"]), ("standard", 0.5, ["clean"]),
-])  # fmt: skip
+])
 def test_losses_and_their_order_against_a_hand_made_case(objective, share, order, monkeypatch):
     """Two exits, two images of classes 0 and 1; probabilities are chosen, so every cross-entropy is a known log."""
     clean = torch.tensor([[[0.5, 0.5], [0.2, 0.8]], [[0.9, 0.1], [0.6, 0.4]]]).log()
@@ -230,7 +230,7 @@ def test_an_epoch_shows_every_image_once_and_iid_never_repeats_one_in_a_batch(tm
 
 
 @pytest.mark.parametrize("defence", ["standard", "average", pytest.param("main", marks=pytest.mark.slow),
-                                     pytest.param("max_average", marks=pytest.mark.slow)])  # fmt: skip
+                                     pytest.param("max_average", marks=pytest.mark.slow)])
 def test_quick_recipes_learn(defence, tmp_path):
     recipe = recipes.find(f"rdi_smallcnn-digits-{defence}-quick")
     result = loop.fit(recipe, tmp_path)

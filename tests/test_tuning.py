@@ -38,7 +38,7 @@ def of(entropy, correct):
     ((0.1, 2.0), (np.float32(0.5), -INF)),  # the second head costs more than it saves
     ((2.0, 0.1), (-INF, np.float32(0.4))),  # 0.5 and 0.6 would cut in the same place
     ((5.0, 5.0), (-INF, -INF)),  # leaving early never pays: every exit is closed
-])  # fmt: skip
+])
 def test_the_known_optimum_is_found(heads, expected):
     assert tuning.tuned(*of(ENTROPY, CORRECT), costs(*heads)) == expected
 

@@ -29,7 +29,7 @@ CASES = [
     ("wrn16_8", dict(conditioning="oat"), [{}, dict(code=0.7), dict(code=torch.tensor([0.0, 0.2, 0.7, 1.0]))]),
     ("resnet20", dict(conditioning="oat", widths=(1.0, 0.5)),
      [dict(code=0.2, width=0.5), dict(code=torch.tensor([0.2, 0.0, 0.7, 0.0]), width=0.5)]),
-]  # fmt: skip
+]
 
 
 def gradient(network, x, point):

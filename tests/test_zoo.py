@@ -20,7 +20,7 @@ MNIST = dict(input_shape=(1, 28, 28))
     ("resnet38", dict(exits="cheap", widths=(0.5, 1.0), width_heads=True)), ("smallcnn", dict(exits="rdi")),
     ("resnet20", dict(conditioning="pni", noise_granularity="channel", normalise="cifar10")),
     ("wrn16_8", dict(conditioning="oat", codes=(0.0, 1.0), code_size=4)),
-])  # fmt: skip
+])
 def test_the_configuration_rebuilds_the_network(name, options):
     network = small(name, **options)
     again = zoo.build(**json.loads(json.dumps(network.config))).eval()
@@ -58,7 +58,7 @@ def test_a_knob_that_is_not_there_is_an_error(name, options, knobs):
 @pytest.mark.parametrize("options, point", [
     (dict(conditioning="oat"), dict(code=0.5)), (dict(conditioning="oat"), dict(code=torch.tensor([0.0, 0.3]))),
     (dict(conditioning="oat"), dict(code=math.nan)), (dict(widths=(1.0, 0.5)), dict(width=0.75)),
-])  # fmt: skip
+])
 def test_values_that_were_not_trained(options, point):
     network = small("resnet20", **options)
     with pytest.raises(WorkbookError, match="trained"):
@@ -82,7 +82,7 @@ def test_exits_that_are_not_there(point):
     ("resnet20", dict(conditioning="oat", code_size=3), "code_size"),
     ("resnet20", dict(normalise="imagenet"), "cifar10"), ("smallcnn", dict(conditioning="float", **MNIST), "none"),
     ("smallcnn", dict(input_shape=(1, 16, 16)), "20x20"), ("resnet38", dict(input_shape=(3, 4, 4)), "8x8"),
-])  # fmt: skip
+])
 def test_what_cannot_be_built(name, options, word):
     with pytest.raises(WorkbookError, match=word):
         zoo.build(name, **options)

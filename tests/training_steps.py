@@ -33,14 +33,14 @@ def images_for(network, count=8):
 
 def context_of(recipe, seed=0, **fields):
     return Context(recipe, recipe.threat, **{"epoch": 0, **fields},
-                   generator=lambda what: randomness.generator(seed, what))  # fmt: skip
+                   generator=lambda what: randomness.generator(seed, what))
 
 
 def run(method, network, context=None, **changes):
     """(loss, metrics) of one step on eight images."""
     recipe = recipe_of(method, **changes)
     return at_every_width(OBJECTIVES[recipe.objective], network, images_for(network), LABELS,
-                          context or context_of(recipe))  # fmt: skip
+                          context or context_of(recipe))
 
 
 def spy_on_attacks(monkeypatch, before=lambda: None, after=lambda: None):

@@ -40,7 +40,7 @@ class Verdict:
 def run(network: Network, images: Tensor, labels: Tensor, epsilon: float, *, version: str = "standard",
         attacks: tuple[str, ...] | None = None, point: OperatingPoint | None = None, decision: str | int | None = None,
         draws: int = 1, seed: int = 0, iterations: int = 100, queries: int = 5000, batch_size: int = 250,
-        folder: Path | str | None = None) -> Verdict:  # fmt: skip
+        folder: Path | str | None = None) -> Verdict:
     """Attack `images` (floats in [0, 1]) in l_inf, the network in eval mode at `point`, on any `Decision`.
 
     version: standard | rand.  attacks: only some of its attacks.  decision, draws: what is attacked and judged, see

@@ -18,7 +18,7 @@ FEWEST = 5  # passes that are timed however little time is allowed
 
 def measure(network: Network, images: Tensor, thresholds: Sequence[float], *, point: OperatingPoint | None = None,
             batch_sizes: Sequence[int] = (1, 32, 256), passes: int = 200, warm_up: int = 50, seconds: float = 30.0,
-            plain: Network | None = None, seed: int = 0, **columns) -> list[dict]:  # fmt: skip
+            plain: Network | None = None, seed: int = 0, **columns) -> list[dict]:
     """Tidy rows of ms an image for three ways to answer, batch after batch of `images` (N, C, H, W), floats in [0, 1].
 
     exit = "routed": images that left are dropped; "all": every exit is computed, then one chosen; "plain": the backbone
@@ -44,9 +44,9 @@ def measure(network: Network, images: Tensor, thresholds: Sequence[float], *, po
         return logits.gather(0, taken[None, :, None].expand(1, -1, logits.shape[-1]))[0].argmax(-1)
 
     ways = {"routed": lambda x: exits.route(network, x, point, source)[0], "all": choose,
-            "plain": lambda x: plain(x, bare, source)[0].argmax(-1)}  # fmt: skip
+            "plain": lambda x: plain(x, bare, source)[0].argmax(-1)}
     base = {"model": network.config["name"], "split": "latency", "device": device_name(device), "seed": seed,
-            "version": lib.__version__, "threads": torch.get_num_threads(), **columns}  # fmt: skip
+            "version": lib.__version__, "threads": torch.get_num_threads(), **columns}
     rows = []
     for size in batch_sizes:
         times = _alternate(ways, images, size, passes, warm_up, seconds)

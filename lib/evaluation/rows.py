@@ -17,7 +17,7 @@ COLUMNS = (
     "attack", "epsilon", "steps", "step_size", "attack_mode", "crafted_at", "evaluated_at", "exit", "suite",
     "cost_inputs", "threshold_source", "seed", "preset", "weights", "checkpoint", "device", "threads", "seconds",
     "version",
-)  # fmt: skip
+)
 FROM_META = ("defence", "dataset", "data_variant", "split", "checkpoint", "device", "threads", "seconds", "version",
              "seed")
 

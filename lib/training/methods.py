@@ -34,7 +34,7 @@ METHODS = {  # name: (arguments of the network, fields of the recipe)
     **{f"pgd_at{share:g}": ({}, {"objective": "pgd_at", "adversarial_weight": share}) for share in LAMBDAS},
     **{f"pgd_at_half{share:g}": ({}, {"objective": "pgd_at", "adversarial_weight": share, "split": "half"})
        for share in LAMBDAS[1:]},
-}  # fmt: skip
+}
 BACKBONES = {  # of RDI-Nets, and their published schedules; any other network takes that of ResNet-38
     "smallcnn": dict(iterations=13_100, milestones=(12_000, 12_900), batch_size=256, learning_rate=0.033,
                      weight_decay=5e-4),

@@ -39,7 +39,7 @@ def parts(network: Network, point: OperatingPoint | None = None) -> tuple[np.nda
     device, was_training = next(network.parameters()).device, network.training
     at, moved, found = network.eval().conditions(point, torch.Generator(device)), [], ([], [])
     hooks = [layer.register_forward_hook(lambda _, inputs, y: moved.append(inputs[0].numel() + y.numel()))
-             for layer in network.modules() if isinstance(layer, Conv2d)]  # fmt: skip
+             for layer in network.modules() if isinstance(layer, Conv2d)]
 
     def counted(kind: int, run: Callable[[], Tensor]) -> Tensor:
         moved.clear()
@@ -117,7 +117,7 @@ def side_by_side(recipes: dict[str, Recipe], *, rounds: int = 5, device: torch.d
     """
     device = torch.device(device)
     networks = {name: zoo.build(**recipe.network, seed=recipe.seed).to(device, memory_format=torch.channels_last)
-                for name, recipe in recipes.items()}  # fmt: skip
+                for name, recipe in recipes.items()}
     steps = {name: stepper(recipe, networks[name], device) for name, recipe in recipes.items()}
     times = {name: [] for name in recipes}
     for t in range(rounds + 1):
@@ -129,12 +129,12 @@ def side_by_side(recipes: dict[str, Recipe], *, rounds: int = 5, device: torch.d
     for name, recipe in recipes.items():
         common = {"defence": name, "model": recipe.network["name"], "images": recipe.batch_size, "seed": recipe.seed,
                   "steps": recipe.threat.steps if recipe.threat else 0, "device": device.type,
-                  "threads": torch.get_num_threads(), "version": lib.__version__, **columns}  # fmt: skip
+                  "threads": torch.get_num_threads(), "version": lib.__version__, **columns}
         seconds = np.array(times[name])
         rows += [common | {"metric": "step_seconds", **quartiles(seconds)},
                  common | {"metric": "step_ratio", **quartiles(seconds / np.array(times[first]))},
                  common | {"metric": "step_ratio_predicted", "value": passes[name] / passes[first]},
-                 common | {"metric": "parameters", "value": networks[name].weight_count()}]  # fmt: skip
+                 common | {"metric": "parameters", "value": networks[name].weight_count()}]
     return rows
 
 

@@ -91,7 +91,7 @@ def attacks(rows: Sequence[str]) -> Work:
 
 STEPS = {"step_batch": dict(attack_mode="batch"), "step_authors": dict(attack_mode="authors"),
          "step_folded": dict(attack_mode="eval", attack_view="folded"),
-         "step_bf16": dict(attack_mode="eval", attack_view="bf16")}  # fmt: skip
+         "step_bf16": dict(attack_mode="eval", attack_view="bf16")}
 
 
 def attacked(form: str, x, y, threat: Threat, seed: int) -> Callable:

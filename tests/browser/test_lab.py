@@ -32,7 +32,7 @@ SCRIPT = "<img src=x onerror='window.stolen = 1'>"  # what a record's author may
 HERE = f"(({{x, y}}) => [...x, ...y].join())({TRACE % 'here'})"  # where the λ explorer's point is drawn
 
 pytestmark = [pytest.mark.browser,
-              pytest.mark.skipif(CHROMIUM is None, reason="no Chromium or Chrome is installed")]  # fmt: skip
+              pytest.mark.skipif(CHROMIUM is None, reason="no Chromium or Chrome is installed")]
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from lib.evaluation import stats
 def test_wilson_intervals_from_the_literature():
     """Newcombe 1998, table I: 81/263, 15/148, 0/20, 1/29 (method 3)."""
     for successes, total, low, high in [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611),
-                                        (1, 29, 0.0061, 0.1718)]:  # fmt: skip
+                                        (1, 29, 0.0061, 0.1718)]:
         assert stats.wilson(successes, total) == pytest.approx((low, high), abs=5e-5)
     assert stats.wilson(20, 20) == pytest.approx((1 - 0.1611, 1.0), abs=5e-5)
     with pytest.raises(WorkbookError, match="at least one image"):
