@@ -1,4 +1,4 @@
-"""The front door: python3 -m lib run | test | lab | doctor | train | evaluate | cost | bench.
+"""The front door: python3 -m lib run | test | lab | doctor | train | fleet | evaluate | cost | bench.
 
 A bare Python is enough to start: the standard library alone up to the moment a verb begins, so that help and wrong
 flags answer at once. Written plainly enough for an old Python to read it and be told that it is too old.
@@ -12,6 +12,7 @@ if sys.version_info < (3, 11):
     sys.exit(2)
 
 import argparse
+import functools
 import importlib
 import os
 
@@ -36,18 +37,14 @@ def number(text, low=0.0, high=float("inf")):
     return value
 
 
-def unit(text):
-    return number(text, 0.0, 1.0)
-
-
 def count(text, high=float("inf")):
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"'{text}' is not a whole number")
     return int(number(text, 1, high))
 
 
-def port(text):
-    return count(text, 65535)
+unit = functools.partial(number, high=1.0)
+port = functools.partial(count, high=65535)
 
 
 def path(text):
@@ -119,8 +116,7 @@ def add_run(add):
     verb.add_argument("-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
                       help="set a notebook parameter; may be repeated")
     verb.add_argument("--dataset", type=path, metavar="NAME", help="the dataset, in notebooks that let it be chosen")
-    verb.add_argument("--jobs", type=count, metavar="N",
-                      help="notebooks at a time (default: one on a GPU, else one a core, at most 4)")
+    verb.add_argument("--jobs", type=count, metavar="N", help="notebooks at a time (default 1 on a GPU, else up to 4)")
     verb.add_argument("--patience", type=number, default=10.0, metavar="MINUTES",
                       help="end a notebook that used no CPU and wrote nothing for so long (default 10)")
     verb.add_argument("--allow-cpu", action="store_true", help="let preset paper start without a GPU")
@@ -181,16 +177,16 @@ def add_evaluate(add):
     verb.add_argument("--loss", choices=("ce", "margin"), default="ce", help="what is climbed (default ce)")
     verb.add_argument("--mode", choices=("eval", "batch", "authors"), default="eval",
                       help="state of batch norm and dropout while attacking (default eval)")
-    for knob, said in (("lambda-n", "FLOAT's one knob, 0 (accurate) to 1 (robust)"),
-                       ("lambda-th", "where it switches batch norm (default 0)"),
-                       ("noise", "scale of the weight noise"),
-                       ("batch-norm", "0 (clean statistics) to 1 (adversarial)"), ("code", "OAT's lambda"),
-                       ("width", "one of the trained widths")):
-        verb.add_argument(f"--{knob}", type=unit, metavar="X", help=said)
+    for knob, meaning in (("lambda-n", "FLOAT's one knob, 0 (accurate) to 1 (robust)"),
+                          ("lambda-th", "where it switches batch norm (default 0)"),
+                          ("noise", "scale of the weight noise"),
+                          ("batch-norm", "0 (clean statistics) to 1 (adversarial)"), ("code", "OAT's lambda"),
+                          ("width", "one of the trained widths")):
+        verb.add_argument(f"--{knob}", type=unit, metavar="X", help=meaning)
     verb.add_argument("--draws", type=count, default=5, metavar="N", help="of fresh noise, to judge over (default 5)")
     verb.add_argument("--strong", action="store_true", help="attack what is left by the strong suite as well")
     verb.add_argument("--autoattack", choices=("standard", "rand"), help="AutoAttack on the deployed decision as well")
-    verb.add_argument("--robustbench-card", metavar="FILE", help="with --autoattack standard: RobustBench's entry")
+    verb.add_argument("--robustbench-card", type=path, metavar="FILE", help="AutoAttack's entry in RobustBench")
     verb.add_argument("--seed", type=int, default=0)
     verb.add_argument("--save-record", type=path, metavar="FILE", help="keep the record of every image")
     add_common(verb)
@@ -227,8 +223,7 @@ def add_common(verb):
 
 
 def add_runs(verb):
-    verb.add_argument("--runs", type=path, metavar="DIR", help="where runs are kept (default: WORKBOOK_RUNS, else "
-                                                               "data/runs)")
+    verb.add_argument("--runs", type=path, metavar="DIR", help="where runs are kept (default WORKBOOK_RUNS, data/runs)")
 
 
 def build_parser():

@@ -17,8 +17,6 @@ from lib.operating_point import OperatingPoint
 from lib.training import fleet as training_fleet
 from lib.training import loop, recipes
 
-EOT = 10  # gradients averaged at a step where the noise is fresh
-AUDITED = 64  # the first images, which the audit looks at
 GREY = {"smallcnn": (1, 28, 28)}  # the shape a model was published for; the others take 3x32x32
 
 
@@ -94,10 +92,12 @@ def cost(args) -> None:
     print(pandas.DataFrame(rows).drop(columns=[] if slim else ["width"]).to_string(index=False))
     print("paper MFlops: convolutions / 2^20, the exit's own head only; true MACs: convolutions and linear layers, "
           "every head on the way")
-    told = {width: {"parameters": c.parameters, "macs": c.macs,
-                    "exits": [{"paper_mflops": e.paper_mflops, "cumulative_macs": e.cumulative_macs} for e in c.exits]}
-            for width, c in costs.items()}
-    write_json(args.json, {**told[widths[0]], **({"widths": {f"{w:g}": c for w, c in told.items()}} if slim else {})})
+    parts = ("paper_mflops", "cumulative_macs")
+    counts = {width: {"parameters": c.parameters, "macs": c.macs,
+                      "exits": [{part: getattr(e, part) for part in parts} for e in c.exits]}
+              for width, c in costs.items()}
+    slims = {"widths": {f"{w:g}": c for w, c in counts.items()}} if slim else {}
+    write_json(args.json, {**counts[widths[0]], **slims})
 
 
 def bench(args) -> None:
@@ -127,8 +127,6 @@ def find_device(name: str | None) -> torch.device:
     except (RuntimeError, NotImplementedError, AssertionError):
         raise WorkbookError(f"this machine or this PyTorch has no device '{name}'; use --device cpu") from None
     return device
-
-
 
 
 def exit_names(num_exits: int) -> list[str]:

@@ -9,7 +9,7 @@ import platform
 import shutil
 import sys
 
-from lib import DATASETS, ROOT, RUNS, environment, packages
+from lib import DATASETS, ROOT, RUNS, WorkbookError, environment, packages, writable
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 PROBE = """
@@ -54,6 +54,14 @@ def place_of(need: str | None) -> tuple[bool, str]:
     return True, "sets up .venv first (about 6 GB, a few minutes, a network)"
 
 
+def unwritable() -> str | None:
+    """Why nothing can be kept where runs are, as one sentence with the remedy; None if it can."""
+    try:
+        writable(RUNS, "name another place in WORKBOOK_RUNS")
+    except WorkbookError as error:
+        return str(error)
+
+
 def examine(needs: dict[str, str | None]) -> dict:
     """Everything that is printed, as JSON can hold it. needs: need-set per verb."""
     places = {need: place_of(need) for need in set(needs.values())}
@@ -62,9 +70,10 @@ def examine(needs: dict[str, str | None]) -> dict:
     else:
         version = environment.venv_version()
         python, path = (environment.PYTHON, [str(environment.site_packages(version))]) if version else (None, [])
-    said = environment.output_of([python, "-c", PROBE]) if python else None
-    torch, datasets = json.loads(said) if said else (None, None)
-    found = {one.name: packages.distribution(one.name, path) for one in packages.requirements()}
+    answer = environment.output_of([python, "-c", PROBE]) if python else None
+    torch, datasets = json.loads(answer) if answer else (None, None)
+    installed = {one.name: packages.distribution(one.name, path) for one in packages.requirements()}
+    refusal = dict.fromkeys(("run", "train", "fleet"), unwritable())
     notes = {"run": "" if torch and torch["available"] else "; preset paper needs a CUDA device, the others do not",
              "test": "" if browser() else "; the browser test is skipped"}
     return {
@@ -72,31 +81,33 @@ def examine(needs: dict[str, str | None]) -> dict:
         "system": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "device": device_sentence(torch, environment.driver()),
         "torch": torch,
-        "versions": {name: package.version if package else None for name, package in found.items()},
+        "versions": {name: package.version if package else None for name, package in installed.items()},
         "free_gb": round(shutil.disk_usage(ROOT).free / 1e9, 1),
         "datasets": {"folder": str(DATASETS), "found": datasets},  # None: nothing here can look yet
-        "runs": str(RUNS),
+        "runs": {"folder": str(RUNS), "refusal": refusal["run"]},
         "browser": browser(),
-        "verbs": {verb: {"works": places[need][0], "how": places[need][1] + notes.get(verb, "")}
+        "verbs": {verb: {"works": places[need][0] and not refusal.get(verb),
+                         "how": refusal.get(verb) or places[need][1] + notes.get(verb, "")}
                   for verb, need in needs.items()},
     }
 
 
 def main(args, needs: dict[str, str | None]) -> int:
     """Print the findings; the exit code is 1 if a verb cannot work here."""
-    found = examine(needs)
-    datasets = found["datasets"]["found"]
-    told = "unknown before the packages are there" if datasets is None else ", ".join(["digits", *datasets])
+    facts = examine(needs)
+    datasets, runs = facts["datasets"], facts["runs"]
+    names = "unknown before the packages are there" if datasets["found"] is None else ", ".join(
+        ["digits", *datasets["found"]])
     lines = {
-        **{name: found[name] for name in ("python", "system", "device")},
-        "packages": ", ".join(f"{name} {version or '-'}" for name, version in found["versions"].items()),
-        "disk": f"{found['free_gb']} GB free",
-        "datasets": f"{told}; downloads go to {found['datasets']['folder']}",
-        "runs": f"are kept in {found['runs']}",
-        "browser": found["browser"] or "none; pictures of figures and the browser test need Chromium",
+        **{name: facts[name] for name in ("python", "system", "device")},
+        "packages": ", ".join(f"{name} {version or '-'}" for name, version in facts["versions"].items()),
+        "disk": f"{facts['free_gb']} GB free",
+        "datasets": f"{names}; downloads go to {datasets['folder']}",
+        "runs": runs["refusal"] or f"are kept in {runs['folder']}",
+        "browser": facts["browser"] or "none; pictures of figures and the browser test need Chromium",
         **{f"lib {verb}": one["how"] if one["works"] else f"cannot work: {one['how']}"
-           for verb, one in found["verbs"].items()},
+           for verb, one in facts["verbs"].items()},
     }
     width = max(map(len, lines))
-    print(json.dumps(found, indent=2) if args.json else "\n".join(f"{k:<{width}}  {v}" for k, v in lines.items()))
-    return 0 if all(verb["works"] for verb in found["verbs"].values()) else 1
+    print(json.dumps(facts, indent=2) if args.json else "\n".join(f"{k:<{width}}  {v}" for k, v in lines.items()))
+    return 0 if all(verb["works"] for verb in facts["verbs"].values()) else 1

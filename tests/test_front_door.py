@@ -157,8 +157,10 @@ GOOD = [
      dict(images=(100, None), thresholds=(float("-inf"), float("-inf")))),
     (["cost", "wrn40_2", "--conditioning", "float", "--widths", "0.5,1.0", "--input", "3x64x64"],
      dict(model="wrn40_2", conditioning="float", widths=(0.5, 1.0), input=(3, 64, 64), exits="none", classes=10)),
-    (["evaluate", "~/c", "--dataset=~/d", "--json=~/j", "--save-record=~/a"],
-     dict(checkpoint=f"{HOME}/c", dataset=f"{HOME}/d", json=f"{HOME}/j", save_record=f"{HOME}/a")),
+    (["evaluate", "~/c", "--dataset=~/d", "--json=~/j", "--save-record=~/a",
+      "--robustbench-card=~/r"],
+     dict(checkpoint=f"{HOME}/c", dataset=f"{HOME}/d", json=f"{HOME}/j", save_record=f"{HOME}/a",
+          robustbench_card=f"{HOME}/r")),
     (["bench", "--only", "attack", "--rounds", "2", "--record", "--json", "f"],
      dict(only=("attack",), rounds=2, record=True, json="f")),
 ]
@@ -284,6 +286,16 @@ def test_doctor_has_a_verdict_per_verb(monkeypatch, capsys):
     monkeypatch.setattr(environment, "obstacle", lambda: None)
     assert __main__.main(["doctor"]) == 0
     assert "sets up .venv first" in capsys.readouterr().out
+
+
+def test_doctor_says_that_runs_cannot_be_kept(monkeypatch, capsys, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(doctor, "RUNS", tmp_path / "file" / "runs")
+    assert __main__.main(["doctor"]) == 1
+    lines = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
+    refusal = f"{doctor.RUNS} may not be written; name another place in WORKBOOK_RUNS"
+    assert lines["runs"].strip() == refusal and lines["lib run"].strip() == f"cannot work: {refusal}"
+    assert "cannot work" not in lines["lib cost"]
 
 
 def test_doctor_tells_versions_as_json():
