@@ -1,5 +1,7 @@
 """Streams that keep their identity, and the captured step against the plain one."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -36,11 +38,14 @@ def test_on_a_cpu_every_call_runs_the_body():
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", ["rdi_smallcnn-digits-main-quick", "rdi_resnet38-digits-max_average-quick"])
-def test_captured_steps_lose_what_eager_steps_lose(name, tmp_path):
-    """The same fp32 losses over five replays, dropout, attack and batch norm included, with a rate that changes."""
+@pytest.mark.parametrize("name, close", [
+    ("rdi_smallcnn-digits-main-quick", 1e-4), ("rdi_resnet38-digits-max_average-quick", 1e-4),  # in fp32
+    ("cheap_resnet38-cifar10-float_slim-laptop", 0.02), ("rdi_resnet38-cifar10-max_average-laptop", 0.02),
+    ("rdi_mobilenet_v2-cifar10-main-laptop", 0.02), ("resnet20-cifar10-pni-laptop", 0.02)])  # passes in bf16
+def test_captured_steps_lose_what_eager_steps_lose(name, close, tmp_path):
+    """The same losses over five replays, dropout, attack, noise and batch norm included, with a rate that changes."""
     torch.backends.cudnn.allow_tf32 = False
-    recipe = recipes.find(name)
+    recipe = replace(recipes.find(name), dataset="digits")
     losses = {}
     for able in (True, False):
         training = Training(recipe, tmp_path, torch.device("cuda"))
@@ -51,7 +56,7 @@ def test_captured_steps_lose_what_eager_steps_lose(name, tmp_path):
             training.advance()
             losses[able].append(training.unread[-1][1]["loss"].item() if training.unread else None)
         assert (training.captured.graph is not None) == able
-    assert losses[True] == pytest.approx(losses[False], rel=1e-4)
+    assert losses[True] == pytest.approx(losses[False], rel=close)
 
 
 @pytest.mark.gpu

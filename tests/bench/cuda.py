@@ -30,6 +30,9 @@ RECIPES = {  # by row
     "cuda_max_average_batch": ("rdi_resnet38-cifar10-max_average-paper", dict(attack_mode="batch")),
     "cuda_float": ("resnet34-cifar10-float-paper", FAST),
     "cuda_oat": ("resnet34-cifar10-oat-paper", FAST),
+    "cuda_fleet_knobs": ("cheap_resnet38-cifar10-float_slim-laptop", {}),
+    "cuda_fleet_max": ("rdi_resnet38-cifar10-max_average-laptop", {}),
+    "cuda_fleet_plain": ("resnet38-cifar10-main-laptop", {}),
 }
 ROWS = tuple(RECIPES)
 
