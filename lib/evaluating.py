@@ -8,14 +8,14 @@ import pandas
 import torch
 
 from lib import DATASETS, WorkbookError, checkpoints, data
-from lib.attacks import autoattack, strong
+from lib.attacks import autoattack
 from lib.attacks import forms as attack_forms
 from lib.attacks.audit import audit
 from lib.attacks.decision import fresh
 from lib.attacks.steps import Threat
 from lib.commands import check_output, exit_names, find_device, plain, write_json
 from lib.data import Dataset, Split
-from lib.evaluation import points, reading, recording, routing
+from lib.evaluation import points, reading, recording, routing, surviving
 from lib.evaluation.record import Record
 from lib.models.cost import MEBI
 from lib.models.network import Network
@@ -73,7 +73,14 @@ def evaluate(args) -> None:
     if args.save_record:
         record.save(args.save_record)
     print(report(found, audited))
-    more = beyond(args, network, deployed, threat, (x, labels), right)
+    more = {}
+    if args.strong:
+        record = surviving.add(record, network, images, threat, [(at, thresholds)], seed=args.seed,
+                               batch_size=args.batch_size)
+        if args.save_record:
+            record.save(args.save_record)
+        more["strong"] = survived(dataclasses.replace(found, record=record))
+    more |= beyond(args, network, deployed, threat, (x, labels))
     if args.robustbench_card:
         write_json(args.robustbench_card, card(found, threat, more["autoattack"]))
     write_json(args.json, {
@@ -101,15 +108,18 @@ def whole(number: float) -> int | float:
     return round(number) if abs(number - round(number)) < 1e-9 * max(1, abs(number)) else float(number)
 
 
-def beyond(args, network: Network, point: OperatingPoint, threat: Threat, images: tuple, right: torch.Tensor) -> dict:
-    """The strong suite and AutoAttack on the deployed decision, where asked for: {"strong", "autoattack"}, printed."""
+def survived(found: reading.Reading) -> dict:
+    """{"suite", "correct", "left": {attack: who is right after it}} under the strong suite, printed."""
+    told = {"suite": found.record.strong.meta["suite"], "correct": count(found, "strong"),
+            "left": {attack: whole(right.sum()) for attack, right in found.survived.items()}}
+    print(f"right under these and the {len(told['left'])} attacks of {told['suite']}: {told['correct']:g} of "
+          f"{found.record.images} = {100 * found.measured('strong').value:.2f} %, an upper bound")
+    return told
+
+
+def beyond(args, network: Network, point: OperatingPoint, threat: Threat, images: tuple) -> dict:
+    """AutoAttack on the deployed decision, where asked for: {"autoattack"}, printed."""
     told, (x, y) = {}, images
-    if args.strong:
-        survived, left = strong.survivors(network, x, y, threat, point=point, seed=args.seed,
-                                          batch_size=args.batch_size)
-        told["strong"] = {"suite": strong.SUITE, "correct": int((survived & right).sum()), "left": left}
-        print(f"right under these and the {len(left)} attacks of {strong.SUITE}: {told['strong']['correct']} of "
-              f"{len(y)} = {100 * told['strong']['correct'] / len(y):.2f} %, an upper bound")
     if args.autoattack:
         draws = args.draws if args.autoattack == "standard" and fresh(network, point) else 1
         verdict = autoattack.run(network, x, y, threat.epsilon, version=args.autoattack, point=point, draws=draws,

@@ -1,10 +1,11 @@
 """Every attack reaches the optimum that a linear network has in closed form; other libraries' PGD agrees with ours."""
 
+import math
 
 import pytest
 import torch
 
-from lib import CHECKPOINTS, checkpoints, data, randomness
+from lib import CHECKPOINTS, WorkbookError, checkpoints, data, randomness
 from lib.attacks import autoattack, forms, steps, strong
 from lib.attacks.decision import Decision
 from lib.attacks.steps import Threat
@@ -47,13 +48,14 @@ def test_every_attack_of_the_suite_reaches_the_optimum_alone(point, monkeypatch)
     network, x, y, right = known(24, exits=1 if point is None else 2)
     suite = strong.names(network, point)
     reroutes = () if point is None else ("reroute 1", "reroute 2")
-    assert suite == ("gate_aware", "margin", "margin 2", *reroutes, "apgd-ce")
+    again = [f"margin {n}" for n in range(3, 10 - len(reroutes))]
+    assert suite == ("gate_aware", "margin", "margin 2", *reroutes, *again, "apgd-ce")
     for name in suite:
         monkeypatch.setattr(strong, "names", lambda *_, name=name: (name,))
         ((said, made, left),) = strong.attacked(network, x, y, Threat(EPSILON, 0.01, 1), point=point)
         assert said == name and (made - x).abs().max() <= EPSILON + 1e-6 and 0 <= made.min() <= made.max() <= 1
-        decided = Decision(network, point)(made).argmax(-1) == y
-        assert torch.equal(decided, left)
+        left = left > 0
+        assert torch.equal(Decision(network, point)(made).argmax(-1) == y, left)
         if name.startswith("reroute"):
             assert not (right & ~left).any()
         else:
@@ -67,17 +69,60 @@ def test_square_finds_what_gradients_find():
     assert not (right & ~found.robust).any() and (found.robust == right).float().mean() > 0.9
 
 
-def test_later_attacks_meet_only_the_images_that_are_left(monkeypatch):
+def test_later_attacks_meet_only_the_images_that_are_left_in_batches_of_them(monkeypatch):
+    pytest.importorskip("pyautoattack")
     network, x, y, _ = known(24)
     met, craft = [], strong._craft
     monkeypatch.setattr(strong, "_craft", lambda name, n, images, *rest: (met.append(len(images)),
                                                                          craft(name, n, images, *rest))[1])
     monkeypatch.setattr(strong, "names", lambda *_: ("gate_aware", "margin"))
-    (_, first, left), (_, second, after) = strong.attacked(network, x, y, Threat(EPSILON, 0.01, 1))
-    assert met == [24, int(left.sum())] and met[1] < 24
-    assert torch.equal(first[~left], second[~left]) and not (after & ~left).any()
-    right, counts = strong.survivors(network, x, y, Threat(EPSILON, 0.01, 1), batch_size=10)
-    assert counts["margin"] == int(right.sum()) and len(right) == 24
+    (_, first, left), (_, second, after) = strong.attacked(network, x, y, Threat(EPSILON, 0.01, 1), batch_size=20)
+    count = int(left.sum())
+    assert met == [20, 4, count] and count < 20
+    assert torch.equal(first[left == 0], second[left == 0]) and (after <= left).all()
+
+
+def test_a_killed_suite_takes_up_its_finished_attacks(tmp_path, monkeypatch):
+    pytest.importorskip("pyautoattack")
+    network, x, y, _ = known(12)
+    monkeypatch.setattr(strong, "names", lambda *_: ("gate_aware", "margin", "apgd-ce"))
+
+    def whole(folder, epsilon=EPSILON):
+        return list(strong.attacked(network, x, y, Threat(epsilon, 0.01, 1), folder=folder))
+
+    expected, crafted, craft = whole(None), [], strong._craft
+    monkeypatch.setattr(strong, "_craft", lambda name, *rest: (crafted.append(name), craft(name, *rest))[1])
+    begun = strong.attacked(network, x, y, Threat(EPSILON, 0.01, 1), folder=tmp_path)
+    next(begun), next(begun)
+    again = whole(tmp_path)
+    assert crafted == ["gate_aware", "margin", "apgd-ce"]
+    for one, other in zip(expected, again, strict=True):
+        assert one[0] == other[0] and torch.equal(one[1], other[1]) and torch.equal(one[2], other[2])
+    with pytest.raises(WorkbookError, match="another run"):
+        whole(tmp_path, 0.01)
+
+
+def test_every_network_meets_as_many_attacks_and_none_towards_a_closed_exit():
+    plain, exits = small("smallcnn"), small("smallcnn", exits="rdi")
+    at, closed = (OperatingPoint(thresholds=t) for t in ((0.5, 0.5), (0.5, -math.inf)))
+    assert len(strong.names(plain)) == len(strong.names(exits, at)) == len(strong.names(exits, closed)) == 22
+    assert [n for n in strong.names(exits, closed) if "reroute" in n] == ["reroute 1", "reroute 3"]
+    assert not any("reroute" in n for n in strong.names(exits, OperatingPoint(thresholds=(-math.inf, -math.inf))))
+
+
+def test_fresh_noise_is_judged_over_its_draws_and_the_worst_images_are_kept(monkeypatch):
+    pytest.importorskip("pyautoattack")
+    network = checkpoints.load(CHECKPOINTS / "resnet20-digits-pni-laptop.safetensors").network
+    monkeypatch.setattr(strong, "names", lambda *_: ("gate_aware", "margin"))
+    monkeypatch.setattr(strong, "STEPS", 5)
+    x, y = data.load("digits", shape=network.input_shape).test[:24].floats()
+    at = OperatingPoint(noise=1.0)
+    before = torch.full((24,), strong.DRAWS)
+    for _, made, right in strong.attacked(network, x, y, Threat(0.15, 0.01, 1), point=at):
+        counted = sum((network(made, at.replace(draw=d))[-1].argmax(-1) == y).int() for d in range(strong.DRAWS))
+        assert torch.equal(right, counted) and (right <= before).all()
+        before = right
+    assert ((right > 0) & (right < strong.DRAWS)).any()
 
 
 def test_the_best_iterate_is_kept_and_never_worse_than_the_last():

@@ -1,74 +1,109 @@
 """The strong suite, a named and versioned list: what a robust number has to survive before it is believed.
 
-    gate_aware         PGD on the cross-entropy of the decision, through its gates
-    margin, margin 2   on the margin, from two starts
-    dlr                on the difference of logits ratio
-    reroute k          on the margin of exit k, while pushing the image to leave there
-    target j           on the margin of the j-th wrong class of the clean image
-    apgd-…             CE and targeted DLR (on fresh noise: CE and DLR) of AutoAttack
+    gate_aware          PGD on the cross-entropy of the decision, through its gates
+    margin, margin 2 …  on the margin, each from its own start
+    dlr                 on the difference of logits ratio
+    reroute k           on the margin of exit k, while pushing the image to leave there
+    target j            on the margin of the j-th wrong class of the clean image
+    apgd-…              CE and targeted DLR (on fresh noise: CE and DLR) of AutoAttack
 
-Every PGD judges each of its iterates and keeps the best, with steps that shrink to nothing. An attack meets only the
-images that are still right, so that the costly ones at the end are run on few. The survivors are an upper bound.
+Every PGD judges each of its iterates and keeps the best, with steps that shrink to nothing. A network with fewer open
+exits gets as many more restarts of the margin, so that all meet as many attacks. An attack meets only the images that
+are still right, so that the costly ones at the end are run on few. The survivors are an upper bound.
 """
 
 import math
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from lib import check_counts, randomness
+from lib import WorkbookError, check_counts, checkpoints, randomness
 from lib.attacks import autoattack, forms, steps
 from lib.attacks.decision import Decision, fresh
 from lib.attacks.modes import attack_mode
 from lib.attacks.steps import Threat
-from lib.models.exits import entropy
+from lib.models.exits import effective_thresholds, entropy
 from lib.models.network import Network
 from lib.operating_point import OperatingPoint
 
-SUITE = "strong-1"  # changes whenever a number may change
-STEPS = 50
+SUITE = "strong-2"  # changes whenever a number may change
+STEPS, APGD = 50, 100
 DRAWS = 5  # of fresh noise: averaged by the attacker, and judged
+TRIES = 7  # exits to push an image to, and restarts of the margin for a network with fewer
 WEIGHT = 5.0  # of what still holds an image back from the exit it is pushed to, in nats, against the margin, in logits
 
 
 def names(network: Network, point: OperatingPoint | None = None) -> tuple[str, ...]:
     """The attacks of the suite at this point, in their order. DLR asks for 3 classes, its targeted form for 4."""
     point, classes = point or OperatingPoint(), network.classes
-    gated = network.num_exits > 1 and point.thresholds is not None
-    reroute = [f"reroute {k + 1}" for k in range(network.num_exits) if gated]
+    gates = (-math.inf,) if point.thresholds is None else effective_thresholds(point, network.num_exits)
+    opened = [k + 1 for k, t in enumerate((*gates, math.inf)) if t > -math.inf]
+    reroute = [f"reroute {k}" for k in opened if len(opened) > 1]
+    again = [f"margin {n + 3}" for n in range(TRIES - len(reroute))]
     many = ["dlr"] * (classes > 2), [f"target {j + 1}" for j in range(classes - 1) if classes > 2]
     last = ["apgd-dlr"] * (classes > 2) if fresh(network, point) else ["apgd-t"] * (classes > 3)
-    return ("gate_aware", "margin", "margin 2", *many[0], *reroute, *many[1], "apgd-ce", *last)
+    return ("gate_aware", "margin", "margin 2", *many[0], *reroute, *again, *many[1], "apgd-ce", *last)
+
+
+def budget(name: str, epsilon: float, noisy: bool) -> Threat:
+    """What the attack `name` may do; APGD chooses its steps itself, and averages over 20 draws where it averages."""
+    apgd = name.startswith("apgd")
+    return Threat(epsilon, 2 * epsilon if apgd else epsilon, APGD if apgd else STEPS,
+                  draws=1 if not noisy else 20 if apgd else DRAWS)
 
 
 def attacked(network: Network, images: Tensor, labels: Tensor, threat: Threat, *, point: OperatingPoint | None = None,
-           seed: int = 0, batch_index: int = 0) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """After each attack (its name, the images (N, C, H, W) so far, which of them (N,) are still right).
+             seed: int = 0, batch_size: int = 250, crafted_on: Network | None = None,
+             folder: Path | None = None) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """After each attack (its name, the images (N, C, H, W) so far, in how many draws (N,) each is still right).
 
     images: floats in [0, 1].  threat: its epsilon is kept, its steps and losses are the suite's own.  point: with
-    thresholds the routed decision is attacked, without the last exit's.  batch_index: of the first image in its split;
-    with seed and name it fixes the random draws. An image that fell stays what it was when it fell.
-    Raises WorkbookError as the attacks do, and without pyautoattack.
+    thresholds the routed decision is attacked, without the last exit's.  The draws are DRAWS frozen ones where noise
+    is fresh, else 1; of each image the worst so far is kept, and one that is wrong in every draw is left alone.
+    batch_size: of the images that are left at each attack, wherever they stand.  crafted_on: a folded copy of the
+    network, which is faster; the network judges.  folder: keeps every attack's outcome there, and takes up a killed run
+    again, with the same result.
+    Raises WorkbookError as the attacks do, without pyautoattack, and for a folder that holds another run.
     """
-    point = point or OperatingPoint()
+    check_counts(batch_size=batch_size)
+    point, victim = point or OperatingPoint(), crafted_on or network
     forms.Target.of(network, images, labels, threat, point, "eval", None)  # what cannot be attacked is refused here
-    noisy, made = fresh(network, point), images.clone()
-    judge = Decision(network, point, draws=DRAWS if noisy else 1)
+    if find_spec("pyautoattack") is None:
+        raise WorkbookError("the strong suite needs the package pyautoattack; install what requirements.txt lists")
+    noisy, made = fresh(network, point), images
+    draws = [point.replace(draw=d) for d in range(DRAWS)] if noisy else [point]
+    source = None if folder is None else [SUITE, checkpoints.digest(
+        {**network.state_dict(), "images": images, "labels": labels}), repr((threat.epsilon, point, seed, batch_size))]
 
     @torch.no_grad()
-    def is_right(x: Tensor, y: Tensor) -> Tensor:
+    def judged(x: Tensor, y: Tensor) -> Tensor:
         with attack_mode(network, "eval"):
-            return judge(x).argmax(-1) == y
+            return torch.cat([sum((Decision(network, at)(part).argmax(-1) == said).int() for at in draws)
+                              for part, said in zip(x.split(batch_size), y.split(batch_size), strict=True)])
 
-    right = is_right(images, labels)
-    for name in names(network, point):
-        if right.any():
-            left = right.nonzero()[:, 0]
-            source = randomness.generator(seed, "strong", name, batch_index, device=images.device)
-            found = _craft(name, network, images[left], labels[left], threat.epsilon, point, noisy, source, seed)
-            made[left], right[left] = found, is_right(found, labels[left])
-        yield name, made.clone(), right.clone()
+    right = judged(images, labels)
+    for place, name in enumerate(names(network, point)):
+        path = folder and Path(folder) / f"{place:02d}-{name.replace(' ', '-')}.safetensors"
+        if path and path.is_file():
+            kept, values = checkpoints.load_state(path, images.device)
+            if values["source"] != source:
+                raise WorkbookError(f"{folder} holds another run of the strong suite; give a new folder, or the "
+                                    "network, images and settings that it was begun with")
+            made, right = kept["images"], kept["right"]
+        else:
+            made, right = made.clone(), right.clone()
+            for left in right.nonzero()[:, 0].split(batch_size) if right.any() else ():
+                stream = randomness.generator(seed, "strong", name, int(left[0]), device=images.device)
+                found = _craft(name, victim, images[left], labels[left], threat.epsilon, point, noisy, stream, seed)
+                now = judged(found, labels[left])
+                worse = now <= right[left]
+                made[left[worse]], right[left[worse]] = found[worse], now[worse]
+            if path:
+                checkpoints.save_state(path, {"images": made, "right": right}, {"source": source})
+        yield name, made, right
 
 
 def _craft(name: str, network: Network, x: Tensor, y: Tensor, epsilon: float, point: OperatingPoint, noisy: bool,
@@ -76,7 +111,7 @@ def _craft(name: str, network: Network, x: Tensor, y: Tensor, epsilon: float, po
     kind, _, number = name.partition(" ")
     if kind.startswith("apgd"):
         return autoattack.run(network, x, y, epsilon, version="rand" if noisy else "standard", attacks=(kind,),
-                              point=point, seed=seed).adversarial
+                              point=point, seed=seed, iterations=APGD).adversarial
     decision = Decision(network, point, generator=source)
     losses: dict[str, Callable[[Tensor], Tensor]] = {
         "gate_aware": lambda z: steps.per_sample(decision.of(z), y),
@@ -89,7 +124,7 @@ def _craft(name: str, network: Network, x: Tensor, y: Tensor, epsilon: float, po
                 wrong = decision(x).scatter(-1, y[:, None], -math.inf).argsort(-1, descending=True)[:, int(number) - 1]
         sizes = [epsilon / 2 * (1 + math.cos(math.pi * t / STEPS)) for t in range(STEPS)]
         return steps.climb(lambda z: network(z, point, source), losses[kind], losses["margin"], x,
-                           Threat(epsilon, epsilon, STEPS, draws=DRAWS if noisy else 1), source, sizes)
+                           budget(name, epsilon, noisy), source, sizes)
 
 
 def dlr(logits: Tensor, labels: Tensor) -> Tensor:
@@ -108,17 +143,3 @@ def _rerouted(logits: Tensor, labels: Tensor, thresholds: tuple[float, ...], exi
     gates = torch.tensor(thresholds, dtype=logits.dtype, device=logits.device)[:, None].clamp(-1, 10)
     held = (gates[:exit] - unsure[:exit]).relu().sum(0) + (unsure[exit:exit + 1] - gates[exit:exit + 1]).relu().sum(0)
     return steps.lead(logits[exit], labels).clamp(max=WEIGHT) - WEIGHT * held
-
-
-def survivors(network: Network, images: Tensor, labels: Tensor, threat: Threat, *, point: OperatingPoint | None = None,
-              seed: int = 0, batch_size: int = 250) -> tuple[Tensor, dict[str, int]]:
-    """(which images (N,) stay right under the whole suite, {attack: how many are left after it})."""
-    check_counts(batch_size=batch_size)
-    left, parts = {}, []
-    for start in range(0, len(images), batch_size):
-        part = slice(start, start + batch_size)
-        for name, _, right in attacked(network, images[part], labels[part], threat, point=point, seed=seed,
-                                     batch_index=start):
-            left[name] = left.get(name, 0) + int(right.sum())
-        parts.append(right)
-    return torch.cat(parts), left

@@ -154,7 +154,8 @@ class Reading:
 
         what: a view's name; a relation, all of its forms at once; "paper_worst", the paper's worst form; "paper_union",
         under each of its forms; "union", the per-image worst case over clean and the suite; "worst", right in every
-        draw of it. Raises WorkbookError where the record does not hold it.
+        draw of it; "strong", the first images' worst case over that and the strong suite, of fewer images (n,) where
+        not all met it. Raises WorkbookError where the record does not hold it.
         """
         every, makes = self._right, self._relations
         if what in every:
@@ -164,6 +165,9 @@ class Reading:
         if what in ("union", "worst"):
             found = np.minimum.reduce([every[called] for called in self.suite])
             return found if what == "union" else found == 1
+        if what == "strong" and self.survived:
+            made = self.survived.values()
+            return np.minimum.reduce([self.right("union")[:len(next(iter(made)))], *made])
         if what == "paper_union" and self.paper_worst:
             return np.minimum.reduce([every[form] for form in paper_forms(self.record.num_exits)])
         if what in SUITE and what not in makes.values() and "EOT" not in makes.values():
@@ -171,6 +175,22 @@ class Reading:
         if met := [every[called] for called, made in makes.items() if made == what]:
             return np.minimum.reduce(met)
         raise WorkbookError(f"{name(self.point)} was not met by '{what}'; it was by {', '.join(every)}")
+
+    @cached_property
+    def survived(self) -> dict[str, np.ndarray]:
+        """{attack of the strong suite: (n,) who of the record's first images is right after it}, made at exactly this
+        point and these thresholds; {} where it was not."""
+        held = self.record.strong
+        return {} if held is None else {
+            view.form: held.right[v, 0] > 0 if view.draws == 1 else held.right[v, 0] / view.draws
+            for v, view in enumerate(held.views) if view.point == self.point and view.exact_at(self.thresholds)
+            and (self.threat is None or view.threat.epsilon == self.threat.epsilon)}
+
+    @property
+    def robust(self) -> str:
+        """The worst case to show, as `right` knows it: "strong", or where the strong suite was not run at exactly this
+        setting "union", a looser bound, to be shown with "≤"."""
+        return "strong" if self.survived else "union"
 
     @cached_property
     def _relations(self) -> dict[str, str]:
@@ -249,6 +269,11 @@ class Trainings:
         if attribute in ("record", "point", "threat", "names", "suite", "draws", "source"):  # the same for all
             return getattr(self.each[0], attribute)
         raise AttributeError(attribute)
+
+    @property
+    def robust(self) -> str:
+        """As of one; "strong" where all of them met it."""
+        return "strong" if all(reading.survived for reading in self.each) else "union"
 
     def measured(self, quantity: str) -> Number:
         """As of one; a cost is the mean of the trainings', from the cheapest to the dearest."""

@@ -99,6 +99,8 @@ class Record:
     (V, exits, N, classes) float16.  What an old or lightened record lacks is None; whoever needs it refuses.
     pictures: (M, C, H, W) uint8, the images numbered `sampled`, for those who lack the dataset; or None.
     held_out: the same network's clean held-out images, on which thresholds may be chosen, or None.
+    strong: what `surviving` adds, or None: the deployed decision, as the one exit, on the first images, after each
+    attack of the strong suite, at the thresholds that a view names; meta: suite, images, ….
     """
 
     views: tuple[View, ...]
@@ -110,6 +112,7 @@ class Record:
     logits: np.ndarray | None = None
     held_out: "Record | None" = None
     pictures: np.ndarray | None = None
+    strong: "Record | None" = None
 
     @property
     def num_exits(self) -> int:
@@ -213,7 +216,9 @@ class Record:
         offset = self.meta["images"][0]
         cut = self.take(keep)._each(lambda array: array[:, :, images])
         whole = stop - first == self.images
-        return replace(cut, labels=self.labels[images], pictures=self.pictures if whole else None,
+        met = 0 if self.strong is None else min(stop, self.strong.images)
+        strong = self.strong.select(images=slice(first, met)) if first < met else None
+        return replace(cut, labels=self.labels[images], pictures=self.pictures if whole else None, strong=strong,
                        meta={**self.meta, "images": [offset + first, offset + stop]})
 
     def take(self, places: Sequence[int]) -> "Record":
@@ -227,7 +232,8 @@ class Record:
 
     def save(self, path: Path | str) -> None:
         """Write one safetensors file, atomically and checksummed."""
-        parts = {"": self} if self.held_out is None else {"": self, "held_out.": self.held_out}
+        parts = {"": self, "held_out.": self.held_out, "strong.": self.strong}
+        parts = {prefix: part for prefix, part in parts.items() if part is not None}
         tensors = {prefix + name: torch.from_numpy(np.ascontiguousarray(getattr(part, name)))
                    for prefix, part in parts.items() for name in (*ARRAYS, "labels", "pictures")
                    if getattr(part, name) is not None}
@@ -246,7 +252,7 @@ class Record:
                     for n in (*ARRAYS, "labels", "pictures")}
             return cls(tuple(View.from_json(v) for v in about["views"]), meta=about["meta"], **held, **more)
 
-        return part("", held_out=part("held_out.") if "held_out.about" in values else None)
+        return part("", **{name: part(f"{name}.") for name in ("held_out", "strong") if f"{name}.about" in values})
 
 
 def alike(one: dict, other: dict, *but: str) -> bool:

@@ -41,7 +41,8 @@ def of(found: Reading, **context) -> list[dict]:
 
     Per view: clean_accuracy or robust_accuracy, routed (exit = "routed"; "main" where there is one exit) and at each
     exit alone; exit_share per exit.  Costs and savings of the routed decision on that view's images (cost_inputs), with
-    one exit on clean images only.  Over the suite: paper_worst_case, union_accuracy, worst_draw_accuracy.
+    one exit on clean images only.  Over the suite: paper_worst_case, union_accuracy, worst_draw_accuracy; where the
+    strong suite was run at this very setting, strong_accuracy.
     """
     record, several = found.record, found.record.num_exits > 1
     base = {"model": record.model, "images": record.images, **{key: record.meta.get(key) for key in FROM_META},
@@ -70,6 +71,9 @@ def of(found: Reading, **context) -> list[dict]:
                        "attack": found.paper_worst, "suite": " ".join(paper_forms(record.num_exits))})
     for metric, what in (("union_accuracy", "union"), *((("worst_draw_accuracy", "worst"),) * (found.draws > 1))):
         result.append({**over, "metric": metric, **found.measured(what)._asdict(), "suite": " + ".join(found.suite)})
+    if found.survived:
+        result.append({**over, "metric": "strong_accuracy", **found.measured("strong")._asdict(),
+                       "images": record.strong.images, "suite": record.strong.meta["suite"]})
     return result
 
 

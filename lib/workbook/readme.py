@@ -3,6 +3,9 @@
     python -m lib.workbook.readme        rewrites them between their markers; a test holds that they are current
 """
 
+from collections import Counter
+from collections.abc import Iterable
+
 from lib import ATLASES, CHECKPOINTS, ROOT, checkpoints
 from lib.evaluation.reading import Reading, read
 from lib.evaluation.record import Record
@@ -29,11 +32,12 @@ def notebooks() -> str:
 def results() -> str:
     """One line per shipped record, at the paper's thresholds where they suit it, else at calibrated ones."""
     lines = ["| network | dataset, test images | thresholds | clean | worst form (paper's statistic) "
-             "| per-image worst case | cost: paper's MFlops | true M MACs | true saving |",
-             "|---|---|---|---|---|---|---|---|---|"]
-    for name, record in shipped(with_knob=False).items():
-        lines.append(_line(name, read(record, thresholds=suited(record)), suited(record)))
-    return "\n".join(lines)
+             "| robust: strong suite | PGD suite | cost: paper's MFlops | true M MACs | true saving |",
+             "|---|---|---|---|---|---|---|---|---|---|"]
+    found = {name: read(record, thresholds=suited(record)) for name, record in shipped(with_knob=False).items()}
+    lists = _attacks(found.values())
+    lines += [_line(name, reading, suited(reading.record), lists) for name, reading in found.items()]
+    return "\n".join(lines + _footnotes(lists))
 
 
 def shipped(with_knob: bool) -> dict[str, Record]:
@@ -44,14 +48,37 @@ def shipped(with_knob: bool) -> dict[str, Record]:
         record.meta["defence"] in methods.METHODS or record.meta["defence"].startswith("mixed"))}
 
 
-def _line(name: str, found: Reading, source: str) -> str:
+def _line(name: str, found: Reading, source: str, lists: dict[str, str]) -> str:
     worst = DASH
     if found.paper_worst:
         worst = f"{_percent(found, 'paper_worst')} ({style.spoken(found.paper_worst)})"
     return (f"| {name.rsplit('-', 1)[0] if name.count('-') > 2 else name} | {found.record.meta['data_variant']}, "
-            f"{found.record.images:,} | {source} | {_percent(found, 'clean')} | {worst} | {_percent(found, 'union')} "
-            f"| {found.cost('paper_mflops'):.2f} | {found.cost('cumulative_macs') / 1e6:.2f} "
-            f"| {100 * found.measured('saving').value:.1f} % |")
+            f"{found.record.images:,} | {source} | {_percent(found, 'clean')} | {worst} | {_robust(found, lists)} "
+            f"| {_percent(found, 'union')} | {found.cost('paper_mflops'):.2f} "
+            f"| {found.cost('cumulative_macs') / 1e6:.2f} | {100 * found.measured('saving').value:.1f} % |")
+
+
+def _attacks(readings: Iterable[Reading]) -> dict[str, str]:
+    """{the attacks that some of them met, in words: their letter}."""
+    told = dict.fromkeys(_spoken(found) for found in readings if found.robust == "strong")
+    return {words: chr(ord("a") + n) for n, words in enumerate(told)}
+
+
+def _spoken(found: Reading) -> str:
+    """"strong-2: gate_aware, margin × 8, …": a name and how often, where it is numbered."""
+    counts = Counter(attack.split()[0] for attack in found.survived)
+    return f"{found.record.strong.meta['suite']}: " + ", ".join(
+        name if count == 1 else f"{name} × {count}" for name, count in counts.items())
+
+
+def _robust(found: Reading, lists: dict[str, str]) -> str:
+    if found.robust == "union":
+        return DASH
+    return f"{_percent(found, 'strong')} of {found.right('strong').shape[-1]} {lists[_spoken(found)]}"
+
+
+def _footnotes(lists: dict[str, str]) -> list[str]:
+    return [f"\n{letter} = {words}" for words, letter in lists.items()]
 
 
 def _percent(found: Reading, quantity: str) -> str:
@@ -60,18 +87,21 @@ def _percent(found: Reading, quantity: str) -> str:
 
 def once_for_all() -> str:
     """One line per shipped network with a knob λ (or several trainings of one) at both of its ends."""
-    lines = ["| network | dataset, test images | λ = 0: clean | λ = 0: robust | λ = 1: clean | λ = 1: robust "
-             "| parameters |", "|---|---|---|---|---|---|---|"]
+    lines = ["| network | dataset, test images " + "".join(f"| λ = {n}: clean | robust: strong suite | PGD suite "
+                                                              for n in (0, 1)) + "| parameters |",
+             "|---|---|---|---|---|---|---|---|---|"]
     found = [_member(name, record) for name, record in shipped(with_knob=True).items()
              if not any(f"-{family}" in name for family in lambda_study.FAMILIES)]
     found += [_pairs(method) for method in float_seeds.METHODS]
+    ends = {name: [member.read(n, 0.0, max(member.network.widths) if "width" in member.network.knobs else None)
+                   for n in (0.0, 1.0)] for name, member in found}
+    lists = _attacks(end for both in ends.values() for end in both)
     for name, member in found:
-        width = max(member.network.widths) if "width" in member.network.knobs else None
-        ends = [member.read(n, 0.0, width).measured(what) for n in (0.0, 1.0) for what in ("clean", "union")]
-        shown = " | ".join(spread(e, 1, unit=100) for e in ends)
+        shown = " | ".join(f"{_percent(end, 'clean')} | {_robust(end, lists)} | {_percent(end, 'union')}"
+                           for end in ends[name])
         count = sum(p.numel() for p in member.network.parameters())
         lines.append(f"| {name} | {member.record.meta['dataset']}, {member.record.images:,} | {shown} | {count:,} |")
-    return "\n".join(lines)
+    return "\n".join(lines + _footnotes(lists))
 
 
 def _member(name: str, record: Record) -> tuple[str, Member]:

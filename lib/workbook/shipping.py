@@ -4,26 +4,30 @@
     python -m lib.workbook.shipping RECIPE [--images N] [--forms clean,main,...] [--folder DIR]
     python -m lib.workbook.shipping mixtures           records of PGD-AT's shipped ends, mixed
     python -m lib.workbook.shipping released           records of the RDI authors' released weights on lossless images
+    python -m lib.workbook.shipping RECIPE --strong N  adds the strong suite on the first N images to its shipped record
 
 The weights are stored in half precision and every number is computed from the stored file. A killed recording goes on.
 """
 
 import argparse
+import math
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import torch
 
-from lib import ATLASES, CHECKPOINTS, DATASETS, RUNS, checkpoints, data
+from lib import ATLASES, CHECKPOINTS, DATASETS, RUNS, WorkbookError, checkpoints, data
 from lib.attacks import forms as attack_forms
 from lib.attacks.steps import Threat
-from lib.evaluation import points, recording, tuning
+from lib.evaluation import points, recording, surviving, tuning
 from lib.evaluation.record import Record, combine
 from lib.models import released
 from lib.models.network import Network
 from lib.training import methods, recipes
 from lib.workbook import lambda_study, networks
 from lib.workbook.networks import Trained
+from lib.workbook.published import suited
 
 AUDITED, LOGITS = 64, 5 * 2**19  # images of the audit; bytes of logits that a shipped file may hold
 JUDGED = {"cifar10_jpeg": "cifar10_png"}  # trained on a lossy copy, judged on lossless images
@@ -138,6 +142,32 @@ def ship_released(folder: Path | None = None) -> Path:
     return target
 
 
+def add_strong(name: str, images: int, folder: Path | None = None, device: str = "cpu") -> Path:
+    """Add the strong suite on the first `images` to the shipped record `name`, at the settings that README shows: the
+    one point, or lambda 0 and 1 at full width; with exits at its suited thresholds, where there is a lambda also at the
+    last exit alone. Nothing else in the record changes. Raises WorkbookError where weights or images are not its own.
+    """
+    target = ATLASES / f"{name}.safetensors"
+    found, ours = Record.load(target), name != released.NAME
+    loaded = checkpoints.load(CHECKPOINTS / target.name if ours else DATASETS / f"{name}.pth.tar", device)
+    network = loaded.network.to(memory_format=torch.channels_last)
+    dataset = data.load(found.meta["dataset"] if ours else DATASETS / "cifar10_png", device=device,
+                        shape=network.input_shape)
+    variant = dataset.variant if ours else f"lossless, first {len(dataset.test):,}"
+    if (loaded.digest, variant) != (found.meta["checkpoint"], found.meta["data_variant"]):
+        raise WorkbookError(f"{target.name} was recorded from weights {found.meta['checkpoint'][:8]} on "
+                            f"{found.meta['data_variant']}, not from {loaded.digest[:8]} on {variant}; ship it anew")
+    at, gates = found.points, [suited(found) if network.num_exits > 1 else None]
+    if len(at) > 1:
+        at = [points.of_lambda(network, n, width=max(network.widths) if "width" in network.knobs else None)
+              for n in (0.0, 1.0)]
+        gates += [(-math.inf,) * (network.num_exits - 1)] * (network.num_exits > 1)
+    threat = next(view.threat for view in found.views if view.attacked)
+    surviving.add(replace(found, strong=None), network, dataset.test[:images], threat, list(product(at, gates)),
+                  batch_size=BATCH, folder=folder or RUNS / "strong" / f"{name}-{images}").save(target)
+    return target
+
+
 def with_held_out(found: Record, network: Network) -> Record:
     """The record with the test images behind its own, of the JPEG copy of CIFAR-10, as held-out ones."""
     first, copy = found.meta["images"][1], data.load(DATASETS / "cifar10_jpeg")
@@ -151,12 +181,16 @@ def main(argv: list[str] | None = None):
     parser = argparse.ArgumentParser(prog="python -m lib.workbook.shipping", description=__doc__.splitlines()[0])
     parser.add_argument("recipes", nargs="+", metavar="RECIPE")
     parser.add_argument("--images", type=int, help="only the first so many test images")
+    parser.add_argument("--strong", type=int, metavar="N", help="add the strong suite on N images to shipped records")
+    parser.add_argument("--device", default="cpu", help="where the strong suite runs")
     parser.add_argument("--forms", type=lambda text: tuple(text.split(",")))
     parser.add_argument("--folder", type=Path, help="where a training or recording is (default: below data/runs)")
     args = parser.parse_args(argv)
     for name in args.recipes:
         folder = args.folder and args.folder / name
-        if name == "mixtures":
+        if args.strong:
+            print(add_strong(name, args.strong, folder, args.device))
+        elif name == "mixtures":
             print(*ship_mixtures(), sep="\n")
         else:
             print(ship_released(folder) if name == "released" else ship(name, args.images, args.forms, folder))

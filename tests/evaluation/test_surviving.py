@@ -1,0 +1,129 @@
+"""The strong suite in a record: made at the gates shown, kept there, and nothing else in the record touched."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from lib import ATLASES, CHECKPOINTS, WorkbookError, checkpoints, data
+from lib.attacks import strong
+from lib.evaluation import rows, surviving
+from lib.evaluation.reading import read
+from lib.evaluation.record import ARRAYS, Record
+from lib.models.exits import route
+from lib.operating_point import OperatingPoint
+from lib.workbook import shipping
+
+torch.set_num_threads(1)
+EXITS, KNOB = "rdi_smallcnn-digits-max_average-laptop", "resnet20-digits-float-laptop"
+CLOSED = (-math.inf, -math.inf)
+
+
+def load(name):
+    network = checkpoints.load(CHECKPOINTS / f"{name}.safetensors").network
+    return Record.load(ATLASES / f"{name}.safetensors"), network, data.load("digits", shape=network.input_shape).test
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch):
+    pytest.importorskip("pyautoattack")
+    monkeypatch.setattr(strong, "names", lambda *_: ("gate_aware", "margin"))
+    monkeypatch.setattr(strong, "STEPS", 5)
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    record, network, images = load(EXITS)
+    return replace(record, strong=None), network, images
+
+
+@pytest.fixture
+def added(shipped):
+    record, network, images = shipped
+    threat = next(view.threat for view in record.views if view.attacked)
+    return surviving.add(record, network, images[:20], threat, [(None, "calibrated"), (None, CLOSED)])
+
+
+def test_it_is_kept_at_its_gates_and_the_rest_is_untouched(added, shipped, tmp_path):
+    added.save(tmp_path / "r.safetensors")
+    record, again = shipped[0], Record.load(tmp_path / "r.safetensors")
+    assert all(np.array_equal(getattr(record, a), getattr(again, a)) for a in ARRAYS if a != "logits")
+    assert again.views == record.views and again.meta == record.meta and record.strong is None
+    meta = again.strong.meta
+    assert meta["suite"] == strong.SUITE and meta["images"] == [0, 20] and again.strong.right.shape == (4, 1, 20)
+    used = read(record, thresholds="calibrated").thresholds
+    assert {v.thresholds_used for v in again.strong.views} == {used, CLOSED}
+    assert all(v.crafted_at == v.evaluated_at == OperatingPoint() for v in again.strong.views)
+
+
+@pytest.mark.parametrize("gates", ["calibrated", CLOSED])
+def test_where_it_was_made_the_worst_case_holds_it_elsewhere_that_is_only_a_bound(gates, added, shipped):
+    """The suite's images, crafted again and routed one by one by the network, are right where the reading says."""
+    record, network, images = shipped
+    found, elsewhere = read(added, thresholds=gates), read(added, thresholds=(0.3, 0.3))
+    x, y = images[:20].floats()
+    at, survived = OperatingPoint(thresholds=found.thresholds), torch.ones(20, dtype=torch.bool)
+    for name, made, _ in strong.attacked(network, x, y, record.views[1].threat, point=at,
+                                         crafted_on=surviving.folded(network, x[:4], OperatingPoint())):
+        survived &= torch.cat([route(network, one[None], at)[0] for one in made]) == y
+        assert np.array_equal(found.survived[name], survived.numpy())
+    union = found.right("union")
+    assert np.array_equal(found.right("strong"), union[:20] & survived.numpy()) and found.robust == "strong"
+    assert union.shape == (500,) and 0 < survived.sum() < 20
+    assert found.measured("strong").low is not None
+    assert rows.of(found)[-1] | {"metric": "strong_accuracy", "images": 20, "suite": strong.SUITE} == rows.of(found)[-1]
+    assert elsewhere.robust == "union" and elsewhere.survived == {}
+    with pytest.raises(WorkbookError, match="not met by 'strong'"):
+        elsewhere.right("strong")
+    assert np.array_equal(elsewhere.right("union"), read(record, thresholds=(0.3, 0.3)).right("union"))
+
+
+def test_parts_of_the_record_keep_what_they_hold_of_it(added):
+    whole = read(added, thresholds="calibrated").right("strong")
+    for cut in (slice(0, 8), slice(5, 100), slice(12, 16)):
+        part = read(added.select(images=cut), thresholds="calibrated").right("strong")
+        assert np.array_equal(part, whole[cut])
+    assert read(added.select(images=slice(20, 30)), thresholds="calibrated").robust == "union"
+
+
+def test_trainings_met_it_where_all_of_them_did(added, shipped):
+    assert read([added, added], thresholds="calibrated").robust == "strong"
+    assert read([added, added], thresholds="calibrated").right("strong").shape == (2, 20)
+    assert read([added, shipped[0]], thresholds="calibrated").robust == "union"
+
+
+def test_another_setting_joins_and_foreign_weights_images_and_counts_are_refused(added, shipped):
+    record, network, images = shipped
+    threat = next(view.threat for view in record.views if view.attacked)
+    more = surviving.add(added, network, images[:20], threat, [(None, "paper"), (None, CLOSED)])
+    assert len(more.strong.views) == 6 and read(more, thresholds="paper").robust == "strong"
+    assert np.array_equal(read(more, thresholds="calibrated").right("strong"),
+                          read(added, thresholds="calibrated").right("strong"))
+    with pytest.raises(WorkbookError, match="on images .0, 20. already"):
+        surviving.add(added, network, images[:10], threat, [(None, "paper")])
+    other = load("rdi_smallcnn-digits-standard-laptop")[1]
+    for wrong, shown in ((network, images[1:21]), (other, images[:20])):
+        with pytest.raises(WorkbookError, match="does not answer as the record says"):
+            surviving.add(record, wrong, shown, threat, [(None, "paper")])
+
+
+def test_the_command_adds_it_to_a_shipped_record_at_both_ends_of_lambda(tmp_path, monkeypatch, capsys):
+    """With fresh noise: shares of draws, at noise 1 alone."""
+    for name in ("CHECKPOINTS", "ATLASES"):
+        monkeypatch.setattr(shipping, name, tmp_path / name.lower())
+        (tmp_path / name.lower()).mkdir()
+    before = load(KNOB)[0]
+    before.save(tmp_path / "atlases" / f"{KNOB}.safetensors")
+    (tmp_path / "checkpoints" / f"{KNOB}.safetensors").symlink_to(CHECKPOINTS / f"{KNOB}.safetensors")
+    shipping.main([KNOB, "--strong", "6", "--folder", str(tmp_path / "run")])
+    after = Record.load(tmp_path / "atlases" / f"{KNOB}.safetensors")
+    assert np.array_equal(after.right, before.right) and after.strong.images == 6
+    assert {(v.point.noise, v.point.batch_norm, v.draws) for v in after.strong.views} == {
+        (0.0, 0.0, 1), (1.0, 1.0, strong.DRAWS)}
+    assert read(after, OperatingPoint(noise=1.0, batch_norm=1.0)).right("strong").shape == (6,)
+    (tmp_path / "checkpoints" / f"{KNOB}.safetensors").unlink()
+    (tmp_path / "checkpoints" / f"{KNOB}.safetensors").symlink_to(CHECKPOINTS / f"{EXITS}.safetensors")
+    with pytest.raises(WorkbookError, match="was recorded from weights"):
+        shipping.main([KNOB, "--strong", "6"])
