@@ -72,7 +72,7 @@ def evaluate(args) -> None:
     found = dataclasses.replace(found, record=record)
     if args.save_record:
         record.save(args.save_record)
-    print(report(found, audited))
+    print(report(found))
     more = {}
     if args.strong:
         record = surviving.add(record, network, images, threat, [(at, thresholds)], seed=args.seed,
@@ -210,7 +210,7 @@ def remarks(record: Record) -> list[str]:
     return [f"trained on {meta['trained_on']}"] * elsewhere + [meta["remark"]] * bool(meta["remark"])
 
 
-def report(found: reading.Reading, audited: dict) -> str:
+def report(found: reading.Reading) -> str:
     """What `evaluate` prints."""
     record, names = found.record, exit_names(found.record.num_exits)
     meta, view = record.meta, next((v for v in record.views if v.attacked), None)
@@ -218,7 +218,7 @@ def report(found: reading.Reading, audited: dict) -> str:
         f"{reading.kind(view.threat)}-{view.threat.steps}, epsilon {view.threat.epsilon:.4g}, " +
         ("" if view.threat.step_size is None else f"step {view.threat.step_size:.4g}, ") + f"{view.mode} mode")
     gates = ", ".join(f"{t:.4g}" for t in found.thresholds) or "none"
-    mark, rows = " !" if audited["flags"] else "", []
+    audit, rows = record.meta["audit"][json.dumps(found.point.to_json())], []
 
     def shown(what: str, number: str = "{:.2f} % ({:.1f} - {:.1f})") -> str:
         return number.format(*(100 * part for part in found.measured(what)))
@@ -227,21 +227,21 @@ def report(found: reading.Reading, audited: dict) -> str:
         saved = [1 - found.cost(count, called) / found.plain(whole_net) for count, whole_net in (
             ("paper_mflops", "paper_mflops"), ("cumulative_macs", "trunk"))]
         rows.append({
-            "attack": called, "accuracy %": shown(called, "{:.2f}") + (mark if found.view(called).attacked else ""),
+            "attack": called, "accuracy %": shown(called, "{:.2f}") + found.flag(called),
             "95 %": shown(called, "{1:.1f} - {2:.1f}"),
             "last exit alone %": f"{100 * found.alone(called)[-1].mean():.2f}",
             "paper MFlops": f"{found.cost('paper_mflops', called):.2f}", "saved %": f"{100 * saved[0]:.1f}",
             "true Mi MACs": f"{found.cost('cumulative_macs', called) / MEBI:.2f}",
             "truly saved %": f"{100 * saved[1]:.1f}",
             **{f"exit {n}": whole(share * record.images) for n, share in zip(names, found.share(called), strict=True)}})
-    doubts = ", ".join(audited["flags"])
-    verdict = f"do not trust numbers with ! ({doubts})" if doubts else "nothing against these numbers"
+    verdict = (f"do not trust numbers with ! ({', '.join(found.doubts)})" if found.doubts else
+               "nothing against these numbers")
     lines = [
         f"{record.model} on {meta['dataset']} ({meta['data_variant']}), test images {meta['images'][0]}:"
         f"{meta['images'][1]}, seed {meta['seed']}, {found.draws} draw{'s' * (found.draws > 1)}; {budget}; thresholds "
         f"{gates} ({found.source})" + "".join(f"; {remark}" for remark in remarks(record)),
         pandas.DataFrame(rows).to_string(index=False),
-        f"audit on {audited['images']} images: {verdict}",
+        f"audit on {audit['images']} images: {verdict}",
     ]
     if view is not None:
         lines.append(f"worst form: {found.worst_form} with {shown(found.worst_form, '{:.2f} %')}")

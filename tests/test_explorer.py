@@ -279,6 +279,23 @@ def test_stops_turn_one_knob_at_a_time(every, exits, tmp_path):
     assert table.index[-1] == ("thresholds", "last exit only") and ("thresholds", "paper") in table.index
 
 
+def test_a_flag_stands_beside_attacked_numbers_alone_wherever_they_are_shown(tmp_path):
+    forms = ("clean", "single1", "single2", "main", "average", "max_average")
+    record = made(forms, np.zeros((6, 3, 20)), np.ones((6, 3, 20)), np.arange(20) % 10, paper_thresholds=[0.1, 0.1])
+    point = record.points[0]
+    audits = {json.dumps(point.to_json()): {"flags": ["zero gradients"]}, "elsewhere": {"flags": ["saturated logits"]}}
+    doubtful = read(replace(record, meta={**record.meta, "audit": audits}), thresholds="paper")
+    assert doubtful.doubts == ["zero gradients"] and read(record, thresholds="paper").doubts == []
+    assert (doubtful.flag("main"), doubtful.flag("union"), doubtful.flag("clean"), doubtful.flag("saving")) == (
+        " !", " !", "", "")
+    table = tables.forms({"max_average": tables.summary(doubtful)}).loc["max-average"]
+    assert [column for column in table.index if "!" in table[column]] == [
+        *map(style.spoken, forms[1:]), "ATA, paper's worst case", "per-image worst case"]
+    tiles = view.tiles(Explorer(Subject(doubtful.record), tmp_path))
+    assert "do not trust numbers with ! (zero gradients)" in tiles
+    assert "10.0 % !" in tiles and "10.0 %</div>" in tiles  # attacked and clean
+
+
 def test_without_the_images_it_says_what_is_missing_and_marks_wrong_answers():
     explorer = Explorer(Subject(recorded(dataset="cifar10")))
     said = view.tiles(explorer)
@@ -483,7 +500,7 @@ def tiny():
 
 def test_the_microscope_asks_every_exit_about_both_images(tiny):
     split = data.load("digits").test
-    seen = microscope.look(tiny, split, 4, "max_average", Threat(0.15, 0.05, 3))
+    seen = microscope.look(tiny, split[4], 4, "max_average", Threat(0.15, 0.05, 3))
     assert np.abs(seen.attacked - seen.clean).max() <= 0.15 + 1e-6
     np.testing.assert_allclose(seen.probabilities.sum(-1), 1, rtol=1e-5)
     expected = tiny(split.floats(slice(4, 5))[0]).softmax(-1)[:, 0]
@@ -494,8 +511,27 @@ def test_the_microscope_asks_every_exit_about_both_images(tiny):
 
 
 def test_the_microscope_shows_a_clean_image_without_an_attack(tiny):
-    seen = microscope.look(tiny, data.load("digits").test, 0, "clean", Threat(0.15, 0.05, 3))
+    seen = microscope.look(tiny, data.load("digits").test[0], 0, "clean", Threat(0.15, 0.05, 3))
     assert (seen.attacked == seen.clean).all()
+
+
+def test_pictures_that_came_with_the_record_go_under_the_microscope(tiny, tmp_path):
+    """Without the dataset: the same look as with it; any other image, and a computation, is one sentence."""
+    digits, record = data.load("digits").test, recorded(images=200)
+    record = replace(record, labels=digits.labels[:200].numpy(), pictures=digits.images[record.sampled].numpy())
+    record = replace(record, meta={**record.meta, "images": [0, 200], "dataset": "photos", "classes": list("0123456789")})
+    with_dataset, without = (Subject(record, images, lambda: tiny) for images in (digits, None))
+    view, at = record.views[-1], record.points[0]
+    index = int(record.sampled[5])
+    seen, expected = (subject.examine(index, view, at, (1.0, 1.0)) for subject in (without, with_dataset))
+    assert np.array_equal(seen.attacked, expected.attacked) and (seen.label, seen.index) == (expected.label, index)
+    live = Panel(Explorer(without, tmp_path))
+    live.clicked(shown(live, "pictures"), type("Points", (), {"point_inds": [2]}), None)
+    assert "<svg" in live.picture.value and not live.errors.value
+    live.number.value = 1
+    assert "image 1 is not here; the record brought 0, 3, 6, 8, …" in live.errors.value
+    with pytest.raises(WorkbookError, match="computing here needs the images: .*photos"):
+        without.compute(at, (1.0, 1.0), 20)
 
 
 def test_clicking_a_picture_looks_at_its_image(tiny, tmp_path):

@@ -10,6 +10,7 @@ this very point ("average, EOT"); with one exit by its relation alone ("main", "
 ("white-box", "EOT") means all forms in it.
 """
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -27,6 +28,8 @@ from lib.evaluation.stats import Number, interval
 from lib.operating_point import OperatingPoint
 
 SUITE = ("white-box", "EOT", "noise-free transfer", "restart 2", "restart 3")  # the attacks behind a worst case
+
+COUNTED = ("paper_mflops", "cumulative_macs", "paper_saving", "saving")  # on clean images
 
 
 def relation(view: View) -> str:
@@ -243,15 +246,26 @@ class Reading:
             return float(self.share(view) @ self.record.costs(self.point)["paper_mflops"])
         return float(self.share(view) @ self.record.exit_costs(self.point).cumulative(self.thresholds))
 
+    @property
+    def doubts(self) -> list[str]:
+        """What the audit says against attacked numbers: at this point, or where it was not audited at any other."""
+        audits = self.record.meta.get("audit") or {}
+        here = audits.get(json.dumps(self.point.to_json()))
+        return sorted({flag for audit in ([here] if here else audits.values()) for flag in audit["flags"]})
+
+    def flag(self, quantity: str) -> str:
+        """What stands behind an attacked number that should not be believed."""
+        return " !" if self.doubts and quantity not in ("clean", *COUNTED) else ""
+
     def measured(self, quantity: str) -> Number:
         """A number: whatever `right` knows; on clean images paper_mflops, cumulative_macs, and what leaving early saves
         by either, paper_saving and saving; attacked_mflops, under the worst form. Raises WorkbookError as `right`.
         """
         if quantity == "attacked_mflops":
             return Number(self.cost("paper_mflops", self.paper_worst or self.worst_form))
-        if quantity in ("paper_mflops", "cumulative_macs"):
+        if quantity in COUNTED[:2]:
             return Number(self.cost(quantity))
-        if quantity in ("paper_saving", "saving"):
+        if quantity in COUNTED:
             count, plain = {"saving": ("cumulative_macs", "trunk")}.get(quantity, ("paper_mflops", "paper_mflops"))
             return Number(1 - self.cost(count) / self.plain(plain))
         return interval(self.right(quantity))
@@ -274,6 +288,9 @@ class Trainings:
     def robust(self) -> str:
         """As of one; "strong" where all of them met it."""
         return "strong" if all(reading.survived for reading in self.each) else "union"
+
+    def flag(self, quantity: str) -> str:
+        return max(reading.flag(quantity) for reading in self.each)
 
     def measured(self, quantity: str) -> Number:
         """As of one; a cost is the mean of the trainings', from the cheapest to the dearest."""

@@ -251,7 +251,7 @@ class Explorer:
     def numbers(self, here: Setting | None = None) -> dict:
         """{quantity: value, or its text where it is marked}: accuracies in percent, costs on clean images."""
         spot, attack = self.spot(here), (here or self.here).attack
-        found = {what: f"{spot.mark(what)}{100 * spot.number(what).value:.1f}"
+        found = {what: f"{spot.mark(what)}{100 * spot.number(what).value:.1f}{spot.nearest.flag(what)}"
                  for what in dict.fromkeys(("clean", attack, "union"))}
         return found | {"true M MACs": f"{spot.cost('cumulative_macs') / 1e6:.2f}"}
 

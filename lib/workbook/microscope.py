@@ -40,13 +40,13 @@ class Look:
         return decide(torch.from_numpy(self.entropies.T.copy()), thresholds).tolist()
 
 
-def look(network: Network, split: Split, index: int, form: str, threat: Threat, *, thresholds=None,
+def look(network: Network, image: Split, index: int, form: str, threat: Threat, *, thresholds=None,
          point: OperatingPoint | None = None, seed: int = 0) -> Look:
-    """Attack image `index` of `split` in `form` ("clean": not at all) and ask every exit about both images.
+    """Attack one image, number `index` of its dataset, in `form` ("clean": not at all) and ask every exit about both.
 
     The random start is drawn for this image alone, so it differs from the one in a record.
     """
-    images, labels = split.floats(slice(index, index + 1))
+    images, labels = image.floats()
     attacked = images
     if form != "clean":
         source = randomness.generator(seed, "microscope", form, index, device=images.device)

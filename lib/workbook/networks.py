@@ -194,10 +194,8 @@ def matching(found: Record, trained: Trained) -> Record:
 
 
 def subject(trained: Trained, found: Record, dataset: data.Dataset | None) -> Subject:
-    """What the explorer needs to show a network: its record, and for pictures and microscope the dataset."""
-    if dataset is None:
-        return Subject(found)
-    return Subject(found, dataset.test, lambda: trained.network)
+    """What the explorer needs to show a network: its record and itself, and where it is at hand the dataset."""
+    return Subject(found, dataset and dataset.test, lambda: trained.network)
 
 
 def at_hand(name: str, **options) -> data.Dataset | None:
@@ -211,7 +209,7 @@ def at_hand(name: str, **options) -> data.Dataset | None:
 def explorable(folder: Path | str | None = None) -> dict[str, Subject]:
     """Every record below `folder` (a run's), or the shipped ones but repeats: name -> what an explorer shows.
 
-    Pictures are added where the dataset is on this machine, the network where its weights are found beside the record.
+    Images are added where the dataset is on this machine, the network where its weights came along.
     """
     paths = sorted(Path(folder).rglob("*.safetensors") if folder else lib.ATLASES.glob("*.safetensors"))
     found = {}
@@ -231,6 +229,5 @@ def _with_pictures(record: Record, name: str) -> Subject:
     dataset = at_hand(record.meta.get("dataset") or "", shape=tuple(record.meta["model"]["input_shape"]))
     weights = lib.CHECKPOINTS / f"{name}.safetensors"
     network = (lambda: checkpoints.load(weights).network) if weights.is_file() else None
-    if dataset is None or dataset.variant != record.meta.get("data_variant"):
-        return Subject(record)
-    return Subject(record, dataset.test, network)
+    recorded = dataset is not None and dataset.variant == record.meta.get("data_variant")
+    return Subject(record, dataset.test if recorded else None, network)

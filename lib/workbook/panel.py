@@ -36,7 +36,7 @@ def still(explorer: Explorer):
     subject = explorer.subject
     live.show(view.drawn(explorer))
     display(tables._plain(explorer.stops()))
-    if subject.network is not None and subject.images is not None and subject.early:
+    if subject.network is not None and subject.pixels and subject.early:
         live.show(microscope.still(looked_at(explorer, subject.record.meta["images"][0])))
 
 
@@ -52,9 +52,11 @@ class Panel:
         self.on = live.on_screen(self.errors)
         self.stale = self.settled = False  # has the point moved since the figure was made; has a browser drawn it
         narrow = dict(style={"description_width": "initial"})
-        self.network = widgets.Dropdown(options=list(explorer.subjects), description="network", **narrow)
+        longest = max(map(len, explorer.subjects))
+        self.network = widgets.Dropdown(options=list(explorer.subjects), description="network", tooltip=TIPS["network"],
+                                        layout={"width": f"{110 + 8 * longest}px", "max_width": "100%"}, **narrow)
         self.attack = widgets.Dropdown(description="attack", tooltip=TIPS["attack"], **narrow)
-        self.threat = widgets.Dropdown(description="budget of the attack", **narrow)
+        self.threat = widgets.Dropdown(description="budget of the attack", tooltip=TIPS["budget"], **narrow)
         self.width = widgets.ToggleButtons(description="width", layout={"width": "auto"},
                                            style={"button_width": "52px", "description_width": "initial"})
         self.lambda_n, self.lambda_th = (Dial(name, self._to(knob), high=high) for name, knob, high in (
@@ -174,7 +176,7 @@ class Panel:
 
     def show_controls(self):
         """Put the controls where the explorer stands, without taking that for a hand that moves them."""
-        explorer, here, self.quiet = self.explorer, self.explorer.here, True
+        here, self.quiet = self.explorer.here, True
         self.network.value, self.attack.value = here.network, here.attack
         if here.threat:
             self.threat.value = here.threat
@@ -191,8 +193,7 @@ class Panel:
             self.source.value = ("by hand" if isinstance(here.source, tuple) else
                                  here.source if isinstance(here.source, str) else "budget")
             self.budget.show(100 * here.source if isinstance(here.source, float | int) else self.budget.value or 60)
-        at_hand = explorer.subject.images is not None and explorer.subject.network is not None
-        self.compute.disabled = not at_hand or self.working.layout.visibility == "visible"
+        self.compute.disabled = self.working.layout.visibility == "visible"
         self.quiet = False
 
     def _draw(self, shape: tuple):

@@ -72,19 +72,18 @@ class Subject:
 
     @property
     def classes(self) -> Sequence[str]:
-        names = self.images.classes if self.images is not None else self.record.meta.get("classes")
+        """What the network calls its classes."""
+        names = self.record.meta.get("classes") or self.images is not None and self.images.classes
         return names or [str(c) for c in range(int(self.record.labels.max()) + 1)]
 
     @cached_property
     def missing(self) -> str:
-        """What the pictures need and is not on this machine, or nothing."""
-        if self.images is not None:
-            return ""
+        """Why there are no images but those that came with the record, and how to get them."""
         try:
             data.load(self.record.meta.get("dataset") or "", download=False)
         except WorkbookError as error:
-            return f"Pictures need the images: {error}"
-        return "Pictures need the images; those on this machine are not the ones that were recorded."
+            return str(error)
+        return "those on this machine are not the ones that were recorded."
 
     def title(self) -> str:
         meta, (first, stop) = self.record.meta, self.record.meta["images"]
@@ -120,13 +119,26 @@ class Subject:
     def examine(self, index: int, view: View, at: OperatingPoint, thresholds: tuple) -> microscope.Look:
         """An image of the dataset attacked as a view was, at a point. Raises WorkbookError without it or network."""
         network = self._network()
-        return microscope.look(network, self.images, index, view.form, view.threat, point=at,
+        image, _ = data.match(self._image(index), network.class_names, network.classes)
+        return microscope.look(network, image, index, view.form, view.threat, point=at,
                                thresholds=thresholds if view.form == "gate_aware" else None)
 
     def _network(self) -> Network:
-        if self.images is None or self.network is None:
-            raise WorkbookError(self.missing or "this needs the network, and here is only its record")
+        if self.network is None:
+            raise WorkbookError("this needs the network, and here is only its record")
         return self.network()
+
+    def _image(self, index: int) -> Split:
+        """One image of the dataset, from those at hand or from the record's pictures. Raises WorkbookError without."""
+        if self.images is not None:
+            return self.images[index]
+        came = self.record.meta["images"][0] + self.sample
+        if self.record.pictures is None or index not in came:
+            brought = "" if self.record.pictures is None else f"; the record brought {', '.join(map(str, came[:4]))}, …"
+            raise WorkbookError(f"image {index} is not here{brought}; others need the dataset: {self.missing}")
+        place, names = came == index, self.record.meta.get("classes")
+        return Split(torch.from_numpy(self.record.pictures[place]),
+                     torch.from_numpy(self.record.labels[self.sample[place]]), names and tuple(names))
 
     def gates(self, at: OperatingPoint, source: str | float | tuple) -> tuple[float, ...]:
         """Thresholds from this source at a point: chosen on the held-out images at the nearest recorded one."""
@@ -152,6 +164,8 @@ class Subject:
 
         Raises WorkbookError without images and network, and whatever `progress` raises to stop it.
         """
+        if self.images is None:
+            raise WorkbookError(f"computing here needs the images: {self.missing}")
         record, near, network = self.record, nearest(self.record, at), self._network()
         to = {points.quiet(near): points.quiet(at), near: at}
         met = dict.fromkeys(replace(v, evaluated_at=at, draws=1, crafted_at=v.crafted_at and to[v.crafted_at],

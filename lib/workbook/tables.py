@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from lib.evaluation.reading import Reading
+from lib.evaluation.reading import COUNTED, Reading
 from lib.evaluation.stats import Number, paired_difference
 from lib.workbook import style
 from lib.workbook.published import Published
@@ -24,6 +24,7 @@ def summary(reading: Reading) -> dict:
     (correct per exit); paper_mflops, cumulative_macs (means over the images); paper_saving, saving (against the plain
     network); attacked; exact (False when it was made against other thresholds).  worst_form, paper_worst: names of the
     views that leave fewest right.  union_correct, union_accuracy, union_low, union_high; suite: views behind them.
+    flag: what stands behind attacked numbers (see `Reading.flag`).
     """
     images, forms = reading.record.images, {}
     for name in reading.views:
@@ -37,7 +38,7 @@ def summary(reading: Reading) -> dict:
     union = {f"union_{key}": value for key, value in _parts("accuracy", reading.measured("union")).items()}
     return {"images": images, "thresholds": list(reading.thresholds), "forms": forms, **union,
             "worst_form": reading.worst_form, "paper_worst": reading.paper_worst, "suite": reading.suite,
-            "union_correct": int(reading.right("union").sum())}
+            "union_correct": int(reading.right("union").sum()), "flag": reading.flag("union")}
 
 
 def _parts(name: str, number: Number) -> dict[str, float]:
@@ -59,6 +60,10 @@ def measured(found: dict, quantity: str) -> tuple[float, float | None, float | N
     return None if scale is None else (scale * forms["clean"][quantity], None, None)
 
 
+def _flag(found: dict, quantity: str) -> str:
+    return found["flag"] if quantity not in ("clean", *COUNTED) else ""
+
+
 def beside(published: Published, summaries: Mapping[str, dict], quantities=None) -> pd.DataFrame:
     """One line per row and quantity: published, measured, its 95 % interval, and the difference; a dash where there is
     nothing. summaries: {row of the published table: a summary of `accuracy`}."""
@@ -69,7 +74,7 @@ def beside(published: Published, summaries: Mapping[str, dict], quantities=None)
             value, low, high = seen or (None, None, None)
             lines.append({
                 "defence": style.spoken(row), "quantity": QUANTITIES.get(quantity, style.spoken(quantity)),
-                "published": number(said), "measured": number(value),
+                "published": number(said), "measured": number(value) + _flag(found, quantity),
                 "95 % interval": DASH if low is None else f"{low:.1f} to {high:.1f}",
                 "difference": DASH if said is None or value is None else f"{value - said:+.1f}",
             })
@@ -91,10 +96,12 @@ def forms(summaries: Mapping[str, dict]) -> pd.DataFrame:
     """Accuracy in percent: a line per network, a column per view, then the two worst cases and both costs (clean)."""
     lines = {}
     for name, found in summaries.items():
-        line = {style.spoken(form): number(100 * f["accuracy"], 1) for form, f in found["forms"].items()}
+        line = {style.spoken(form): number(100 * f["accuracy"], 1) + _flag(found, form)
+                for form, f in found["forms"].items()}
         for quantity in ("paper_worst", "union", "paper_mflops", "cumulative_macs"):
             value = measured(found, quantity)
-            line[QUANTITIES[quantity]] = number(value and value[0], 1 if quantity in ("paper_worst", "union") else 2)
+            line[QUANTITIES[quantity]] = number(
+                value and value[0], 1 if quantity in ("paper_worst", "union") else 2) + _flag(found, quantity)
         lines[style.spoken(name)] = line
     return _plain(pd.DataFrame(lines).T.fillna(DASH))
 
@@ -106,7 +113,8 @@ def settings(summaries: Mapping[str, dict]) -> pd.DataFrame:
         line = {"leaves below": " ".join("closed" if t == -math.inf else f"{t:.3g}" for t in found["thresholds"])}
         clean = found["forms"]["clean"]
         for quantity in ("clean", "paper_worst", "union"):
-            line[QUANTITIES[quantity]] = number((measured(found, quantity) or [None])[0], 1)
+            line[QUANTITIES[quantity]] = number(
+                (measured(found, quantity) or [None])[0], 1) + _flag(found, quantity)
         line["leave at each exit, %"] = " ".join(f"{100 * n / found['images']:.0f}" for n in clean["exits"])
         for quantity in ("paper_mflops", "cumulative_macs", "saving"):
             line[QUANTITIES[quantity]] = number(measured(found, quantity)[0])

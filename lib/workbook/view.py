@@ -59,7 +59,7 @@ def build(explorer: Explorer) -> go.Figure:
     under = [{}, {"colspan": len(panels) - 1}] if subject.early else [{"colspan": len(panels)}, None]
     clean, attacked = (style.tinted(name, COLOURS[name]) for name in ("clean", "attacked"))
     heads = {"accuracy": "accuracy, % (│ pinned)", "along": f"along λ_n, %: {clean}, {attacked}",
-             "cost": f"{clean}, {attacked}, worst per image, %, by cost", "plane": "recorded points, ◆ here, ◇ pinned"}
+             "cost": f"{clean}, {attacked}, worst per image, %", "plane": "recorded points, ◆ here, ◇ pinned"}
     rows = (exits if subject.early else len(ANSWERS)) * ROW
     height = TOP + PANEL + GAP + rows + 8
     titles = [*(heads[panel] for panel in panels), *["who leaves where, %"] * bool(subject.early), "pictures"]
@@ -262,7 +262,7 @@ def tiles(explorer: Explorer) -> str:
             notes = [f"pinned {100 * before.number(attack).value:.1f}"] if before else []
         except WorkbookError:  # pinned on a network that was not attacked so
             pass
-        return style.tile(name, f"{spot.mark(attack)}{100 * number.value:.1f} %", colour,
+        return style.tile(name, f"{spot.mark(attack)}{100 * number.value:.1f} %{spot.nearest.flag(attack)}", colour,
                           f"{100 * number.low:.1f} to {100 * number.high:.1f}", *notes,
                           tip=TERMS.get(name.partition(",")[0], ""))
 
@@ -288,8 +288,9 @@ def tiles(explorer: Explorer) -> str:
     exact = "recorded or computed here" if len(spot.around) == 1 else "≈ interpolated between recorded points"
     bound = "; ≤ attacked at other thresholds than these" if "≤" in spot.mark("union") else ""
     drawn = f", mean of {spot.nearest.draws} draws" if spot.nearest.draws > 1 else ""
-    lacking = "" if subject.pixels else subject.missing
-    where = (f"{points.name(here.at) if here.at.used() else here.network}: {exact}{bound}; "
+    doubts = f"; do not trust numbers with ! ({', '.join(spot.nearest.doubts)})" if spot.nearest.doubts else ""
+    lacking = "" if subject.pixels else f"Pictures need the images: {subject.missing}"
+    where = (f"{points.name(here.at) if here.at.used() else here.network}: {exact}{bound}{doubts}; "
              f"{spot.nearest.record.images:,} images{drawn}, 95 % intervals. {lacking}")
     return (f'{style.row(shown)}<div style="color:{style.LIVE_MUTED};font-size:11px">{style.plain(where)}'
             f"<br><code>{style.plain(explorer.code)}</code></div>")
