@@ -519,7 +519,7 @@ def test_pictures_that_came_with_the_record_go_under_the_microscope(tiny, tmp_pa
     """Without the dataset: the same look as with it; any other image, and a computation, is one sentence."""
     digits, record = data.load("digits").test, recorded(images=200)
     record = replace(record, labels=digits.labels[:200].numpy(), pictures=digits.images[record.sampled].numpy())
-    record = replace(record, meta={**record.meta, "images": [0, 200], "dataset": "photos", "classes": list("0123456789")})
+    record = replace(record, meta={**record.meta, "dataset": "photos", "classes": list("0123456789")})
     with_dataset, without = (Subject(record, images, lambda: tiny) for images in (digits, None))
     view, at = record.views[-1], record.points[0]
     index = int(record.sampled[5])

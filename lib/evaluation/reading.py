@@ -28,7 +28,6 @@ from lib.evaluation.stats import Number, interval
 from lib.operating_point import OperatingPoint
 
 SUITE = ("white-box", "EOT", "noise-free transfer", "restart 2", "restart 3")  # the attacks behind a worst case
-
 COUNTED = ("paper_mflops", "cumulative_macs", "paper_saving", "saving")  # on clean images
 
 
