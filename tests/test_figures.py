@@ -94,9 +94,14 @@ def test_settings_and_bills_say_what_each_costs():
 
 @pytest.mark.parametrize("first, second, answer", [
     ([1] * 40, [0] * 40, "held"), ([0] * 40, [1] * 40, "did not hold"), ([1, 0] * 5, [0, 1] * 5, "too small to tell")])
-def test_a_verdict_is_computed(first, second, answer):
-    line = tables.verdict("first is better", np.array(first), np.array(second))
-    assert line["verdict"] == answer and line["images"] == len(first)
+def test_a_verdict_is_computed_and_says_over_what(first, second, answer):
+    """One training decides about its own weights, three about what they are trainings of."""
+    first, second = np.array(first), np.array(second)
+    one = tables.verdict("first is better", first, second)
+    assert one["verdict"].removesuffix(" here") == answer and one["verdict"] != "held"
+    assert one["images"] == len(first) and one["over"] == "1 training"
+    three = tables.verdict("first is better", *(np.stack([half] * 3) for half in (first, second)), draws=5)
+    assert three["verdict"] == answer and three["over"] == "3 trainings, 5 draws"
 
 
 def test_a_study_writes_every_number_as_a_tidy_row(tmp_path):

@@ -47,7 +47,7 @@ def test_tables_and_verdicts_read_the_records(members):
     assert crossed.shape == (7, 7) and not crossed.isna().any().any()
     assert crossed.loc["s 0, BN_C", "s 1, BN_A"] == pytest.approx(60)
     said = lambda_study.verdicts(members)
-    assert said.loc["λ_n = 1 is more robust than λ_n = 0", "verdict"] == "held"
+    assert said.loc["λ_n = 1 is more robust than λ_n = 0", "verdict"] == "held here"
     assert said.loc["FLOAT is more robust than OAT at λ = 0.2", "difference"].startswith("+")
     gains = lambda_study.gains(members)
     assert gains.loc[("FLOAT instead of PGD-AT", "clean accuracy"), "published"] == "+6.96"
@@ -57,7 +57,7 @@ def test_a_network_at_chance_decides_nothing(members):
     reading = members["float"].read(1.0)
     lost = replace(reading, record=replace(reading.record, right=0 * reading.record.right))
     assert lambda_study.compared("x", reading, lost)["verdict"].startswith("too small to tell")
-    assert lambda_study.compared("x", reading, members["float"].read(0.0))["verdict"] == "held"
+    assert lambda_study.compared("x", reading, members["float"].read(0.0))["verdict"] == "held here"
 
 
 def test_figures_have_a_mark_for_every_point(members):

@@ -277,7 +277,7 @@ def signed(value: float | None) -> str:
 
 def compared(claim: str, first: Reading, second: Reading, what: str = "union", other: str | None = None) -> dict:
     """`tables.verdict` on two readings; a network that still answers at chance on clean images decides nothing."""
-    line = tables.verdict(claim, first.right(what), second.right(other or what))
+    line = tables.verdict(claim, first.right(what), second.right(other or what), draws=max(first.draws, second.draws))
     if not learned(first, second):
         line["verdict"] = "too small to tell: one of them has hardly learned"
     return line

@@ -133,19 +133,23 @@ def stacked(*tables: pd.DataFrame) -> pd.DataFrame:
     return _plain(pd.concat(tables).fillna(DASH))
 
 
-def verdict(claim: str, first: np.ndarray, second: np.ndarray, unit: str = "points", seed: int = 0) -> dict:
+def verdict(claim: str, first: np.ndarray, second: np.ndarray, unit: str = "points", seed: int = 0,
+            draws: int = 1) -> dict:
     """Is `first` larger than `second` on the same images? "held", "did not hold", or "too small to tell".
 
-    (N,) images each, or (S, N) of S trainings, see `stats.paired_difference`."""
+    (N,) images each, or (S, N) of S trainings, see `stats.paired_difference`; means over so many draws of the noise. One
+    training says nothing about another of its kind, so that its answer ends in "here": for these weights alone."""
     found = paired_difference(first, second, seed)
-    low, high = found["low"], found["high"]
+    low, high, trainings = found["low"], found["high"], len(np.atleast_2d(first))
     answer = "held" if low > 0 else "did not hold" if high < 0 else "too small to tell"
+    over = [f"{trainings} trainings" if trainings > 1 else "1 training"] + [f"{draws} draws"] * (draws > 1)
     return {"claim": claim, "difference": f"{100 * found['difference']:+.1f} {unit}",
-            "95 % interval": f"{100 * low:+.1f} to {100 * high:+.1f}", "images": first.shape[-1], "verdict": answer}
+            "95 % interval": f"{100 * low:+.1f} to {100 * high:+.1f}", "images": first.shape[-1],
+            "over": ", ".join(over), "verdict": answer + " here" * (trainings == 1 and low * high > 0)}
 
 
 def verdicts(*lines: dict) -> pd.DataFrame:
-    return _plain(pd.DataFrame(lines).set_index("claim"))
+    return _plain(pd.DataFrame(lines).set_index("claim").fillna(DASH))
 
 
 def _plain(table: pd.DataFrame) -> pd.DataFrame:
