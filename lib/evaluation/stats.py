@@ -30,7 +30,7 @@ def wilson(successes: float, total: int) -> tuple[float, float]:
 
 
 def student(freedom: int) -> float:
-    """Two-sided 95 % quantile of Student's t with so many degrees of freedom (Abramowitz & Stegun, 26.7.3 and 26.7.4)."""
+    """Two-sided 95 % quantile of Student's t, by Abramowitz & Stegun's 26.7.3 and 26.7.4."""
     odd, low, high = freedom % 2, 0.0, 16.0
 
     def within(t: float) -> float:

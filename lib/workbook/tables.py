@@ -137,8 +137,8 @@ def verdict(claim: str, first: np.ndarray, second: np.ndarray, unit: str = "poin
             draws: int = 1) -> dict:
     """Is `first` larger than `second` on the same images? "held", "did not hold", or "too small to tell".
 
-    (N,) images each, or (S, N) of S trainings, see `stats.paired_difference`; means over so many draws of the noise. One
-    training says nothing about another of its kind, so that its answer ends in "here": for these weights alone."""
+    (N,) images each, or (S, N) of S trainings, see `stats.paired_difference`; means over so many draws of the noise.
+    One training says nothing about another of its kind, so that its answer ends in "here": for these weights alone."""
     found = paired_difference(first, second, seed)
     low, high, trainings = found["low"], found["high"], len(np.atleast_2d(first))
     answer = "held" if low > 0 else "did not hold" if high < 0 else "too small to tell"

@@ -59,7 +59,8 @@ def test_several_trainings_make_a_t_interval_of_their_differences():
     same = stats.paired_difference(better[:1], worse[:1])  # a single training: an interval over images alone
     assert same == stats.paired_difference(better[0], worse[0])
     shares = stats.interval(better)
-    assert shares.high == 1 and shares.low == pytest.approx(0.7 - 4.302653 * better.mean(1).std(ddof=1) / 3**0.5, abs=.03)
+    half = 4.302653 * better.mean(1).std(ddof=1) / 3**0.5
+    assert shares.high == 1 and shares.low == pytest.approx(0.7 - half, abs=0.03)
 
 
 def test_trainings_that_agree_by_luck_are_not_surer_than_their_images():
