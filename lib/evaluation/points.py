@@ -29,6 +29,11 @@ def quiet(point: OperatingPoint) -> OperatingPoint:
     return point.replace(noise=0.0) if point.noise is not None else point
 
 
+def halfway(network: Network) -> OperatingPoint:
+    """Between the two batch norms, without noise."""
+    return quiet(network.at(1.0)).replace(batch_norm=0.5)
+
+
 def nodes(network: Network, noises: Sequence[float], mixes: Sequence[float],
           widths: Sequence[float | None] = (None,)) -> tuple[OperatingPoint, ...]:
     """Every combination of the knobs that the network has: what its sliders can be set to without computing."""
@@ -57,6 +62,18 @@ def views(network: Network, threat: Threat, *, forms: Sequence[str] = ("main",),
     found += [dict(evaluated_at=p, threat=threat, restart=again) for p in every if p not in noisy for again in (1, 2)]
     found += [dict(evaluated_at=p.replace(draw=0), threat=threat) for p in noisy if p in paper]
     return (*clean(every), *(View(form, **attack) for attack in found for form in forms))
+
+
+def suite(network: Network, threat: Threat, at: Sequence[OperatingPoint], draws: int = 0) -> tuple[View, ...]:
+    """Clean images, and equally many attacks at each of these points: the plain one; where there is noise that of the
+    point without it, too (transfer), and for draws > 1 one that averages over so many draws a step (EOT); restarts
+    elsewhere."""
+    noisy = [p for p in at if network.conditions(p).noisy]
+    met = [(q, p) for p in at for q in (p, *(q for q in noisy if q != p and quiet(q) == p))]
+    eot, again = (noisy, (1, 2)) if draws > 1 else ((), (1,))
+    return (*clean(at), *(View("main", q, threat, p) for q, p in met),
+            *(View("main", p, replace(threat, draws=draws)) for p in eot),
+            *(View("main", p, threat, restart=r) for p in at if p not in noisy for r in again))
 
 
 def every_knob(network: Network, threat: Threat, gates: Record | Sequence[float], *, draws=10,

@@ -172,7 +172,7 @@ class Reading:
             return np.minimum.reduce([self.right("union")[:len(next(iter(made)))], *made])
         if what == "paper_union" and self.paper_worst:
             return np.minimum.reduce([every[form] for form in paper_forms(self.record.num_exits)])
-        if what in SUITE and what not in makes.values() and "EOT" not in makes.values():
+        if what in SUITE and what not in makes.values() and quiet(self.point) == self.point:
             what = "white-box"  # EOT and transfer are the plain attack where there is no noise
         if met := [every[called] for called, made in makes.items() if made == what]:
             return np.minimum.reduce(met)

@@ -4,6 +4,7 @@ import math
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 
 from lib import WorkbookError, randomness
@@ -83,3 +84,15 @@ def interval(values: np.ndarray) -> Number:
         found = paired_difference(values, np.zeros_like(values))
         return Number(found["difference"], max(0.0, found["low"]), min(1.0, found["high"]))
     return Number(float(values.mean()), *wilson(float(values.sum()), len(values)))
+
+
+def trend(values: np.ndarray, seed: int = 0, resamples: int = 2000) -> Number:
+    """Rank correlation (Spearman's) of `values` (N,) with their place, with a 95 % bootstrap over them."""
+    values = np.asarray(values, float)
+
+    def correlation(places: np.ndarray) -> float:
+        return float(pd.Series(places).rank().corr(pd.Series(values[places]).rank()))
+
+    drawn = torch.randint(len(values), (resamples, len(values)), generator=randomness.generator(seed, "layers")).numpy()
+    low, high = np.nanquantile([correlation(places) for places in drawn if len(set(places)) > 2], [0.025, 0.975])
+    return Number(correlation(np.arange(len(values))), float(low), float(high))

@@ -118,11 +118,8 @@ def record(settings: Settings, trained: Trained, images: data.Dataset | None, **
 
     Raises WorkbookError where it has to be recorded and the dataset is not at hand.
     """
-    path = lib.ATLASES / f"{trained.name}.safetensors"
-    if settings.weights == "shipped" and path.is_file() and not options:
-        found = networks.matching(Record.load(path), trained)
-        if networks.holds(settings, found):
-            return networks.cut(settings, found)
+    if not options and (found := networks.recorded(settings, trained)) is not None:
+        return found
     if images is None:
         raise WorkbookError(f"{trained.name} came without a record of these images and seed, and its dataset is not on "
                             "this machine; see data/README.md for how to get it")

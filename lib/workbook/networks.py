@@ -106,10 +106,17 @@ def threat_of(settings: Settings, dataset: data.Dataset, **changes) -> Threat:
     return dataclasses.replace(usual, **{"step_size": usual.step_size * usual.steps / steps, "steps": steps} | changes)
 
 
-def holds(settings: Settings, found: Record) -> bool:
-    """Whether a shipped record is of the seed asked for, and has as many images as were named."""
+def recorded(settings: Settings, trained: Trained) -> Record | None:
+    """The record shipped with a network, cut to the images named; None where it is of another seed, or of fewer.
+
+    Raises WorkbookError when it was made with other weights than these.
+    """
+    path = lib.ATLASES / f"{trained.name}.safetensors"
+    if settings.weights != "shipped" or not path.is_file():
+        return None
+    found = matching(Record.load(path), trained)
     enough = "images" not in settings.named or settings.images <= found.images
-    return found.meta["seed"] == settings.seed and enough
+    return cut(settings, found) if found.meta["seed"] == settings.seed and enough else None
 
 
 def of_seed(settings: Settings, found: Record) -> Record:
@@ -157,11 +164,8 @@ def record(settings: Settings, trained: Trained, dataset: data.Dataset | None, i
     the run folder and taken up again after a kill; `options` as for `recording.suite` (forms, threat, thresholds, mode,
     point) and `recording.record` (batch_size, seed).
     """
-    path = lib.ATLASES / f"{trained.name}.safetensors"
-    if settings.weights == "shipped" and path.is_file() and not options:
-        found = matching(Record.load(path), trained)
-        if holds(settings, found):
-            return cut(settings, found)
+    if not options and (found := recorded(settings, trained)) is not None:
+        return found
     if dataset is None:
         raise WorkbookError(f"{trained.name} came without a record of {images} images and seed {settings.seed}, and "
                             "its dataset is not on this machine; see data/README.md for how to get it")

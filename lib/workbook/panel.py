@@ -36,7 +36,7 @@ def still(explorer: Explorer):
     subject = explorer.subject
     live.show(view.drawn(explorer))
     display(tables._plain(explorer.stops()))
-    if subject.network is not None and subject.pixels and subject.early:
+    if subject.early and subject.network is not None and subject.pixels:
         live.show(microscope.still(looked_at(explorer, subject.record.meta["images"][0])))
 
 

@@ -27,12 +27,19 @@ CHUNK = 25  # images attacked between two signs of progress
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """A record, and where they are at hand the images that it was made of and the network."""
+    """A record, and where they are at hand the images that it was made of and the network.
+
+    source: the images, or what reads them when they are looked for.
+    """
 
     record: Record
-    images: Split | None = None
+    source: Split | Callable[[], Split | None] | None = None
     network: Callable[[], Network] | None = None
     _gates: dict = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def images(self) -> Split | None:
+        return self.source() if callable(self.source) else self.source
 
     @cached_property
     def knobs(self) -> frozenset[str]:
@@ -73,7 +80,7 @@ class Subject:
     @property
     def classes(self) -> Sequence[str]:
         """What the network calls its classes."""
-        names = self.record.meta.get("classes") or self.images is not None and self.images.classes
+        names = self.record.meta.get("classes") or (self.images and self.images.classes)
         return names or [str(c) for c in range(int(self.record.labels.max()) + 1)]
 
     @cached_property
@@ -110,7 +117,7 @@ class Subject:
     def pixels(self) -> dict[int, np.ndarray] | None:
         """The sampled images as uint8 (H, W, 3), or None where they are neither at hand nor in the record."""
         shown = self.record.pictures
-        if self.images is not None:
+        if shown is None and self.images is not None:
             shown = self.images.images[self.record.meta["images"][0] + self.sample].cpu()
         if shown is None:
             return None

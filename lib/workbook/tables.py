@@ -1,17 +1,19 @@
 """Tables as people read them: published beside measured, settings beside each other, and computed verdicts."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 
+from lib import WorkbookError
 from lib.evaluation.reading import COUNTED, Reading
 from lib.evaluation.stats import Number, paired_difference
 from lib.workbook import style
 from lib.workbook.published import Published
 
 DASH = "–"
+LEARNED = 0.25  # clean accuracy, surely above which a network of ten classes has learned something
 QUANTITIES = {"clean": "TA", "paper_worst": "ATA, paper's worst case", "union": "per-image worst case",
               "paper_mflops": "MFlops as the paper counts", "paper_saving": "saving as the paper counts, %",
               "cumulative_macs": "true cost, M MACs", "saving": "true saving, %"}
@@ -148,8 +150,46 @@ def verdict(claim: str, first: np.ndarray, second: np.ndarray, unit: str = "poin
             "over": ", ".join(over), "verdict": answer + " here" * (trainings == 1 and low * high > 0)}
 
 
-def verdicts(*lines: dict) -> pd.DataFrame:
-    return _plain(pd.DataFrame(lines).set_index("claim").fillna(DASH))
+def within(claim: str, found: Sequence[float], unit: str, images: int | str, *, least: float = -math.inf,
+           most: float = math.inf, above: float = -math.inf, form: str = "+.1f", column: str = "95 % interval") -> dict:
+    """Does a number (value, low, high) lie from `least` to `most`, or surely above `above`?
+
+    Its whole interval does: "held"; none of it: "did not hold"; else "too small to tell".  form: of the numbers."""
+    value, low, high = found
+    inside, outside = least <= low and high <= most and low > above, high < max(least, above) or low > most
+    return {"claim": claim, "difference": f"{value:{form}} {unit}".rstrip(), column: f"{low:{form}} to {high:{form}}",
+            "images": images, "verdict": "held" if inside else "did not hold" if outside else "too small to tell"}
+
+
+def compared(claim: str, first: Reading, second: Reading, what: str = "union", other: str | None = None) -> dict:
+    """`verdict` on two readings; a network that still answers at chance on clean images decides nothing."""
+    line = verdict(claim, first.right(what), second.right(other or what), draws=max(first.draws, second.draws))
+    return line if learned(first, second) else line | {"verdict": "too small to tell: one of them has hardly learned"}
+
+
+def gain(first: Reading, second: Reading, what: str = "union") -> tuple[float, float, float]:
+    """What the first has more on the same images, in points, and its 95 % interval."""
+    found = paired_difference(first.right(what), second.right(what))
+    return tuple(100 * found[part] for part in ("difference", "low", "high"))
+
+
+def learned(*readings: Reading) -> bool:
+    """Whether all of them answer clean images surely better than chance does."""
+    return all(r.measured("clean").low >= LEARNED for r in readings)
+
+
+def percent(reading: Reading, what: str, with_interval: bool = False) -> str:
+    """An accuracy in percent, with its flag; a dash where that attack was not run."""
+    try:
+        found = reading.measured(what)
+    except WorkbookError:
+        return DASH
+    return (spread(found, 1, unit=100) if with_interval else f"{100 * found.value:.1f}") + reading.flag(what)
+
+
+def verdicts(*lines: dict | None) -> pd.DataFrame:
+    """A line per claim; None is a claim about what is not there."""
+    return _plain(pd.DataFrame([line for line in lines if line]).set_index("claim").fillna(DASH))
 
 
 def _plain(table: pd.DataFrame) -> pd.DataFrame:

@@ -1,0 +1,343 @@
+"""A study of once-for-all networks: FLOAT, its control, OAT and PGD-AT on the same images at their operating points.
+
+    settings = once_for_all.resolve(globals(), "20_lambda_tradeoff", ("float", "dual_bn"), images=(48, 500, 10_000))
+    members = once_for_all.members(settings, once_for_all.obtain(settings, ("float", "dual_bn", "oat")))
+    members["float"].read(0.2, 0.5).right("union")      # at λ_n 0.2, λ_th 0.5
+"""
+
+import contextlib
+import functools
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pandas as pd
+
+import lib
+from lib import WorkbookError, checkpoints, data
+from lib.attacks.steps import Threat
+from lib.evaluation import points, recording, rows
+from lib.evaluation.reading import Reading, Trainings, read
+from lib.evaluation.record import Record, View
+from lib.evaluation.stats import Number
+from lib.models.mixture import mixture
+from lib.models.network import Network
+from lib.operating_point import OperatingPoint
+from lib.training import recipes
+from lib.workbook import networks, parameters, studies, style, tables
+from lib.workbook.networks import Trained
+from lib.workbook.parameters import Settings
+from lib.workbook.published import GAINS, suited
+from lib.workbook.subject import Subject
+
+FAMILIES = {"pgd_at": "PGD-AT λ", "mixed": "PGD-AT λ 0 and 1 mixed,"}  # a network per λ or weight
+SIZES = {"quick": dict(mixes=(0.0, 0.5, 1.0), draws=2), "laptop": dict(mixes=(0.0, 0.5, 1.0), draws=5),
+         "paper": dict(mixes=(0.0, 0.25, 0.5, 0.75, 1.0), draws=20)}  # draws of EOT's gradients, and at evaluation
+JUDGED = {"cifar10_jpeg": "cifar10_png"}  # trained on a lossy copy, judged on lossless images
+COLUMNS = {"clean": "clean", "white-box": "PGD", "EOT": "EOT-PGD", "noise-free transfer": "transfer, noise-free",
+           "draw known": "draw known", "union": "worst of suite, per image", "worst": "right in every draw",
+           "strong": "strong suite, first images"}
+
+
+@dataclass(frozen=True)
+class Member:
+    """One method of the study: its network and record, and those of its further trainings.
+
+    family: the method, whatever its weight.  weight: what is built in, PGD-AT's lambda or a mixture's weight; None
+    where a knob is.
+    """
+
+    method: str
+    trained: Trained
+    record: Record
+    others: tuple["Member", ...] = ()
+
+    @property
+    def network(self) -> Network:
+        return self.trained.network
+
+    @property
+    def runs(self) -> tuple["Member", ...]:
+        return (replace(self, others=()), *self.others)
+
+    @property
+    def family(self) -> str:
+        return next((name for name in FAMILIES if self.method.startswith(name)), self.method)
+
+    @property
+    def weight(self) -> float | None:
+        return float(self.method.removeprefix(self.family)) if self.family in FAMILIES else None
+
+    @property
+    def label(self) -> str:
+        return style.label(self.method) if self.weight is None else f"{FAMILIES[self.family]} {self.weight:g}"
+
+    def point(self, lambda_n: float, lambda_th: float = 0.0, width: float | None = None) -> OperatingPoint:
+        return points.of_lambda(self.network, lambda_n, lambda_th, width)
+
+    def published(self, lambdas=points.LAMBDAS, switches=points.SWITCHES, width=None) -> list[OperatingPoint]:
+        """Where these λ_n and λ_th lead, as far as it was recorded there."""
+        return [p for p in points.published(self.network, lambdas, switches, (width,)) if p in self.record.points]
+
+    def read(self, *where, **how) -> Reading | Trainings:
+        """Its record at a point, or at the point of (lambda_n, lambda_th, width); of all its trainings."""
+        point = where[0] if isinstance(where[0], OperatingPoint) else self.point(*where)
+        if self.record.num_exits > 1 and point.thresholds is None:
+            how = {"thresholds": suited(self.record)} | how
+        return read([run.record for run in self.runs] if self.others else self.record, point, **how)
+
+
+Members = Mapping[str, Member]
+
+
+def resolve(namespace: dict, notebook: str, methods: Sequence[str], **by_preset) -> Settings:
+    """`parameters.resolve` for notebooks on these methods, whose network and dataset are parameters, too.
+
+    Shipped weights: a network of which these methods came along on that dataset, else the quick size is trained.
+    """
+    by_preset = dict(network=("resnet20", "resnet20", "resnet34"), dataset=("digits", "digits", "cifar10")) | by_preset
+    settings = parameters.resolve(namespace, notebook, **by_preset)
+    if settings.weights == "train":
+        return settings
+    came = [name for name in recipes.NETWORKS if all(networks.shipped(
+        lib.CHECKPOINTS, f"{name}-{settings.dataset}-{method}", settings.preset) for method in methods)]
+    if "network" not in settings.named and came and settings.network not in came:
+        settings.network = came[0]
+    return settings if settings.network in came else studies.trained_here(namespace, notebook, **by_preset)
+
+
+def dataset(settings: Settings) -> data.Dataset:
+    """The dataset in the shape of the study's networks; of shipped ones what they are judged on, without a download.
+
+    Raises WorkbookError where it is not at hand.
+    """
+    shape, name = studies.recipe(settings, settings.network, "float").network["input_shape"], settings.dataset
+    shipped = settings.weights == "shipped"
+    return _loaded(JUDGED.get(name, name) if shipped else name, settings.device, tuple(shape), not shipped)
+
+
+@functools.lru_cache(maxsize=2)
+def _loaded(name: str, device: str, shape: tuple[int, int, int], download: bool) -> data.Dataset:
+    return data.load(name, device=device, shape=shape, download=download)
+
+
+def obtain(settings: Settings, methods: Sequence[str]) -> dict[str, Trained]:
+    """{method: its network}, trained once per run; with shipped weights, of the methods that came along."""
+    family = f"{settings.network}-{settings.dataset}-{{}}"
+    return {method: studies.obtain(settings, settings.network, method) for method in methods
+            if settings.weights == "train"
+            or networks.shipped(lib.CHECKPOINTS, family.format(method), settings.preset)}
+
+
+def mixed(trained: Mapping[str, Trained], weights: Sequence[float] = (0.25, 0.5, 0.75)) -> dict[str, Trained]:
+    """PGD-AT's two ends as one network that averages their probabilities; nothing where one of them is missing, or
+    where the ends were shipped and the mixture's record was not."""
+    if not {"pgd_at0", "pgd_at1"} <= set(trained):
+        return {}
+    ends = trained["pgd_at0"], trained["pgd_at1"]
+    found = {f"mixed{w:g}": Trained(ends[0].name.replace("pgd_at0", f"mixed{w:g}"), mixture(*(
+        end.network for end in ends), w), "+".join(end.digest[:16] for end in ends), ends[0].weights) for w in weights}
+    came = [method for method, t in found.items() if (lib.ATLASES / f"{t.name}.safetensors").is_file()]
+    return found if ends[0].weights == "train" else {method: found[method] for method in came}
+
+
+def members(settings: Settings, trained: Mapping[str, Trained], **options) -> dict[str, Member]:
+    """{method: network and record}; options: see `planned`, and the threat."""
+    return {method: Member(method, t, record(settings, t, **options)) for method, t in trained.items()}
+
+
+def record(settings: Settings, trained: Trained, **options) -> Record:
+    """The record of a network: shipped with its weights, or recorded in this run and kept.
+
+    Raises WorkbookError where it has to be recorded and the dataset is not at hand.
+    """
+    if not options and (found := networks.recorded(settings, trained)) is not None:
+        return found
+    try:
+        images = dataset(settings)
+    except WorkbookError as error:
+        raise WorkbookError(f"{trained.name} came without a record of these attacks, images and seed: "
+                            f"{error}") from None
+    size = SIZES[settings.preset] | options
+    todo, draws = planned(trained.network, size.pop("threat", None) or networks.threat_of(settings, images), **size)
+    told = hashlib.sha256(repr(todo).encode()).hexdigest()[:8]
+    label = f"{trained.name}-{trained.digest[:8]}-{settings.images}-{draws}-{told}-s{settings.seed}"
+    path = settings.run_dir.parent / "records" / f"{label}.safetensors"
+    with networks.waiting_for(path):
+        if not path.is_file():
+            recording.record(trained.network, networks.first(settings, images, settings.images), todo, draws=draws,
+                             seed=settings.seed, folder=path.with_suffix(""), dataset=images.name,
+                             data_variant=images.variant, checkpoint=trained.digest, defence=trained.defence).save(path)
+    return Record.load(path)
+
+
+def planned(network: Network, threat: Threat, *, draws: int, plan: Callable | None = None,
+            **size) -> tuple[Sequence[View], int]:
+    """(the views to record, draws): plan(network, threat), else `points.views`; of a network with several widths at all
+    of them, and at fewer nodes between the published points."""
+    if plan is not None:
+        return plan(network, threat), draws
+    if "width" in network.knobs:
+        size |= dict(widths=network.widths, mixes=(0.0, 1.0), noises=(0.0, 0.4, 1.0))
+    return points.views(network, threat, draws=draws, **size), draws
+
+
+def repeats(settings: Settings, methods: Sequence[str], which: str, plan: Callable,
+            seeds: Sequence[int] = (0, 1, 2)) -> dict[str, Member]:
+    """{method: its trainings}: of the shipped seeds, with the records of that name, or `settings.seeds` of each trained
+    and recorded in this run, alike in all but the method.
+
+    plan: see `record`. Raises WorkbookError where a shipped file is missing, or a record is of other weights.
+    """
+    found: dict[str, list[Member]] = {method: [] for method in methods}
+    if settings.weights == "shipped":
+        files = {seed: {method: repeat_files(f"{settings.network}-{settings.dataset}-{method}-laptop-seed{seed}", which)
+                        for method in methods} for seed in seeds}
+        came = networks.whole(seeds, lambda seed: [path for pair in files[seed].values() for path in pair])
+        for seed in networks.trainings(settings, came):
+            for method, (weights, kept) in files[seed].items():
+                loaded = checkpoints.load(weights)
+                trained = Trained(weights.stem, loaded.network, loaded.digest, "shipped")
+                made = networks.cut(settings, networks.matching(Record.load(kept), trained))
+                found[method].append(Member(method, trained, made))
+    else:
+        for seed in range(settings.seed, settings.seed + settings.seeds):
+            own = Settings(**{**vars(settings), "seed": seed})
+            for method, trained in obtain(own, methods).items():
+                found[method].append(Member(method, trained, record(own, trained, plan=plan)))
+    return {method: replace(runs[0], others=tuple(runs[1:])) for method, runs in found.items()}
+
+
+def repeat_files(name: str, which: str) -> tuple[Path, Path]:
+    """Where the weights and a record of one of several trainings are shipped."""
+    weights, records = (folder / "repeats" for folder in (lib.CHECKPOINTS, lib.ATLASES))
+    return weights / f"{name}.safetensors", records / f"{name}-{which}.safetensors"
+
+
+def caption(settings: Settings, found: Members) -> str:
+    """What every number of these members stands on, in one line."""
+    member = next(iter(found.values()))
+    meta, threat = member.record.meta, next(view.threat for view in member.record.views if view.attacked)
+    draws = max(m.read(p).draws for m in found.values() for p in m.record.points)
+    return (f"{len(member.runs)} trainings each · " * bool(member.others) + f"{member.record.images:,} test images of "
+            f"{meta['dataset']} ({meta['data_variant']}) · PGD-{threat.steps}, ε {threat.epsilon:.3g}, step "
+            f"{threat.step_size:.3g} · mean over {draws} draws of the noise · seed {meta['seed']} · preset "
+            f"{settings.preset} · 95 % intervals")
+
+
+def write(settings: Settings, found: Members) -> Path:
+    """All numbers of the members as tidy rows in the run's table; returns its path."""
+    for member in (run for m in found.values() for run in m.runs):
+        threats = dict.fromkeys(replace(v.threat, draws=1) for v in member.record.views if v.attacked)
+        told = dict(experiment=settings.notebook, preset=settings.preset, weights=member.trained.weights)
+        rows.append(settings.table, (row for point in member.record.points for threat in threats
+                                     for row in rows.of(member.read(point, threat=threat), **told)))
+    return settings.table
+
+
+def subjects(settings: Settings, found: Members) -> dict[str, Subject | dict[float, Subject]]:
+    """What the explorer shows: a subject per method, of those with a network per lambda one for each; the images are
+    read when they are looked for."""
+    def images(record: Record) -> data.Split | None:
+        with contextlib.suppress(WorkbookError):
+            return dataset(settings).test if dataset(settings).variant == record.meta["data_variant"] else None
+
+    shown: dict = {}
+    for m in found.values():
+        subject = Subject(m.record, functools.partial(images, m.record), lambda m=m: m.network)
+        if m.weight is None:
+            shown[m.label] = subject
+        else:
+            shown.setdefault(style.label(m.family), {})[m.weight] = subject
+    return shown
+
+
+# Tables, and what figures show.
+
+
+def trade_off(found: Members, lambdas=points.LAMBDAS, switches=points.SWITCHES,
+              width: float | None = None) -> dict[str, dict[str, tuple[Number, Number]]]:
+    """{method: {point: (robust, clean)}} for `figures.plane`; of methods with a network per weight, all in one."""
+    shown: dict = {}
+    for m in found.values():
+        for at in m.published(lambdas, switches, width):
+            two = tuple(m.read(at).measured(what) for what in ("union", "clean"))
+            shown.setdefault(m.family, {})[points.name(at) if m.weight is None else m.label] = two
+    return shown
+
+
+
+def accuracies(found: Members, columns: Sequence[str] = tuple(COLUMNS)[:-1], lambdas=points.LAMBDAS,
+               switches=points.SWITCHES, width: float | None = None) -> pd.DataFrame:
+    """Accuracy in percent: a line per method and recorded point of the paper, a column per attacker; a dash where an
+    attack was not run."""
+    lines, columns = {}, (*columns, *(("strong",) * any(m.record.strong is not None for m in found.values())))
+    for member in found.values():
+        for at in member.published(lambdas, switches, width):
+            reading = member.read(at)
+            lines[member.label, where(member, at, lambdas, switches)] = {
+                COLUMNS[who]: tables.percent(reading, who, who in ("clean", "union", "strong")) for who in columns}
+    table = pd.DataFrame(lines).T
+    table.index.names = ["method", "operating point"]
+    return tables._plain(table)
+
+
+def where(member: Member, at: OperatingPoint, lambdas=points.LAMBDAS, switches=points.SWITCHES) -> str:
+    """A point by its knobs, and which (λ_n, λ_th) lead there."""
+    if member.network.conditioning != "float":
+        return points.name(at)
+    led = [f"({n:g}, {th:g})" for th in switches for n in lambdas if member.point(n, th, at.width) == at]
+    return points.name(at) + (f" ← (λ_n, λ_th) = {' '.join(led)}" if led else " (noise in training only)")
+
+
+def crossing(member: Member, lambdas=points.LAMBDAS, switches=points.SWITCHES) -> pd.DataFrame:
+    """Robust accuracy in percent: crafted at (rows) x evaluated at (columns), over the published points."""
+    names = {p: points.name(p) for p in member.published(lambdas, switches)}
+    table = pd.DataFrame(index=list(names.values()), columns=list(names.values()), dtype=float)
+    for v, view in enumerate(member.record.views):
+        plain = view.attacked and view.threat.draws == 1 and not view.restart and view.evaluated_at.draw is None
+        if plain and view.crafted_at in names and view.evaluated_at in names:
+            share = member.record.right[v, -1] / view.draws
+            table.loc[names[view.crafted_at], names[view.evaluated_at]] = 100 * share.mean()
+    table.index.name = "crafted at ↓  evaluated at →"
+    return table
+
+
+def find(found: Members, method: str, *where) -> Reading | Trainings | None:
+    """A member's reading; None where the method did not come along, or was not recorded there."""
+    member = found.get(method)
+    point = member and (where[0] if isinstance(where[0], OperatingPoint) else member.point(*where))
+    return member.read(point) if member and point in member.record.points else None
+
+
+def claim(found: Members, text: str, first: tuple, second: tuple, what: str = "union",
+          other: str | None = None) -> dict | None:
+    """`tables.compared` of two (method, *where); None where one of them is not there."""
+    pair = [find(found, *side) for side in (first, second)]
+    return tables.compared(text, *pair, what, other) if all(pair) else None
+
+
+def differences(found: Members, pairs: Mapping[str, tuple[tuple, tuple]], what: str) -> dict[str, tuple]:
+    """{name: `tables.gain` of two (method, *where)}, of those that are there."""
+    read = {name: [find(found, *side) for side in pair] for name, pair in pairs.items()}
+    return {name: tables.gain(*pair, what) for name, pair in read.items() if all(pair)}
+
+
+def gains(found: Members, pairs: Mapping[str, Sequence[tuple[tuple, tuple]]]) -> pd.DataFrame:
+    """The gains that the paper names beside ours, in points: the largest of these pairs of (method, *where), as its
+    "up to"; ours is one dataset."""
+    lines = {}
+    for name, sides in pairs.items():
+        read = [pair for pair in ([find(found, *side) for side in two] for two in sides) if all(pair)]
+        for quantity, who in (("clean", "clean"), ("robust", "white-box")) if read else ():
+            best = max(read, key=lambda pair, who=who: tables.gain(*pair, who)[0])
+            value, low, high = (f"{part:+.1f}" for part in tables.gain(*best, who))
+            said, known = GAINS.value(name, quantity), tables.learned(*best)
+            lines[name, f"{quantity} accuracy"] = {
+                "published": tables.DASH if said is None else f"{said:+.2f}",
+                "measured": value if known else tables.DASH,
+                "95 % interval": f"{low} to {high}" if known else tables.DASH, "at": points.name(best[0].point)}
+    table = pd.DataFrame(lines).T
+    table.index.names = ["gain", "quantity"]
+    return tables._plain(table)

@@ -1,0 +1,186 @@
+"""A study's tables, claims and figures on hand-made records whose numbers are known; several trainings at once."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from lib import WorkbookError
+from lib.evaluation import points
+from lib.evaluation.stats import interval
+from lib.operating_point import OperatingPoint
+from lib.workbook import figures, once_for_all, style, tables
+from lib.workbook.once_for_all import SIZES
+from lib.workbook.parameters import Settings
+from tests.networks import small
+from tests.workbook.made_members import IMAGES, THREAT, repeated, study
+
+FULL, QUIET = OperatingPoint(noise=1.0, batch_norm=1.0), OperatingPoint(noise=0.0, batch_norm=1.0)
+
+
+@pytest.fixture(scope="module")
+def members():
+    return study()
+
+
+@pytest.fixture(scope="module")
+def trainings():
+    return {"float": repeated("float", 0.3, 0.2, 0.1), "dual_bn": repeated("dual_bn", 0.1, 0.0, 0.1)}
+
+
+@pytest.fixture
+def settings(tmp_path):
+    return Settings(preset="laptop", weights="shipped", seed=0, run_dir=tmp_path / "20", device="cpu", images=500,
+                    notebook="20_lambda_tradeoff", dataset="digits", network="resnet20")
+
+
+def test_tables_and_claims_read_the_records(members):
+    table = once_for_all.accuracies(members)
+    assert table.shape == (7 + 2 + 4 + 1 + 1, len(once_for_all.COLUMNS))
+    assert table.loc[("control (dual BN, no noise)", "BN_A"), "PGD"] == "40.0"
+    assert "noise in training only" in "".join(at for _, at in table.index)
+    crossed = once_for_all.crossing(members["float"])
+    assert crossed.shape == (7, 7) and not crossed.isna().any().any()
+    assert crossed.loc["s 0, BN_C", "s 1, BN_A"] == pytest.approx(60)
+    said = once_for_all.claim(members, "more robust", ("float", 1.0), ("float", 0.0))
+    assert said["verdict"] == "held" and said["difference"] == "+50.0 points"
+    assert once_for_all.claim(members, "x", ("float", 0.2), ("oat", 0.2))["difference"].startswith("+")
+    gains = once_for_all.gains(members, {
+        "FLOAT instead of PGD-AT": [(("float", n), (f"pgd_at{n:g}", n)) for n in (0.0, 0.2, 1.0)],
+        "FLOAT instead of OAT": [(("float", n), ("nowhere", n)) for n in (0.0, 1.0)]})
+    assert gains.loc[("FLOAT instead of PGD-AT", "clean accuracy"), "published"] == "+6.96"
+    assert gains.loc[("FLOAT instead of PGD-AT", "robust accuracy")].tolist()[1:2] == ["+50.0"] and len(gains) == 2
+
+
+def test_what_is_not_there_is_a_dash_or_no_line(members):
+    assert once_for_all.claim(members, "x", ("float", 1.0), ("pni", 1.0)) is None
+    assert once_for_all.claim(members, "x", ("float", 0.3), ("float", 1.0)) is None  # was not recorded
+    line = tables.verdict("a", np.ones(4), np.zeros(4))
+    assert len(tables.verdicts(line, None)) == 1
+    assert once_for_all.accuracies({"dual_bn": members["dual_bn"]})["draw known"].tolist() == ["–", "–"]
+    without = members["float"].record
+    fewer = replace(members["float"], record=without.take([
+        v for v, view in enumerate(without.views) if view.threat is None or view.threat.draws == 1]))
+    table = once_for_all.accuracies({"float": fewer})["EOT-PGD"]  # not run: where there is noise, nobody knows
+    assert [cell == "–" for cell in table] == ["s 0," not in at for _, at in table.index]
+
+
+def test_a_network_at_chance_decides_nothing(members):
+    reading = members["float"].read(1.0)
+    lost = replace(reading, record=replace(reading.record, right=0 * reading.record.right))
+    assert tables.compared("x", reading, lost)["verdict"].startswith("too small to tell")
+    assert tables.compared("x", reading, members["float"].read(0.0))["verdict"] == "held"
+
+
+def test_figures_have_a_mark_for_every_point(members):
+    plane = figures.plane({"": once_for_all.trade_off(members)}, "t", "c", "x", "y").data
+    assert {t.name: len(t.x) for t in plane} == {"FLOAT": 7, "control (dual BN, no noise)": 2, "OAT": 4, "PGD-AT": 2}
+    assert plane[0].marker.color == style.DEFENCES["float"] and list(plane[3].text) == ["PGD-AT λ 0", "PGD-AT λ 1"]
+    robust = plane[1].x[1], plane[1].error_x.arrayminus[1]
+    assert robust[0] == pytest.approx(40) and 40 - robust[1] == pytest.approx(100 * interval(
+        np.arange(IMAGES) < 16).low)
+    pairs = {"noise": (("float", 1.0), ("float", QUIET)), "not there": (("float", 1.0), ("pni", 1.0))}
+    added = once_for_all.differences(members, pairs, "union")
+    assert list(added) == ["noise"] and added["noise"][0] == pytest.approx(20)
+    lines = figures.differences({"clean": added, "robust": added}, "t", "c").data
+    assert [len(line.x) for line in lines] == [1, 1]
+    assert figures.heatmap(once_for_all.crossing(members["float"]), "t", "c", "x", "y").data[0].z.shape == (7, 7)
+    ones = {0.0: members["float"].read(0.0).measured("clean"), 1.0: members["float"].read(1.0).measured("clean")}
+    curve = figures.curves({"a": {"one": ones}, "b": {"one": ones}}, "t", "c", "x", "y", {"one": {"dash": "dot"}}).data
+    assert [list(c.y) for c in curve] == [[90.0, 60.0]] * 2 and [c.line.dash for c in curve] == ["dot"] * 2
+
+
+def test_the_explorer_reads_images_when_it_looks_for_them(members, settings, monkeypatch):
+    asked = []
+    monkeypatch.setattr(once_for_all, "dataset", lambda settings: asked.append(1) or pytest.fail("read"))
+    shown = once_for_all.subjects(settings, members)
+    assert list(shown) == ["FLOAT", "control (dual BN, no noise)", "OAT", "PGD-AT"] and list(shown["PGD-AT"]) == [0, 1]
+    assert not asked
+
+
+def test_shipped_networks_are_read_without_their_dataset(settings, monkeypatch):
+    monkeypatch.setattr(once_for_all.data, "load", lambda *args, **options: pytest.fail("read a dataset"))
+    found = once_for_all.members(settings, once_for_all.obtain(settings, ("float", "dual_bn", "pni")))
+    assert once_for_all.write(settings, found).is_file()
+    assert "500 test images of digits (embedded) · PGD-20, ε 0.15, step 0.03" in once_for_all.caption(settings, found)
+
+
+PARAMETERS = dict(preset="auto", weights="auto", seed=0, run_dir="", dataset="auto", network="auto",
+                  __annotations__=dict(preset=str, weights=str, seed=int, run_dir=str, dataset=str, network=str))
+
+
+def test_the_network_is_one_that_came_along_on_the_dataset(tmp_path, monkeypatch, capsys):
+    for name in ("resnet20-digits-float", "resnet20-digits-oat", "cheap_resnet38-cifar10_jpeg-float"):
+        (tmp_path / f"{name}-laptop.safetensors").touch()
+    monkeypatch.setattr(once_for_all.lib, "CHECKPOINTS", tmp_path)
+    monkeypatch.setenv("WORKBOOK_PRESET", "")
+    monkeypatch.setenv("WORKBOOK_WEIGHTS", "")
+    monkeypatch.setattr("lib.workbook.parameters.RUNS", tmp_path)
+
+    def resolved(*methods, **given):
+        found = once_for_all.resolve(PARAMETERS | given, "20_x", methods)
+        return found.network, found.dataset, found.weights
+
+    assert resolved("float", "oat") == ("resnet20", "digits", "shipped")
+    assert resolved("float", dataset="cifar10_jpeg") == ("cheap_resnet38", "cifar10_jpeg", "shipped")
+    assert resolved("float", network="cheap_resnet38", dataset="cifar10_jpeg")[0] == "cheap_resnet38"
+    assert "trained right" not in capsys.readouterr().out
+    assert resolved("float", "oat", dataset="cifar10_jpeg") == ("resnet20", "cifar10_jpeg", "train")
+    assert "did not come with the repository" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("preset", ["quick", "laptop", "paper"])
+def test_every_record_holds_both_batch_norms_and_the_point_half_way(preset):
+    assert {0.0, 0.5, 1.0} <= set(SIZES[preset]["mixes"])
+
+
+# Several trainings.
+
+
+def test_every_point_meets_three_attacks_and_transfer_only_where_there_is_noise():
+    network = small("resnet20", conditioning="float", input_shape=(3, 8, 8))
+    at = (*points.published(network), points.halfway(network))
+    asked = points.suite(network, THREAT, at, 7)
+    clean = [view.point for view in asked if not view.attacked]
+    assert QUIET in clean and OperatingPoint(noise=0.0, batch_norm=0.5) in clean
+    for point in clean:
+        met = [view for view in asked if view.attacked and view.point == point]
+        assert len(met) == 3
+        if network.conditions(point).noisy:
+            assert sorted(a.threat.draws for a in met) == [1, 1, 7]
+            assert {a.crafted_at for a in met} == {point, points.quiet(point)}
+        else:
+            assert [a.restart for a in met] == [0, 1, 2] and all(a.crafted_at == point for a in met)
+    fewer = points.suite(network, THREAT, at)
+    assert set(fewer) < set(asked) and all(sum(v.attacked and v.point == p for v in fewer) == 2 for p in clean)
+
+
+def test_what_is_read_has_a_row_per_training(trainings):
+    reading = trainings["float"].read(FULL)
+    assert reading.right("clean").shape == (3, 60) == reading.right("union").shape
+    assert reading.right("clean").mean(1) == pytest.approx([0.9, 0.8, 0.7], abs=0.01)
+    assert reading.right("EOT").mean() == pytest.approx(0.4, abs=0.01)
+    assert trainings["float"].read(1.0).point == FULL  # by λ_n, as a single training is read
+    noise = [once_for_all.differences({m: t.runs[n] for m, t in trainings.items()}, {
+        "noise": (("float", 1.0), ("dual_bn", 1.0))}, "union")["noise"][0] for n in range(3)]
+    assert noise == pytest.approx([20, 20, 0])
+
+
+def test_intervals_draw_the_trainings_too(trainings):
+    over, second = trainings["float"].read(FULL).measured("clean"), trainings["float"].runs[1]
+    one = second.read(FULL).measured("clean")
+    assert over.value == pytest.approx(0.8, abs=0.01) and over.low < one.value < over.high
+    alike = interval(np.stack([second.read(FULL).right("clean")] * 3))
+    assert over.high - over.low > alike.high - alike.low
+
+
+def test_shipped_repeats_are_those_of_the_seeds_asked_for(settings):
+    vars(settings).update(dataset="fashion_mnist", named=frozenset())
+    found = once_for_all.repeats(settings, ("float", "dual_bn"), "pgd", plan=None)
+    assert [run.trained.name[-1] for run in found["dual_bn"].runs] == ["0", "1", "2"]
+    assert once_for_all.caption(settings, found).startswith("3 trainings each · 5,000 test images of fashion_mnist")
+    vars(settings).update(seed=2)
+    assert len(once_for_all.repeats(settings, ("float", "dual_bn"), "suite", plan=None)["float"].runs) == 1
+    vars(settings).update(dataset="digits")
+    with pytest.raises(WorkbookError, match="not enough came"):
+        once_for_all.repeats(settings, ("float",), "pgd", plan=None)
