@@ -43,7 +43,7 @@ def test_tables_and_claims_read_the_records(members):
     assert crossed.shape == (7, 7) and not crossed.isna().any().any()
     assert crossed.loc["s 0, BN_C", "s 1, BN_A"] == pytest.approx(60)
     said = once_for_all.claim(members, "more robust", ("float", 1.0), ("float", 0.0))
-    assert said["verdict"] == "held" and said["difference"] == "+50.0 points"
+    assert (said["verdict"], said["over"]) == ("held here", "1 training, 2 draws") and said["difference"] == "+50.0 points"
     assert once_for_all.claim(members, "x", ("float", 0.2), ("oat", 0.2))["difference"].startswith("+")
     gains = once_for_all.gains(members, {
         "FLOAT instead of PGD-AT": [(("float", n), (f"pgd_at{n:g}", n)) for n in (0.0, 0.2, 1.0)],
@@ -69,7 +69,7 @@ def test_a_network_at_chance_decides_nothing(members):
     reading = members["float"].read(1.0)
     lost = replace(reading, record=replace(reading.record, right=0 * reading.record.right))
     assert tables.compared("x", reading, lost)["verdict"].startswith("too small to tell")
-    assert tables.compared("x", reading, members["float"].read(0.0))["verdict"] == "held"
+    assert tables.compared("x", reading, members["float"].read(0.0))["verdict"] == "held here"
 
 
 def test_figures_have_a_mark_for_every_point(members):
