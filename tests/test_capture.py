@@ -61,14 +61,18 @@ def test_captured_steps_lose_what_eager_steps_lose(name, close, tmp_path):
 
 @pytest.mark.gpu
 def test_a_step_that_cannot_be_captured_goes_on_eagerly_and_says_so_once():
-    runs = []
+    runs, streams = [], Streams(0, torch.device("cuda"))
 
     def body():
+        drawn = torch.rand((), generator=streams("noise"), device="cuda")
         runs.append(torch.ones(1, device="cuda").sum().item())  # waits for the device: not allowed in a capture
-        return {"n": torch.ones((), device="cuda")}
+        return {"n": drawn}
 
-    captured = Captured(body, Streams(0, torch.device("cuda")))
+    captured = Captured(body, streams)
     with pytest.warns(UserWarning, match="could not be captured") as caught:
-        for _ in range(WARM_UP + 4):
-            assert captured("key")["n"].item() == 1
+        for step in range(WARM_UP + 4):
+            streams.begin(step)
+            expected = torch.rand((), generator=randomness.generator(0, "train", step, "noise", device="cuda"),
+                                  device="cuda")
+            assert captured("key")["n"].item() == expected.item()
     assert len(caught) == 1 and len(runs) >= WARM_UP + 4

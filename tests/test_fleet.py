@@ -8,9 +8,12 @@ import sys
 import time
 
 import pytest
+import torch
 
 from lib import ROOT, WorkbookError, checkpoints
 from lib.__main__ import main
+from lib.attacks import forms
+from lib.models import zoo
 from lib.training import fleet, loop, recipes
 
 NAMES = [("resnet20-digits-float-quick", 0), ("resnet20-digits-dual_bn-quick", 0), ("resnet20-digits-float-quick", 1)]
@@ -38,6 +41,15 @@ def test_every_comparison_is_complete_and_on_one_schedule():
         assert (control, seed) in names
         if "rdi_" in name:
             assert (f"{name.removeprefix('rdi_').split('-')[0]}-cifar10_jpeg-main-laptop", seed) in names
+
+
+@pytest.mark.parametrize("name", dict.fromkeys(name for name, _ in fleet.names()))
+def test_every_member_is_validated_by_an_attack_that_its_network_has(name):
+    recipe = recipes.find(name)
+    assert (recipe.validation is None) == (recipe.threat is None)
+    if recipe.validation is not None:
+        with torch.device("meta"):
+            assert forms.find(recipe.attack_form, zoo.build(**recipe.network, seed=None).num_exits)
 
 
 def test_the_table_says_how_far_each_is(tmp_path):

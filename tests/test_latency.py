@@ -74,3 +74,9 @@ def test_the_interval_of_the_median_covers_it_as_often_as_it_says():
         low, _, high = latency.median_interval(source.exponential(size=100))
         hits += low <= np.log(2) <= high
     assert 0.93 <= hits / 500 <= 0.99
+
+
+def test_a_device_is_called_by_its_product_name(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"product {device}")
+    assert latency.device_name(torch.device("cuda:0")) == "product cuda:0"
+    assert latency.device_name(torch.device("cpu")) == "cpu"

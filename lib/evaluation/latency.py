@@ -116,4 +116,4 @@ def median_interval(values: np.ndarray) -> tuple[float, float, float]:
 
 
 def device_name(device: torch.device) -> str:
-    return torch.cuda.get_devicedevice_name(device) if device.type == "cuda" else device.type
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

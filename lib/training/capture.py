@@ -76,6 +76,7 @@ class Captured:
                 self.outputs = self.body()
         except RuntimeError as error:
             self.able = False
+            self.streams.known.clear()  # a generator that belongs to a broken graph can draw no more
             reason = str(error).splitlines()[0]
             warnings.warn(f"the step could not be captured as a CUDA graph ({reason}); going on eagerly", stacklevel=3)
         else:

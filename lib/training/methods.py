@@ -168,7 +168,8 @@ def rdi_fields(backbone: str, images: Images, defence: str, preset: str) -> dict
     fields["network"] = {"input_shape": [1, 28, 28] if grey else shape(images, preset)}
     fields["network"] |= made if backbone in STUDIED else {}
     if defence == "standard":
-        fields |= dict(objective="standard", threat=None, attack_mode="eval", attack_view=None, epsilon_warmup=0.0)
+        fields |= dict(objective="standard", threat=None, validation=None, attack_mode="eval", attack_view=None,
+                       epsilon_warmup=0.0)
         if preset != "paper":  # without the rise of epsilon the high rate of the defended trainings diverges
             fields["learning_rate"] = min(fields["learning_rate"], 0.05)
     else:
