@@ -20,7 +20,7 @@ from lib.evaluation.between import called, corners
 from lib.evaluation.reading import read
 from lib.models import zoo
 from lib.operating_point import OperatingPoint
-from lib.workbook import microscope, panel, strip, style, tables, view
+from lib.workbook import microscope, panel, strip, style, view
 from lib.workbook.explorer import Explorer
 from lib.workbook.panel import Panel
 from lib.workbook.strip import as_pixels
@@ -317,13 +317,13 @@ def test_moving_a_slider_moves_every_number_at_once(exits):
     live = Panel(exits)
     before = live.tiles.value, list(shown(live, "now").x), list(shown(live, "clean").x)
     live.gates[0].field.value = 1.0
-    found = tables.summary(read(exits.subject.record, thresholds=(1.0, 0.014)))
+    found = read(exits.subject.record, thresholds=(1.0, 0.014))
     assert exits.point == OperatingPoint(thresholds=(1.0, 0.014)) and live.source.value == "by hand"
-    assert shown(live, "now").x[0] == pytest.approx(100 * found["forms"]["clean"]["accuracy"])
-    assert shown(live, "now").x[-1] == pytest.approx(100 * found["union_accuracy"])
-    np.testing.assert_allclose(shown(live, "clean").x, 100 * np.array(found["forms"]["clean"]["exits"]) / 60)
-    assert shown(live, "here").x[0] == pytest.approx(found["forms"]["clean"]["cumulative_macs"] / 1e6)
-    assert f"{100 * found['union_accuracy']:.1f} %" in live.tiles.value and not live.errors.value
+    assert shown(live, "now").x[0] == pytest.approx(100 * found.measured("clean").value)
+    assert shown(live, "now").x[-1] == pytest.approx(100 * found.measured("union").value)
+    np.testing.assert_allclose(shown(live, "clean").x, 100 * found.share())
+    assert shown(live, "here").x[0] == pytest.approx(found.cost("cumulative_macs") / 1e6)
+    assert f"{100 * found.measured('union').value:.1f} %" in live.tiles.value and not live.errors.value
     assert before != (live.tiles.value, list(shown(live, "now").x), list(shown(live, "clean").x))
 
 
@@ -353,8 +353,8 @@ def test_a_closed_exit_is_minus_infinity_and_takes_nobody(exits):
 def test_choosing_an_attack_changes_what_is_looked_at(exits):
     live = Panel(exits)
     live.attack.value = "single1"
-    share = tables.summary(read(exits.subject.record, thresholds=exits.here.thresholds))["forms"]["single1"]["exits"]
-    np.testing.assert_allclose(shown(live, "attacked").x, 100 * np.array(share) / 60)
+    share = read(exits.subject.record, thresholds=exits.here.thresholds).share("single1")
+    np.testing.assert_allclose(shown(live, "attacked").x, 100 * share)
     assert "on exit 1" in live.tiles.value
 
 
@@ -391,8 +391,8 @@ def test_choosing_another_network_redraws_the_same_figure(exits):
         warnings.simplefilter("error")
         live.network.value = "b"
     assert live.figure is figure and exits.here.network == "b" and exits.here.thresholds == (0.023, 0.014)
-    expected = tables.summary(read(exits.subjects["b"][None].record, thresholds=(0.023, 0.014)))
-    assert shown(live, "now").x[0] == pytest.approx(100 * expected["forms"]["clean"]["accuracy"])
+    expected = read(exits.subjects["b"][None].record, thresholds=(0.023, 0.014))
+    assert shown(live, "now").x[0] == pytest.approx(100 * expected.measured("clean").value)
 
 
 def test_networks_with_other_knobs_get_other_sliders_and_panels(methods, tmp_path):

@@ -56,12 +56,13 @@ def test_shipped_records_give_the_images_named_and_no_others(asked):
         networks.record(asked(images=1000), trained, dataset, 1000)
 
 
-def test_another_seed_is_attacked_anew_and_the_rows_say_what_was_read(asked):
+def test_another_seed_is_attacked_anew_and_the_rows_say_what_was_read(asked, monkeypatch):
     settings = asked(seed=7, images=3)
     trained = smallcnn(settings)
     dataset = data.load("digits", shape=(1, 28, 28))
     dataset = dataclasses.replace(dataset, threat={**dataset.threat, "steps": 1})
-    found = studies.study(settings, dataset, {"max_average": trained})
+    monkeypatch.setattr(studies, "dataset", lambda *asked: dataset)
+    found = studies.study(settings, {"max_average": trained})
     table = rows.read(studies.write(settings, found))
     assert set(table.images) == {3} and set(table.weights) == {"shipped"}
     assert set(table.seed.dropna()) == {7} and set(table.checkpoint) == {trained.digest}

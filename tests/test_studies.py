@@ -11,9 +11,10 @@ from lib.attacks.steps import Threat
 from lib.models import zoo
 from lib.operating_point import OperatingPoint
 from lib.training import admm, loop, recipes, sparsity
-from lib.workbook import networks, released_record, savings, sparse_rivals, studies, study_figures
+from lib.workbook import figures, networks, released_record, savings, sparse_rivals, studies, tables
 from lib.workbook.networks import Trained
 from lib.workbook.parameters import Settings
+from lib.workbook.published import TABLES
 from lib.workbook.studies import Reading
 from tests.evaluation.made_record import THREAT, made, view
 
@@ -62,35 +63,36 @@ def test_what_an_image_costs_is_a_share_of_the_plain_network():
     ("rdi_resnet38_released", "cifar10", 20, True)])
 def test_only_like_is_set_against_the_paper(name, dataset, steps, fair):
     views = [view(form, **({} if form == "clean" else {"threat": Threat(0.3, 0.01, steps)})) for form in VIEWS]
-    assert studies.comparable(reading(name, views, dataset=dataset)) is fair
+    assert tables.comparable(reading(name, views, dataset=dataset)) is fair
 
 
 def test_a_table_of_the_paper_stands_beside_with_dashes_for_what_nobody_states():
     views = [view(form, **({} if form == "clean" else {"threat": Threat(8 / 255, 2 / 255, 20)})) for form in VIEWS]
     found = {"max_average": reading("rdi_resnet38_released", views, dataset="cifar10")}
-    table = studies.beside((3, 6), None, found, ("clean", "random", "attacked_mflops", "union"))
+    table = tables.beside((TABLES[3], TABLES[6]), found, ("clean", "random", "attacked_mflops", "union"))
     lines = table.droplevel("network")
     assert lines.loc["TA"].tolist() == ["83.79", "100.00", "51.0 to 100.0", "+16.2"]
     assert lines.loc["random"].tolist() == ["44.86", "–", "–", "–"]  # not recorded here
     assert lines.loc["per-image worst case", "published"] == "–"
     assert lines.loc["MFlops as the paper counts, worst form", "published"] == "57.81"
-    assert studies.beside(6, None, found, ("random",)).iloc[0]["published"] == "44.86"
+    assert tables.beside(TABLES[6], found, ("random",)).iloc[0]["published"] == "44.86"
 
 
 def test_a_number_of_another_size_has_no_difference():
-    table = studies.beside(3, None, {"max_average": reading("x-laptop", dataset="digits")}, ("clean",))
+    table = tables.beside(TABLES[3], {"max_average": reading("x-laptop", dataset="digits")}, ("clean",))
     assert table.iloc[0].tolist() == ["83.79", "100.00", "51.0 to 100.0", "–"]
 
 
 @pytest.mark.parametrize("name", ["rdi_resnet38-digits-main-quick", "resnet38-digits-main-glance-pruned_0.11"])
 def test_no_number_of_a_network_trained_for_seconds_stands_beside_the_papers(name, capsys):
-    ways = {"one": {"max_average": reading(name, dataset="digits")}} | {"two": {"max_average": reading()}}
-    assert studies.beside(3, None, ways["one"], ("clean",)).iloc[0].tolist() == ["83.79", "–", "–", "–"]
+    ways = {"one": reading(name, dataset="digits"), "two": reading()}
+    shown = tables.beside(TABLES[3], {"max_average": ways["one"]}, ("clean",))
+    assert shown.iloc[0].tolist() == ["83.79", "–", "–", "–"]
     assert "hardly learned" in capsys.readouterr().out
-    table = studies.both(ways, 3, None, "max_average", ("clean",))
+    table = tables.across(TABLES[3], "max_average", ways, ("clean",))
     assert table.iloc[0].tolist() == ["83.79", "–", "100.00 (51.0 to 100.0)"]
     assert "hardly learned" in capsys.readouterr().out
-    studies.beside(3, None, ways["two"], ("clean",))
+    tables.beside(TABLES[3], {"max_average": ways["two"]}, ("clean",))
     assert not capsys.readouterr().out
 
 
@@ -119,13 +121,13 @@ def test_published_widths_cost_what_the_paper_says():
 
 
 def test_leftover_widths_say_that_they_did_not_run():
-    table = studies.beside(3, None, {"plain": reading()}, ("clean",))
+    table = tables.beside(TABLES[3], {"plain": reading()}, ("clean",))
     rows = sparse_rivals.with_not_run(table, {"widths r004": None})
     assert list(rows.index)[1:] == [(f"widths {label}", "not run") for label in list(sparsity.PUBLISHED_WIDTHS)[1:]]
 
 
 def test_atmc_constraints_are_counted_in_the_network_itself():
-    network = studies.zoo.build("resnet38", width_multiplier=0.25, depth_multiplier=0.34, input_shape=(3, 16, 16))
+    network = zoo.build("resnet38", width_multiplier=0.25, depth_multiplier=0.34, input_shape=(3, 16, 16))
     trained = Trained("x", network, "")
     total = sum(t.numel() for t in admm.compressible(network))
     assert sparse_rivals.constraints(trained, total, 16).count("kept") == 2
@@ -151,11 +153,11 @@ def test_time_saved_follows_from_the_speed_up():
 
 def test_figures_show_what_the_readings_hold():
     found = {"max_average": reading()}
-    exits = study_figures.exits(found, "caption")
+    exits = figures.exits(found, "caption")
     assert [trace.y.tolist() for trace in exits.data] == [[50, 50], [50, 50]]
-    dots = study_figures.forms(found, "caption").data[0]
+    dots = figures.forms(found, "caption").data[0]
     assert dots.x[-1] == "per image" and dots.y[-1] == 25 and THREAT.steps == 5
-    bars = study_figures.bars({"a": {"x": (1.0, None, None), "y": (2.0, 1.5, 4.0)}}, "t", "c", "axis").data[0]
+    bars = figures.bars({"a": {"x": (1.0, None, None), "y": (2.0, 1.5, 4.0)}}, "t", "c", "axis").data[0]
     assert bars.error_y.array[1] == 2 and bars.error_y.arrayminus[1] == 0.5
 
 

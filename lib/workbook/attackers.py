@@ -8,7 +8,7 @@ import pandas as pd
 from lib import data
 from lib.attacks import forms
 from lib.attacks.steps import Threat
-from lib.workbook import networks, studies, style, tables
+from lib.workbook import networks, style, tables
 from lib.workbook.networks import Trained
 from lib.workbook.parameters import Settings
 from lib.workbook.studies import Reading
@@ -46,12 +46,12 @@ def moved(trained: Trained, images: data.Split, attacks: Mapping[str, dict], see
 def overview(found: Mapping[str, Mapping[str, Reading]]) -> pd.DataFrame:
     """ATA in percent, the paper's worst case with its interval: a line per attacker, a column per network."""
     def told(reading: Reading) -> str:
-        value, low, high = tables.measured(reading.summary, "paper_worst")
+        value, low, high = tables.measured(reading, "paper_worst")
         return f"{value:.1f} ({low:.0f} to {high:.0f})"
 
-    clean = {studies.spoken(label): tables.number(tables.measured(reading.summary, "clean")[0], 1)
+    clean = {style.label(label): tables.number(tables.measured(reading, "clean")[0], 1)
              for label, reading in next(iter(found.values())).items()}
-    lines = {name: {studies.spoken(label): told(reading) for label, reading in readings.items()}
+    lines = {name: {style.label(label): told(reading) for label, reading in readings.items()}
              for name, readings in found.items()}
     return pd.DataFrame({"no attack (TA)": clean} | lines).T
 
@@ -59,5 +59,5 @@ def overview(found: Mapping[str, Mapping[str, Reading]]) -> pd.DataFrame:
 def worst_cases(found: Mapping[str, Mapping[str, Reading]]) -> dict[str, dict[str, tuple]]:
     """{network: {attacker: (ATA, low, high)}}, what `study_figures.dots` draws."""
     labels = next(iter(found.values()))
-    return {label: {name: tables.measured(readings[label].summary, "paper_worst") for name, readings in found.items()}
+    return {label: {name: tables.measured(readings[label], "paper_worst") for name, readings in found.items()}
             for label in labels}

@@ -72,9 +72,9 @@ def record(settings: Settings) -> Record:
     if settings.weights == "shipped" and path.is_file() and not {"dataset", "defence"} & settings.named:
         found = networks.cut(settings, networks.of_seed(settings, Record.load(path)))
     else:
-        asked = {"trained": ("rdi_resnet38", settings.defence)}
+        asked = {"trained": studies.obtain(settings, "rdi_resnet38", settings.defence)}
         views = dict(forms=("clean", "main", "average")) if settings.preset == "quick" else {}
-        found = studies.study(settings, studies.dataset(settings), asked, **views)["trained"].record
+        found = studies.study(settings, asked, **views)["trained"].record
     return tuning.of_paper_forms(found)
 
 

@@ -1,4 +1,4 @@
-"""What thresholds buy: every network's accuracy along all that its exits can cost."""
+"""Figures: numbers with intervals as dots, bars, curves and planes; who leaves where; accuracy against cost."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -8,11 +8,101 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from lib.evaluation.between import trade_off
-from lib.evaluation.reading import Reading as Numbers
+from lib.evaluation.reading import Reading
 from lib.evaluation.stats import Number
-from lib.workbook import style
-from lib.workbook.studies import Reading, spoken
-from lib.workbook.study_figures import colour
+from lib.workbook import style, tables
+
+OTHERS = ("#56b4e9", "#0072b2", "#d55e00", "#b8860b", "#6b7785")
+PERCENT = dict(range=[-2, 102], tickvals=[0, 25, 50, 75, 100])
+AXES = {"paper_mflops": "MFlops as the paper counts", "cumulative_macs": "true cost, M MACs"}
+Series = Mapping[str, Mapping[str, Sequence[float | None]]]  # {name: {group: (value, low, high)}}
+
+
+def colour(label: str, place: int) -> str:
+    """A network's own colour, else one that none of those has."""
+    return style.DEFENCES.get(label, OTHERS[place % len(OTHERS)])
+
+
+def _bar(entries: Mapping[str, Sequence[float | None]], **look) -> tuple[np.ndarray, dict]:
+    """Values and their error bars; None, where there is no interval, becomes NaN: no bar."""
+    value, low, high = np.array(list(entries.values()), float).T
+    return value, dict(type="data", symmetric=False, array=high - value, arrayminus=value - low, **look)
+
+
+def dots(series: Series, title: str, caption: str) -> go.Figure:
+    """{network: {column: (value, low, high)}} in percent, as dots with intervals, side by side in each column."""
+    fig = style.figure(title, caption, scattermode="group", scattergap=0.5)
+    for place, (label, entries) in enumerate(series.items()):
+        tint, name = colour(label, place), style.label(label)
+        value, error = _bar(entries, thickness=1, width=0, color=tint)
+        fig.add_scatter(x=list(entries), y=value, mode="markers", name=name, marker=dict(size=9, color=tint),
+                        error_y=error, hovertemplate=f"{name}, %{{x}}: %{{y:.1f}} %<extra></extra>")
+    fig.update_xaxes(type="category", showgrid=False, ticks="")
+    return fig.update_yaxes(PERCENT)
+
+
+def bars(series: Series, title: str, caption: str, axis: str, span: tuple[float, float] | None = None) -> go.Figure:
+    """{series: {group: (value, low, high)}} as grouped bars; low and high are None where there is no interval.
+
+    span: what the axis shows; None = all of it.
+    """
+    fig = style.figure(title, caption, barmode="group")
+    for place, (name, entries) in enumerate(series.items()):
+        value, error = _bar(entries, thickness=1, width=3, color=style.MUTED)
+        fig.add_bar(x=list(entries), y=value, name=name, marker_color=style.CYCLE[place % len(style.CYCLE)],
+                    error_y=error, hovertemplate=f"{name}, %{{x}}: %{{y:.3g}}<extra></extra>")
+    fig.update_xaxes(type="category", showgrid=False, ticks="")
+    return fig.update_yaxes(title_text=axis, zeroline=True, zerolinecolor=style.GHOST, range=span)
+
+
+def forms(readings: Mapping[str, Reading], caption: str) -> go.Figure:
+    """A dot per network and view with its interval; the last column holds the images right under all of them."""
+    series = {label: {style.spoken(view): tables.measured(reading, view) for view in reading.names}
+              | {"per image": tables.measured(reading, "union")} for label, reading in readings.items()}
+    return dots(series, "Accuracy under each form of the attack, %", caption)
+
+
+def exits(readings: Mapping[str, Reading], caption: str) -> go.Figure:
+    """Fig. 2: the share of images that leaves at each exit, clean and under the paper's worst form, one panel each."""
+    shown = {label: r for label, r in readings.items() if r.record.num_exits > 1}
+    fig = make_subplots(1, len(shown), shared_yaxes=True, horizontal_spacing=0.03,
+                        subplot_titles=[style.label(label) for label in shown])
+    for column, reading in enumerate(shown.values(), start=1):
+        names = [str(k) for k in range(1, reading.record.num_exits)] + ["main"]
+        worst = reading.paper_worst or reading.worst_form
+        for view, name, tint in (("clean", "clean", style.CLEAN), (worst, "worst form", style.ATTACKED)):
+            fig.add_bar(x=names, y=100 * reading.share(view), name=name, marker_color=tint, showlegend=column == 1,
+                        legendgroup=name, row=1, col=column,
+                        hovertemplate=f"{style.spoken(view)}, exit %{{x}}: %{{y:.1f}} %<extra></extra>")
+        fig.update_xaxes(title_text="exit", ticks="", showgrid=False, type="category", row=1, col=column)
+    panels(fig, "Who leaves where, % of the images", caption, height=360, barmode="group")
+    return fig.update_yaxes(range=[0, 100], tickvals=[0, 25, 50, 75, 100])
+
+
+def against_cost(readings: Mapping[str, Reading], caption: str, swept: str | None = None,
+                 costs: Mapping[str, float] | None = None, unit: str = "paper_mflops") -> go.Figure:
+    """TA (open) and the paper's worst case (filled) of each network at its mean cost on clean images.
+
+    swept: the network whose thresholds are moved along its held-out trade-off; its lines pass through what it can do.
+    costs: {label: cost} where the record does not know it (sparse weights).  unit: paper_mflops | cumulative_macs.
+    """
+    fig = style.figure("Accuracy against cost, %", f"{caption}<br>open: clean images; filled: the paper's worst case",
+                       height=440, margin=dict(l=64, r=170, t=96, b=52),
+                       legend=dict(orientation="v", x=1.01, xanchor="left", y=1, yanchor="top"))
+    for place, (label, reading) in enumerate(readings.items()):
+        tint, name = colour(label, place), style.label(label)
+        curve = trade_off(reading.record) if label == swept else ()
+        at = (costs or {}).get(label, tables.measured(reading, unit).value)
+        for quantity, symbol in (("clean", "circle-open"), ("paper_worst", "circle")):
+            if curve:
+                fig.add_scatter(**_line(curve, unit, quantity), mode="lines", showlegend=False, hoverinfo="skip",
+                                line=dict(color=tint, width=1.5))
+            fig.add_scatter(x=[at], y=[_accuracy(reading, quantity)], mode="markers", name=name,
+                            showlegend=quantity == "paper_worst",
+                            marker=dict(symbol=symbol, size=11, color=tint, line=dict(width=2)),
+                            hovertemplate=f"{name}: %{{y:.1f}} % at %{{x:.3g}}<extra></extra>")
+    fig.update_xaxes(rangemode="tozero", title_text=f"{AXES[unit]}, mean over the clean images")
+    return fig.update_yaxes(PERCENT)
 
 
 def trade_offs(readings: Mapping[str, Reading], caption: str, title: str = "What leaving early buys, %") -> go.Figure:
@@ -20,34 +110,34 @@ def trade_offs(readings: Mapping[str, Reading], caption: str, title: str = "What
 
     The lines go from "nobody leaves early" to "all leave at exit 1", by thresholds chosen on held-out images."""
     fig = style.figure(title, f"{caption}<br>dotted: clean images; solid: per-image worst case", height=470,
-                       margin=dict(l=64, r=20, t=112, b=52))
+                       margin=dict(l=64, r=20, t=112, b=52), legend=dict(y=1.02))
     for place, (label, reading) in enumerate(readings.items()):
-        tint, curve = colour(label, place), trade_off(reading.record)
+        tint, name = colour(label, place), style.label(label)
         for what, (dash, told) in {"clean": ("dot", "clean"), "union": ("solid", "per-image worst case")}.items():
-            fig.add_scatter(x=[_cost(r) for r in curve], y=[_accuracy(r, what) for r in curve], mode="lines",
-                            name=spoken(label), line=dict(color=tint, dash=dash, width=2), showlegend=what == "union",
-                            hovertemplate=f"{spoken(label)}, {told}: %{{y:.1f}} % at %{{x:.2f}} M<extra></extra>")
-        stands = [_accuracy(reading, what) for what in ("clean", "union")]
-        fig.add_scatter(x=[_cost(reading)] * 2, y=stands, mode="markers", showlegend=False,
+            fig.add_scatter(**_line(trade_off(reading.record), "cumulative_macs", what), mode="lines", name=name,
+                            line=dict(color=tint, dash=dash, width=2), showlegend=what == "union",
+                            hovertemplate=f"{name}, {told}: %{{y:.1f}} % at %{{x:.2f}} M<extra></extra>")
+        fig.add_scatter(x=[tables.measured(reading, "cumulative_macs").value] * 2, mode="markers", showlegend=False,
+                        y=[_accuracy(reading, what) for what in ("clean", "union")],
                         marker=dict(size=10, color=tint, line=dict(color="white", width=2)),
-                        hovertemplate=f"{spoken(label)}, {reading.source}: %{{y:.1f}} % at %{{x:.2f}} M<extra></extra>")
+                        hovertemplate=f"{name}, {reading.source}: %{{y:.1f}} % at %{{x:.2f}} M<extra></extra>")
     plain = next(iter(readings.values())).plain("trunk") / 1e6
     dearest = max(r.record.exit_costs().cumulative((0,) * len(r.thresholds))[-1] for r in readings.values())
     fig.add_vline(x=plain, line=dict(color=style.GHOST, width=1, dash="dash"), annotation_text="plain network",
                   annotation_position="right", annotation_font=dict(size=11, color=style.MUTED))
-    fig.update_layout(legend=dict(y=1.02))
     fig.update_xaxes(range=[0, 1.06 * dearest / 1e6],
-                     title_text="true cost, M MACs, mean over the clean images")
-    fig.update_yaxes(range=[-2, 102], tickvals=[0, 25, 50, 75, 100])
-    return fig
+                     title_text=f"{AXES['cumulative_macs']}, mean over the clean images")
+    return fig.update_yaxes(PERCENT)
 
 
-def _cost(reading: Numbers) -> float:
-    return reading.cost("cumulative_macs") / 1e6
+def _line(curve: Sequence[Reading], unit: str, quantity: str) -> dict:
+    return dict(x=[tables.measured(r, unit).value for r in curve], y=[_accuracy(r, quantity) for r in curve])
 
 
-def _accuracy(reading: Numbers, what: str) -> float:
-    return 100 * reading.measured(what).value
+def _accuracy(reading: Reading, quantity: str) -> float:
+    """In percent; of records without all of the paper's forms the worst one there is."""
+    found = tables.measured(reading, quantity) or tables.measured(reading, reading.worst_form)
+    return found.value
 
 
 # Along knobs, of shares with intervals. Series are named by method, or in words; looks: {series: {"color", "dash"}}.

@@ -34,8 +34,17 @@ class Trained:
     weights: str = "train"
 
     @property
+    def dataset(self) -> str:
+        return self.name.split("-")[1]
+
+    @property
     def defence(self) -> str:
         return self.name.split("-")[2]
+
+    @property
+    def quick(self) -> bool:
+        """Whether it was trained for seconds only, and has hardly learned."""
+        return bool({"glance", "quick"} & set(self.name.split("-")))
 
 
 def shipped(folder: Path, family: str, preset: str) -> Path | None:
@@ -222,16 +231,17 @@ def explorable(folder: Path | str | None = None) -> dict[str, Subject]:
             record = Record.load(path)
         except WorkbookError:  # weights and states of the same run
             continue
-        found[path.stem] = _with_pictures(record, path.stem)
+        weights = lib.CHECKPOINTS / f"{path.stem}.safetensors"
+        found[path.stem] = seen(record, (lambda file=weights: checkpoints.load(file).network) if weights.is_file()
+                                else None)
     if not found:
         raise WorkbookError(f"there is no record in {folder or lib.ATLASES}; run one with "
                             "`python3 -m lib run`, or record one with `evaluate … --save-record FILE`")
     return found
 
 
-def _with_pictures(record: Record, name: str) -> Subject:
+def seen(record: Record, network: Callable[[], Network] | None) -> Subject:
+    """What an explorer shows of a record: with pictures where the very images that it is of are on this machine."""
     dataset = at_hand(record.meta.get("dataset") or "", shape=tuple(record.meta["model"]["input_shape"]))
-    weights = lib.CHECKPOINTS / f"{name}.safetensors"
-    network = (lambda: checkpoints.load(weights).network) if weights.is_file() else None
     recorded = dataset is not None and dataset.variant == record.meta.get("data_variant")
     return Subject(record, dataset.test if recorded else None, network)

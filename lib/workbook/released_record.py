@@ -20,6 +20,7 @@ from lib.models.network import Network
 from lib.workbook import networks, studies, tables
 from lib.workbook.networks import Trained
 from lib.workbook.parameters import Settings
+from lib.workbook.published import TABLES
 from lib.workbook.studies import Reading
 from lib.workbook.subject import Subject
 
@@ -113,8 +114,9 @@ def reference(reading: Reading) -> pd.DataFrame:
     ours = dict.fromkeys(REFERENCE, tables.DASH)
     if reading.record.images >= 500:
         first = read(reading.record.select(("clean",), slice(0, 500)), thresholds=reading.thresholds)
-        first = tables.summary(first)["forms"]["clean"]
-        ours = dict(zip(REFERENCE, (first["correct"], first["exits"], first["per_exit"]), strict=True))
+        counts = (int(first.right("clean").sum()), (500 * first.share()).round().astype(int).tolist(),
+                  first.alone().sum(1).astype(int).tolist())
+        ours = dict(zip(REFERENCE, counts, strict=True))
     return pd.DataFrame({"authors' code": REFERENCE, "here": ours})
 
 
@@ -144,7 +146,7 @@ def control(found: Released) -> pd.DataFrame:
 def verdicts(found: Released) -> list[dict]:
     """What holds of the claims about the released network, and of its worst case."""
     reading, tried = found.reading, list(tries(found).values())
-    worst = reading.summary["paper_worst"]
+    worst = reading.paper_worst
     lines = [agrees("the published clean accuracy", reading, "max_average", "clean"),
              agrees("the published worst case", reading, "max_average", "paper_worst"),
              tables.verdict("nine forms break more than the worst of them", tried[0], tried[-2])]
@@ -153,15 +155,15 @@ def verdicts(found: Released) -> list[dict]:
     return [*lines,
             tables.verdict("an attack that follows the gates breaks more than the worst form",
                            reading.right("paper_worst"), reading.right("gate_aware")),
-            studies.saves("leaving early saves true cost on clean images", reading),
-            studies.saves("and on attacked ones", reading, worst),
+            tables.saves("leaving early saves true cost on clean images", reading),
+            tables.saves("and on attacked ones", reading, worst),
             tables.verdict("attacked images cost more than clean ones", reading.spent(worst), reading.spent(),
                            unit="% of the MACs")]
 
 
 def agrees(claim: str, reading: Reading, row: str, quantity: str, number: int = 3) -> dict:
     """A verdict: does the published number lie in the 95 % interval of ours?"""
-    said, (value, low, high) = studies.TABLES[number].value(row, quantity), tables.measured(reading.summary, quantity)
+    said, (value, low, high) = TABLES[number].value(row, quantity), tables.measured(reading, quantity)
     return {"claim": claim, "difference": f"{value - said:+.1f} points", "images": reading.record.images,
             "95 % interval": f"{low - said:+.1f} to {high - said:+.1f}",
             "verdict": "held" if low <= said <= high else "did not hold"}

@@ -27,7 +27,7 @@ def overheads() -> pd.DataFrame:
         for design in designs:
             found = cost(zoo.build(name, exits=design, input_shape=shape))
             lines.append({
-                "network": studies.spoken(name), "exits": f"{design}, {len(found.exits) - 1} early",
+                "network": style.label(name), "exits": f"{design}, {len(found.exits) - 1} early",
                 "plain, M MACs": f"{plain.macs / 1e6:.2f}", "last exit with all heads": f"{found.macs / 1e6:.2f}",
                 "heads add": f"{100 * (found.macs / plain.macs - 1):.1f} %",
                 "as the paper counts": f"{found.exits[-1].paper_mflops:.2f}", "parameters": f"{found.parameters:,}"})
@@ -64,9 +64,8 @@ def savings(readings: Mapping[str, Reading], found: Mapping[str, Sequence[dict]]
     """{network: {way to count: (percent saved on clean images against the plain network, low, high)}}."""
     result = {}
     for label, reading in readings.items():
-        clean = reading.summary["forms"]["clean"]
-        result[label] = {"as the paper counts": (100 * clean["paper_saving"], None, None),
-                         "true MACs": (100 * clean["saving"], None, None)}
+        result[label] = {"as the paper counts": tables.measured(reading, "paper_saving"),
+                         "true MACs": tables.measured(reading, "saving")}
         for row in found[label]:
             if row["metric"] == "speed_up" and row["exit"] == "plain":
                 ends = (100 * (1 - 1 / row[name]) for name in ("value", "low", "high"))
@@ -82,14 +81,14 @@ def as_table(found: Mapping[str, Mapping[str, tuple]]) -> pd.DataFrame:
     return pd.DataFrame({label: {name: told(*entry) for name, entry in ways.items()} for label, ways in found.items()})
 
 
-def threshold_sources(reading: Reading) -> dict[str, dict]:
-    """Summaries of one record at thresholds from each source. The released code fitted its own on the test images."""
+def threshold_sources(reading: Reading) -> dict[str, Reading]:
+    """Readings of one record at thresholds from each source. The released code fitted its own on the test images."""
     record, backbone = reading.record, reading.record.meta["model"]["name"]
     seen, found = {"test": record.entropy[reading.first("clean")]}, {"paper": record.thresholds_of("paper")}
     for name, entropy in (({"held-out": record.held().entropy} if record.held_out else {}) | seen).items():
         found[f"equal shares of the {name} images"] = routing.calibrate(entropy)
         found[f"the same, shifted as in the released code ({name})"] = routing.released(entropy, backbone)
-    return {name: tables.summary(read(record, thresholds=thresholds)) for name, thresholds in found.items()}
+    return {name: read(record, thresholds=thresholds) for name, thresholds in found.items()}
 
 
 def conventions(settings: Settings, defence: str) -> dict[str, Trained]:
@@ -110,7 +109,7 @@ def conventions(settings: Settings, defence: str) -> dict[str, Trained]:
 def attack_modes(settings: Settings, trained: Trained, images: data.Dataset) -> dict[str, Reading]:
     """The same weights under attacks crafted in eval mode, as deployed, and in train mode, on batch statistics."""
     modes = {"in eval mode": "eval", "on batch statistics": "batch"}
-    return {f"attacked {name}": studies.study(settings, images, {name: trained}, mode=mode,
+    return {f"attacked {name}": studies.study(settings, {name: trained}, mode=mode,
                                               forms=("clean", "main", "average"))[name] for name, mode in modes.items()}
 
 
@@ -118,10 +117,9 @@ def changed(readings: Mapping[str, Reading]) -> pd.DataFrame:
     """TA and ATA of each convention in percent."""
     lines = {}
     for name, reading in readings.items():
-        forms = reading.summary["forms"]
-        lines[name] = {style.spoken(form): tables.number(100 * found["accuracy"], 1)
-                       for form, found in forms.items()}
-        lines[name]["true saving, clean images, %"] = tables.number(100 * forms["clean"]["saving"], 1)
+        lines[name] = {style.spoken(form): tables.number(tables.measured(reading, form).value, 1)
+                       for form in reading.names}
+        lines[name]["true saving, clean images, %"] = tables.number(tables.measured(reading, "saving").value, 1)
     return pd.DataFrame(lines).T
 
 

@@ -110,7 +110,7 @@ def write(settings: Settings, found: Mapping[str, list[Reading]]) -> None:
 
 def measured(readings: list[Reading], quantity: str) -> tuple[float, float, float]:
     """(mean, smallest, largest) over the trainings, in the paper's units."""
-    every = [tables.measured(reading.summary, quantity)[0] for reading in readings]
+    every = [tables.measured(reading, quantity)[0] for reading in readings]
     return float(np.mean(every)), min(every), max(every)
 
 
@@ -118,16 +118,16 @@ def table(found: Mapping[str, list[Reading]]) -> pd.DataFrame:
     """A line per defence: the mean over its trainings, in brackets the smallest and the largest."""
     lines = {}
     for defence, readings in found.items():
-        lines[studies.spoken(defence)] = line = {}
+        lines[style.label(defence)] = line = {}
         for quantity in ("clean", "paper_worst", "union", "saving"):
             mean, low, high = measured(readings, quantity)
-            line[studies.SPOKEN[quantity]] = f"{mean:.1f} ({low:.1f} to {high:.1f})"
+            line[tables.QUANTITIES[quantity]] = f"{mean:.1f} ({low:.1f} to {high:.1f})"
     return pd.DataFrame(lines).T
 
 
 def series(found: Mapping[str, list[Reading]]) -> dict[str, dict[str, tuple[float, float, float]]]:
     """`measured` for `study_figures.dots`."""
-    return {defence: {studies.SPOKEN.get(quantity, style.spoken(quantity)): measured(readings, quantity)
+    return {defence: {tables.QUANTITIES.get(quantity, style.spoken(quantity)): measured(readings, quantity)
                       for quantity in ("clean", "main", "average", "max_average", "paper_worst", "union")}
             for defence, readings in found.items()}
 
@@ -138,7 +138,7 @@ def verdicts(found: Mapping[str, list[Reading]]) -> pd.DataFrame:
         return np.stack([reading.right(quantity) for reading in found[defence]])
 
     lines = [tables.verdict(
-        f"{studies.spoken(better)} withstands more than {studies.spoken(worse)} (paper's worst case)",
+        f"{style.label(better)} withstands more than {style.label(worse)} (paper's worst case)",
         right(better, "paper_worst"), right(worse, "paper_worst")) for worse, better in itertools.pairwise(RDI)]
     lines.append(tables.verdict("max-average withstands more than average (per image)", right("max_average", "union"),
                                 right("average", "union")))

@@ -14,7 +14,7 @@ from lib.models.factors import factorise
 from lib.models.network import Network
 from lib.training import admm, sparsity
 from lib.training.constraints import continued
-from lib.workbook import networks, studies, tables
+from lib.workbook import networks, studies, style, tables
 from lib.workbook.networks import Trained
 from lib.workbook.parameters import Settings
 from lib.workbook.published import TABLES
@@ -123,8 +123,8 @@ def costs(networks: Mapping[str, tuple[Trained, int]]) -> pd.DataFrame:
     lines = {}
     for label, (trained, bits) in networks.items():
         found = admm.sparse_cost(trained.network, bits)
-        lines[studies.spoken(label)] = {
-            "published": tables.number(None if studies.quick(trained) else TABLES[5].value(label, "paper_mflops")),
+        lines[style.label(label)] = {
+            "published": tables.number(None if trained.quick else TABLES[5].value(label, "paper_mflops")),
             "executed, as the paper counts": f"{found.dense_conv_macs / 2**20:.3f}",
             "ideal sparse, as the paper counts": f"{found.sparse_mflops:.3f}",
             "share of the dense": f"{100 * found.share:.1f} %", "non-zero weights": f"{found.nonzeros:,}",

@@ -6,7 +6,8 @@ import plotly.graph_objects as go
 
 INK, MUTED, RULE, PAPER = "#1f2933", "#6b7785", "#e3e7ec", "#ffffff"
 CLEAN, ATTACKED, UNION, GHOST = "#0072b2", "#d55e00", "#1f2933", "#9aa5b1"  # Okabe and Ito's blue and vermilion
-DEFENCES = {"standard": "#7d8894", "main": "#cc79a7", "average": "#e69f00", "max_average": "#009e73"}
+DEFENCES = {"standard": "#7d8894", "main": "#cc79a7", "average": "#e69f00", "max_average": "#009e73", "plain": INK,
+            "pruned": "#0072b2", "atmc": "#d55e00"}
 DEFENCES |= {"float": "#0072b2", "dual_bn": "#7d8894", "oat": "#e69f00", "pni": "#cc79a7", "pgd_at": "#009e73",
              "mixed": "#56b4e9", "float_slim": "#0072b2", "dual_bn_slim": "#7d8894", "oats": "#e69f00",
              "float_narrow": "#009e73", "float_slim_heads": "#56b4e9", "oats_heads": "#cc79a7"}
@@ -30,14 +31,16 @@ TEMPLATE = go.layout.Template(
 _SPOKEN = {"clean": "clean images", "main": "on main exit", "average": "average", "max_average": "max-average",
            "random": "random", "gate_aware": "gate-aware"}
 
-_LABELS = {"float": "FLOAT", "dual_bn": "control (dual BN, no noise)", "oat": "OAT", "pni": "PNI", "pgd_at": "PGD-AT",
+_LABELS = {"main": "main branch", "max_average": "max-average", "resnet38": "ResNet-38", "smallcnn": "SmallCNN",
+           "mobilenet_v2": "MobileNetV2", "atmc": "ATMC",
+           "float": "FLOAT", "dual_bn": "control (dual BN, no noise)", "oat": "OAT", "pni": "PNI", "pgd_at": "PGD-AT",
            "mixed": "two networks mixed", "float_slim": "FLOAT-slim", "dual_bn_slim": "slim control (no noise)",
            "oats": "OATS", "float_narrow": "FLOAT, half as wide, by itself",
            "float_slim_heads": "FLOAT-slim, a head per width", "oats_heads": "OATS, a head per width (SOLAR)"}
 
 
 def label(network: str) -> str:
-    """A network's or method's name as people say it."""
+    """A network's, defence's or method's name as people say it."""
     return _LABELS.get(network, network)
 
 

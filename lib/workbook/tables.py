@@ -6,81 +6,88 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from lib import WorkbookError
+from lib import WorkbookError, data
 from lib.evaluation.reading import COUNTED, Reading
 from lib.evaluation.stats import Number, paired_difference
+from lib.models import zoo
+from lib.models.cost import MEBI, cost
+from lib.training import recipes
 from lib.workbook import style
 from lib.workbook.published import Published
 
-DASH = "–"
-LEARNED = 0.25  # clean accuracy, surely above which a network of ten classes has learned something
+DASH, UNSURE = "–", "too small to tell"
 QUANTITIES = {"clean": "TA", "paper_worst": "ATA, paper's worst case", "union": "per-image worst case",
-              "paper_mflops": "MFlops as the paper counts", "paper_saving": "saving as the paper counts, %",
-              "cumulative_macs": "true cost, M MACs", "saving": "true saving, %"}
+              "paper_mflops": "MFlops as the paper counts, clean images",
+              "attacked_mflops": "MFlops as the paper counts, worst form", "cumulative_macs": "true cost, M MACs",
+              "paper_saving": "saving as the paper counts, %", "saving": "true saving, clean images, %"}
+LEARNED = 0.25  # clean accuracy, surely above which a network of ten classes has learned something
+BESIDE = ("clean", "paper_worst", "union", "paper_mflops", "attacked_mflops", "saving")
+AS_IN_THE_PAPER = ("mnist", "cifar10", "cifar10_png")  # numbers on these may be set against the paper's
 
 
-def summary(reading: Reading) -> dict:
-    """Everything about a reading of a network with exits in one dictionary, for tables and panels.
+def measured(reading: Reading, quantity: str) -> Number | None:
+    """A number in the unit of the published tables: percent, or millions; None where the record does not hold it."""
+    try:
+        found = reading.measured(quantity)
+    except WorkbookError:
+        return None
+    unit = {"paper_mflops": 1, "attacked_mflops": 1, "cumulative_macs": 1e-6}.get(quantity, 100)
+    return Number(*(None if part is None else unit * part for part in found))
 
-    images, thresholds.  forms: {view: …} with correct (routed), accuracy, low, high; exits (images per exit); per_exit
-    (correct per exit); paper_mflops, cumulative_macs (means over the images); paper_saving, saving (against the plain
-    network); attacked; exact (False when it was made against other thresholds).  worst_form, paper_worst: names of the
-    views that leave fewest right.  union_correct, union_accuracy, union_low, union_high; suite: views behind them.
-    flag: what stands behind attacked numbers (see `Reading.flag`).
+
+def told(reading: Reading, quantity: str, digits: int = 2) -> str:
+    """`measured` in words, with the audit's flag behind an attacked number; a dash where there is none."""
+    found = measured(reading, quantity)
+    return DASH if found is None else number(found.value, digits) + reading.flag(quantity)
+
+
+def comparable(reading: Reading) -> bool:
+    """Whether a number may be set against the paper's: its schedule, dataset and PGD steps, and no copy with losses."""
+    dataset = reading.record.meta.get("dataset")
+    if dataset not in AS_IN_THE_PAPER or not reading.trained.name.endswith(("-paper", "_released")):
+        return False
+    steps = data.SOURCES[recipes.COPIES.get(dataset, dataset)].threat["steps"]
+    return all(v.threat.steps == steps for v in reading.record.views if v.threat and v.threat.algorithm == "pgd")
+
+
+def beside(published: Published | Sequence[Published], readings: Mapping[str, Reading],
+           quantities: Sequence[str] = BESIDE, row: str | None = None) -> pd.DataFrame:
+    """One or several tables of the paper beside readings that know their network, a line per network and quantity.
+
+    row: which of the paper's, where readings are not called by it.  The difference is a dash where ours is another
+    dataset, size or copy: two such numbers do not measure the same. Of a network trained for seconds, which has hardly
+    learned, no number stands there, and a line says why. The paper's MFlops of networks with early exits stand beside
+    those of attacked images, which they fit (it does not say on which images they are).
     """
-    images, forms = reading.record.images, {}
-    for name in reading.views:
-        paper, true = (reading.cost(convention, name) for convention in ("paper_mflops", "cumulative_macs"))
-        forms[name] = {
-            "correct": int(reading.right(name).sum()), **_parts("accuracy", reading.measured(name)),
-            "exits": (images * reading.share(name)).round().astype(int).tolist(),
-            "per_exit": reading.alone(name).sum(1).astype(int).tolist(), "paper_mflops": paper, "cumulative_macs": true,
-            "paper_saving": 1 - paper / reading.plain("paper_mflops"), "saving": 1 - true / reading.plain("trunk"),
-            "attacked": reading.view(name).attacked, "exact": reading.view(name).exact_at(reading.thresholds)}
-    union = {f"union_{key}": value for key, value in _parts("accuracy", reading.measured("union")).items()}
-    return {"images": images, "thresholds": list(reading.thresholds), "forms": forms, **union,
-            "worst_form": reading.worst_form, "paper_worst": reading.paper_worst, "suite": reading.suite,
-            "union_correct": int(reading.right("union").sum()), "flag": reading.flag("union")}
+    if any(reading.trained.quick for reading in readings.values()):
+        print("Networks of preset quick were trained for seconds and have hardly learned: what they reach says\n"
+              "nothing of the paper's networks, so a dash stands in its place.")
+    several, lines = [published] if isinstance(published, Published) else published, []
+    for label, reading in readings.items():
+        early = reading.record.num_exits > 1
+        other = {"attacked_mflops": "paper_mflops", "paper_mflops": ""} if early else {}
+        for quantity in quantities:
+            if not early and quantity in ("attacked_mflops", "saving"):
+                continue  # the same for every image
+            said = [table.value(row or label, other.get(quantity, quantity)) for table in several]
+            said = next((value for value in said if value is not None), None)
+            found = None if reading.trained.quick else measured(reading, quantity)
+            fair = said is not None and found is not None and comparable(reading)
+            lines.append({"network": style.label(label), "quantity": QUANTITIES.get(quantity, style.spoken(quantity)),
+                          "published": number(said), "measured": told(reading, quantity) if found else DASH,
+                          "95 % interval": DASH if not found or found.low is None
+                          else f"{found.low:.1f} to {found.high:.1f}",
+                          "difference": f"{found.value - said:+.1f}" if fair else DASH})
+    return _plain(pd.DataFrame(lines).set_index(["network", "quantity"]))
 
 
-def _parts(name: str, number: Number) -> dict[str, float]:
-    return {name: number.value, "low": number.low, "high": number.high}
-
-
-def measured(found: dict, quantity: str) -> tuple[float, float | None, float | None] | None:
-    """(value, low, high) of a summary, in the unit of the published tables; costs and savings are those on clean
-    images and have no interval. None where the summary does not hold it."""
-    forms = found["forms"]
-    if quantity == "union":
-        return tuple(100 * found[f"union_{part}"] for part in ("accuracy", "low", "high"))
-    if quantity == "attacked_mflops":
-        return forms[found["paper_worst"] or found["worst_form"]]["paper_mflops"], None, None
-    name = found["paper_worst"] if quantity == "paper_worst" else quantity
-    if name in forms:
-        return tuple(100 * forms[name][part] for part in ("accuracy", "low", "high"))
-    scale = {"paper_mflops": 1, "paper_saving": 100, "cumulative_macs": 1e-6, "saving": 100}.get(quantity)
-    return None if scale is None else (scale * forms["clean"][quantity], None, None)
-
-
-def _flag(found: dict, quantity: str) -> str:
-    return found["flag"] if quantity not in ("clean", *COUNTED) else ""
-
-
-def beside(published: Published, summaries: Mapping[str, dict], quantities=None) -> pd.DataFrame:
-    """One line per row and quantity: published, measured, its 95 % interval, and the difference; a dash where there is
-    nothing. summaries: {row of the published table: a summary of `accuracy`}."""
-    lines = []
-    for row, found in summaries.items():
-        for quantity in quantities or ("clean", "paper_worst", "union", "paper_mflops", "paper_saving", "saving"):
-            said, seen = published.value(row, quantity), measured(found, quantity)
-            value, low, high = seen or (None, None, None)
-            lines.append({
-                "defence": style.spoken(row), "quantity": QUANTITIES.get(quantity, style.spoken(quantity)),
-                "published": number(said), "measured": number(value) + _flag(found, quantity),
-                "95 % interval": DASH if low is None else f"{low:.1f} to {high:.1f}",
-                "difference": DASH if said is None or value is None else f"{value - said:+.1f}",
-            })
-    return _plain(pd.DataFrame(lines).set_index(["defence", "quantity"]))
+def across(published: Published | Sequence[Published], row: str, readings: Mapping[str, Reading],
+           quantities: Sequence[str]) -> pd.DataFrame:
+    """`beside` for one row of the paper and several ways to measure it: a line per quantity, a column per way."""
+    table = beside(published, readings, quantities, row)
+    told = table["measured"] + table["95 % interval"].map(lambda span: "" if span == DASH else f" ({span})")
+    ways = {style.label(name): told[style.label(name)] for name in readings}
+    return _plain(pd.DataFrame({"published": table["published"].groupby(level="quantity", sort=False).first()} | ways))
 
 
 def number(value: float | None, digits: int = 2) -> str:
@@ -88,47 +95,67 @@ def number(value: float | None, digits: int = 2) -> str:
 
 
 def spread(found: Mapping | Number, digits: int = 2, unit: float = 1.0) -> str:
-    """A number, or a tidy row's, with its interval, times `unit`."""
-    parts = found if isinstance(found, Number) else (found[name] for name in ("value", "low", "high"))
-    value, low, high = (f"{unit * part:.{digits}f}" for part in parts)
-    return f"{value} ({low}–{high})"
+    """A number, or a tidy row's, with its interval if it has one, times `unit`."""
+    parts = found if isinstance(found, Number) else (found.get(name) for name in ("value", "low", "high"))
+    value, low, high = (None if part is None else f"{unit * part:.{digits}f}" for part in parts)
+    return value if low is None else f"{value} ({low}–{high})"
 
 
-def forms(summaries: Mapping[str, dict]) -> pd.DataFrame:
+def forms(readings: Mapping[str, Reading]) -> pd.DataFrame:
     """Accuracy in percent: a line per network, a column per view, then the two worst cases and both costs (clean)."""
     lines = {}
-    for name, found in summaries.items():
-        line = {style.spoken(form): number(100 * f["accuracy"], 1) + _flag(found, form)
-                for form, f in found["forms"].items()}
+    for label, reading in readings.items():
+        line = {style.spoken(view): told(reading, view, 1) for view in reading.names}
         for quantity in ("paper_worst", "union", "paper_mflops", "cumulative_macs"):
-            value = measured(found, quantity)
-            line[QUANTITIES[quantity]] = number(
-                value and value[0], 1 if quantity in ("paper_worst", "union") else 2) + _flag(found, quantity)
-        lines[style.spoken(name)] = line
-    return _plain(pd.DataFrame(lines).T.fillna(DASH))
+            line[QUANTITIES[quantity]] = told(reading, quantity, 2 if quantity in COUNTED else 1)
+        lines[style.label(label)] = line
+    return stacked(pd.DataFrame(lines).T)
 
 
-def settings(summaries: Mapping[str, dict]) -> pd.DataFrame:
+def settings(readings: Mapping[str, Reading]) -> pd.DataFrame:
     """Settings of one network beside each other: thresholds, TA, both worst cases, exits and costs on clean images."""
     lines = {}
-    for name, found in summaries.items():
-        line = {"leaves below": " ".join("closed" if t == -math.inf else f"{t:.3g}" for t in found["thresholds"])}
-        clean = found["forms"]["clean"]
-        for quantity in ("clean", "paper_worst", "union"):
-            line[QUANTITIES[quantity]] = number(
-                (measured(found, quantity) or [None])[0], 1) + _flag(found, quantity)
-        line["leave at each exit, %"] = " ".join(f"{100 * n / found['images']:.0f}" for n in clean["exits"])
-        for quantity in ("paper_mflops", "cumulative_macs", "saving"):
-            line[QUANTITIES[quantity]] = number(measured(found, quantity)[0])
+    for name, reading in readings.items():
+        line = {"leaves below": " ".join("closed" if t == -math.inf else f"{t:.3g}" for t in reading.thresholds)}
+        line |= {QUANTITIES[quantity]: told(reading, quantity, 1) for quantity in ("clean", "paper_worst", "union")}
+        line["leave at each exit, %"] = " ".join(f"{100 * share:.0f}" for share in reading.share())
+        line |= {QUANTITIES[quantity]: told(reading, quantity) for quantity in (*COUNTED[:2], "saving")}
         lines[name] = line
     return _plain(pd.DataFrame(lines).T)
 
 
-def bills(summaries: Mapping[str, dict]) -> pd.DataFrame:
+def bills(readings: Mapping[str, Reading]) -> pd.DataFrame:
     """What each network costs under each view, M MACs (all heads on the way), and beside it as the paper counts."""
-    lines = {style.spoken(name): {style.spoken(view): f"{f['cumulative_macs'] / 1e6:.2f} ({f['paper_mflops']:.2f})"
-                                  for view, f in found["forms"].items()} for name, found in summaries.items()}
-    return _plain(pd.DataFrame(lines).T.fillna(DASH))
+    return stacked(pd.DataFrame({style.label(label): {
+        style.spoken(view): f"{reading.cost('cumulative_macs', view) / 1e6:.2f} "
+                            f"({reading.cost('paper_mflops', view):.2f})" for view in reading.names}
+        for label, reading in readings.items()}).T)
+
+
+def costs(backbone: str, *designs: str, digits: int = 2, **options) -> pd.DataFrame:
+    """What leaving at each exit costs, of untrained networks at full size: a line per exit of each design of exits."""
+    lines = []
+    for design in designs:
+        network = zoo.build(backbone, exits=design, **options)
+        counted = cost(network)
+        for name, leave in zip(style.exit_names(network.num_exits), counted.exits, strict=True):
+            lines.append({"exits": design, "leaves at": name, "as the paper counts": f"{leave.paper_mflops:.{digits}f}",
+                          "all heads on the way": f"{leave.cumulative_conv_macs / MEBI:.{digits}f}",
+                          "true M MACs": f"{leave.cumulative_macs / 1e6:.{digits}f}",
+                          "parameters": f"{counted.parameters:,}"})
+    return _plain(pd.DataFrame(lines).set_index(["exits", "leaves at"]))
+
+
+def pivot(rows: Sequence[Mapping], columns: Mapping[str, tuple], index: str | Sequence[str] = "defence"
+          ) -> pd.DataFrame:
+    """Tidy rows as a table. columns: {its head: (metric, digits, unit)}, or with what else has to be so, (…, dict)."""
+    lines: dict = {}
+    for head, (metric, digits, unit, *where) in columns.items():
+        for row in rows:
+            if row["metric"] == metric and all(row[key] == value for key, value in (where or [{}])[0].items()):
+                place = row[index] if isinstance(index, str) else tuple(row[name] for name in index)
+                lines.setdefault(place, {})[head] = spread(row, digits, unit)
+    return stacked(pd.DataFrame(lines).T)
 
 
 def stacked(*tables: pd.DataFrame) -> pd.DataFrame:
@@ -141,13 +168,11 @@ def verdict(claim: str, first: np.ndarray, second: np.ndarray, unit: str = "poin
 
     (N,) images each, or (S, N) of S trainings, see `stats.paired_difference`; means over so many draws of the noise.
     One training says nothing about another of its kind, so that its answer ends in "here": for these weights alone."""
-    found = paired_difference(first, second, seed)
-    low, high, trainings = found["low"], found["high"], len(np.atleast_2d(first))
-    answer = "held" if low > 0 else "did not hold" if high < 0 else "too small to tell"
+    found, trainings = paired_difference(first, second, seed), len(np.atleast_2d(first))
     over = [f"{trainings} trainings" if trainings > 1 else "1 training"] + [f"{draws} draws"] * (draws > 1)
-    return {"claim": claim, "difference": f"{100 * found['difference']:+.1f} {unit}",
-            "95 % interval": f"{100 * low:+.1f} to {100 * high:+.1f}", "images": first.shape[-1],
-            "over": ", ".join(over), "verdict": answer + " here" * (trainings == 1 and low * high > 0)}
+    line = within(claim, [100 * found[name] for name in ("difference", "low", "high")], unit, first.shape[-1], above=0)
+    here = " here" * (trainings == 1 and line["verdict"] != UNSURE)
+    return line | {"over": ", ".join(over), "verdict": line.pop("verdict") + here}
 
 
 def within(claim: str, found: Sequence[float], unit: str, images: int | str, *, least: float = -math.inf,
@@ -158,7 +183,13 @@ def within(claim: str, found: Sequence[float], unit: str, images: int | str, *, 
     value, low, high = found
     inside, outside = least <= low and high <= most and low > above, high < max(least, above) or low > most
     return {"claim": claim, "difference": f"{value:{form}} {unit}".rstrip(), column: f"{low:{form}} to {high:{form}}",
-            "images": images, "verdict": "held" if inside else "did not hold" if outside else "too small to tell"}
+            "images": images, "verdict": "held" if inside else "did not hold" if outside else UNSURE}
+
+
+def saves(claim: str, reading: Reading, view: str = "clean") -> dict:
+    """A verdict: do these images truly cost less than in the plain network?"""
+    spent = reading.spent(view)
+    return verdict(claim, np.ones_like(spent), spent, unit="% of the MACs")
 
 
 def compared(claim: str, first: Reading, second: Reading, what: str = "union", other: str | None = None) -> dict:
