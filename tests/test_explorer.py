@@ -20,7 +20,7 @@ from lib.evaluation.between import called, corners
 from lib.evaluation.reading import read
 from lib.models import zoo
 from lib.operating_point import OperatingPoint
-from lib.workbook import microscope, panel, strip, style, view
+from lib.workbook import microscope, panel, strip, style, tables, view
 from lib.workbook.explorer import Explorer
 from lib.workbook.panel import Panel
 from lib.workbook.strip import as_pixels
@@ -288,7 +288,7 @@ def test_a_flag_stands_beside_attacked_numbers_alone_wherever_they_are_shown(tmp
     assert doubtful.doubts == ["zero gradients"] and read(record, thresholds="paper").doubts == []
     assert (doubtful.flag("main"), doubtful.flag("union"), doubtful.flag("clean"), doubtful.flag("saving")) == (
         " !", " !", "", "")
-    table = tables.forms({"max_average": tables.summary(doubtful)}).loc["max-average"]
+    table = tables.forms({"max_average": doubtful}).loc["max-average"]
     assert [column for column in table.index if "!" in table[column]] == [
         *map(style.spoken, forms[1:]), "ATA, paper's worst case", "per-image worst case"]
     tiles = view.tiles(Explorer(Subject(doubtful.record), tmp_path))
