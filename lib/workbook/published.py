@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from lib.evaluation.record import Record
 
-DATASETS = ("mnist", "cifar10", "cifar10_png")  # whose networks the published thresholds were tuned for
+DATASETS = ("mnist", "cifar10")  # whose networks the published thresholds were tuned for
 DEFENCES = ("standard", "main", "average", "max_average")
 
 

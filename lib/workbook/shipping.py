@@ -19,7 +19,6 @@ import torch
 
 from lib import ATLASES, CHECKPOINTS, DATASETS, RUNS, WorkbookError, checkpoints, data
 from lib.attacks import forms as attack_forms
-from lib.attacks.steps import Threat
 from lib.evaluation import points, recording, surviving, tuning
 from lib.evaluation.record import Record, combine
 from lib.models import released
@@ -29,7 +28,7 @@ from lib.workbook import lambda_study, networks
 from lib.workbook.networks import Trained
 from lib.workbook.published import suited
 
-AUDITED, LOGITS = 64, 5 * 2**19  # images of the audit; bytes of logits that a shipped file may hold
+AUDITED, LOGITS = 64, 2**20  # images of the audit; bytes of logits that a shipped file may hold
 JUDGED = {"cifar10_jpeg": "cifar10_png"}  # trained on a lossy copy, judged on lossless images
 HELD_OUT = 1000  # images on which an exit network with many points chooses its thresholds
 BATCH = 125  # the fastest on one core; part of the record, since random starts are drawn per batch
@@ -49,7 +48,8 @@ def ship(name: str, images: int | None = None, forms: tuple[str, ...] | None = N
     `images`).
 
     A once-for-all network is recorded at the points that its study asks for. forms: of other networks' attacks, by
-    default clean, the paper's, random and, where thresholds are published, gate-aware.  Returns the record's path.
+    default clean, the paper's, random and, where thresholds are published, gate-aware; one that follows the calibrated
+    gates comes on top.  Returns the record's path.
     """
     recipe = recipes.find(name)
     folder = folder or RUNS / "train" / recipe.label
@@ -63,18 +63,31 @@ def ship(name: str, images: int | None = None, forms: tuple[str, ...] | None = N
         dataset = data.load(JUDGED[recipe.dataset], shape=network.input_shape)
     told = dict(folder=folder / "record", checkpoint=shipped.digest, defence=recipe.defence)
     if recipe.defence in methods.METHODS and network.num_exits > 1:
-        return save_every_knob(name, network, dataset.test[:images], trained_on.validation[:HELD_OUT],
-                               networks.customary(dataset), dataset=dataset.name, data_variant=dataset.variant,
+        return save_every_knob(name, network, dataset, images, trained_on.validation[:HELD_OUT],
+                               dataset=dataset.name, data_variant=dataset.variant,
                                held_out_variant=f"{trained_on.variant}, held out of its training images", **told)
     if recipe.defence in methods.METHODS:
         return save_points(name, network, dataset, images, **told)
+    network, threat = network.to(memory_format=torch.channels_last), networks.customary(dataset)
     known = [form for form in attack_forms.names(network.num_exits) if form != "gate_aware" or network.paper_thresholds]
-    forms = forms or ("clean", *known)
-    found = recording.record(network.to(memory_format=torch.channels_last), dataset.test[:images],
-                             recording.suite(network, networks.customary(dataset), forms), batch_size=BATCH,
-                             held_out=trained_on.validation, dataset=dataset.name, data_variant=dataset.variant,
-                             audited=AUDITED, **told)
-    return save(found, ATLASES / f"{name}.safetensors")
+    views, held_out = recording.suite(network, threat, forms or ("clean", *known)), trained_on.validation
+    if network.num_exits > 1:
+        held_out = recording.hold_out(network, held_out, batch_size=BATCH, folder=told["folder"] / "gates").lightened()
+        views += recording.suite(network, threat, ("gate_aware",), thresholds=calibrated(held_out))
+    found = recording.record(network, dataset.test[:images], views, batch_size=BATCH, held_out=held_out,
+                             dataset=dataset.name, data_variant=dataset.variant, audited=AUDITED, **told)
+    return save(with_pictures(found, dataset), ATLASES / f"{name}.safetensors")
+
+
+def calibrated(held_out: Record) -> tuple[float, ...]:
+    """Thresholds by which equal shares of these held-out images leave at each exit."""
+    return replace(held_out, held_out=held_out).thresholds_of("calibrated")
+
+
+def with_pictures(found: Record, dataset: data.Dataset) -> Record:
+    """The record with the images that explorers show, where a reader may lack the dataset."""
+    lossless = dataset.name in JUDGED.values()
+    return replace(found, pictures=dataset.test.images[found.sampled].numpy()) if lossless else found
 
 
 def save(found: Record, target: Path) -> Path:
@@ -86,22 +99,23 @@ def save(found: Record, target: Path) -> Path:
 def save_points(name: str, network: Network, dataset: data.Dataset, images: int | None = None, **told) -> Path:
     """Record and store what the study of this network asks for; told: what else to remember."""
     todo, draws = lambda_study.planned(network, networks.customary(dataset), **lambda_study.SIZES["laptop"])
-    return save(recording.record(network, dataset.test[:images], todo, draws=draws, dataset=dataset.name,
-                                 data_variant=dataset.variant, audited=AUDITED, **told),
-                ATLASES / f"{name}.safetensors")
+    found = recording.record(network, dataset.test[:images], todo, draws=draws, dataset=dataset.name,
+                             data_variant=dataset.variant, audited=AUDITED, **told)
+    return save(with_pictures(found, dataset), ATLASES / f"{name}.safetensors")
 
 
-def save_every_knob(name: str, network: Network, images: data.Split, held_out: data.Split, threat: Threat,
+def save_every_knob(name: str, network: Network, dataset: data.Dataset, images: int | None, held_out: data.Split,
                     folder: Path, **told) -> Path:
     """Record and store a network with exits and a knob lambda: at both ends and between, at each width, under attacks
     on the main exit, on the average of all, and on the exit that fires at equal shares; pictures of some images."""
     how = dict(lambdas=(0.0, 0.5, 1.0), switches=(0.0,))
     at = points.published(network, *how.values(), network.widths if "width" in network.knobs else (None,))
     gates = recording.hold_out(network, held_out, at, draws=1, folder=folder / "held_out")
-    views = points.every_knob(network, threat, gates, draws=0, forms=("main", "average", "gate_aware"), **how)
-    found = recording.record(network, images, views, held_out=gates.lightened(), draws=3, batch_size=BATCH,
-                             audited=AUDITED, folder=folder / "attacked", **told)
-    return save(replace(found, pictures=images.images[found.sampled].numpy()), ATLASES / f"{name}.safetensors")
+    views = points.every_knob(network, networks.customary(dataset), gates, draws=0,
+                              forms=("main", "average", "gate_aware"), **how)
+    found = recording.record(network, dataset.test[:images], views, held_out=gates.lightened(), draws=3,
+                             batch_size=BATCH, audited=AUDITED, folder=folder / "attacked", **told)
+    return save(with_pictures(found, dataset), ATLASES / f"{name}.safetensors")
 
 
 def ship_mixtures(dataset: str = "digits") -> list[Path]:
