@@ -1,4 +1,4 @@
-"""Whole training steps on a CUDA device beside the floor that is counted for them. Not yet run on a GPU.
+"""Whole training steps on a CUDA device beside the floor that is counted for them.
 
 A step runs as training runs it, captured as a graph where that works, and is timed by CUDA events over many of them.
 The floor is the larger of two times that no code can beat on an H200: all multiplications in bf16, and every

@@ -117,7 +117,7 @@ def on_cpu(wanted: Sequence[str], rounds: int) -> list[dict]:
 
 def on_cuda(wanted: Sequence[str], device: torch.device) -> list[dict]:
     """Measure and print the training steps on a GPU."""
-    print(f"{torch.cuda.get_device_name(device)}, floors of an H200; written without a GPU at hand, so read with care")
+    print(f"{torch.cuda.get_device_name(device)}; floors are those of an H200")
     print(cuda.HEAD)
     rows = []
     for name in wanted:
