@@ -59,14 +59,14 @@ def look(network: Network, image: Split, index: int, form: str, threat: Threat, 
                 logits.softmax(-1).cpu().numpy(), entropy(logits).cpu().numpy())
 
 
-BAR, GAP, TOP, PICTURE, LEFT = 15, 4, 84, 144, 520
+BAR, GAP, TOP, PICTURE, LEFT = 15, 4, 84, 128, 490
 
 
 def svg(seen: Look, thresholds, classes) -> str:
     """Three pictures (image, perturbation, attacked image), and for every exit its probabilities and entropy."""
     exits, count = seen.probabilities.shape[1:]
     shown = np.argsort(-seen.probabilities.max((0, 1)), kind="stable")[:10] if count > 10 else np.arange(count)
-    panel = 160 if exits <= 3 else 108
+    panel = 160 if exits <= 3 else 104
     width, height = LEFT + exits * panel + 8, TOP + len(shown) * (BAR + GAP) + 54
     leaves, names = seen.leaves(thresholds), style.exit_names(exits)
     parts = [_text(0, 20, f"Image {seen.index}: {classes[seen.label]}", size=16, weight=600), _text(0, 40, _story(
@@ -77,7 +77,8 @@ def svg(seen: Look, thresholds, classes) -> str:
         parts.append(_text(LEFT - 8, TOP + 12 + row * (BAR + GAP), classes[c], anchor="end", size=11,
                            weight=700 if c == seen.label else 400))
     return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
-            f'height="{height}" font-family="{style.FONT}"><rect width="100%" height="100%" fill="white"/>'
+            f'height="{height}" style="max-width:100%;height:auto" font-family="{style.FONT}">'
+            '<rect width="100%" height="100%" fill="white"/>'
             f"{''.join(parts)}</svg>")
 
 

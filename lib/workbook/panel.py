@@ -57,7 +57,7 @@ class Panel:
                                         layout={"width": f"{110 + 8 * longest}px", "max_width": "100%"}, **narrow)
         self.attack = widgets.Dropdown(description="attack", tooltip=TIPS["attack"], **narrow)
         self.threat = widgets.Dropdown(description="budget of the attack", tooltip=TIPS["budget"], **narrow)
-        self.width = widgets.ToggleButtons(description="width", layout={"width": "auto"},
+        self.width = widgets.ToggleButtons(description="width", layout={"width": "max-content"},
                                            style={"button_width": "52px", "description_width": "initial"})
         self.lambda_n, self.lambda_th = (Dial(name, self._to(knob), high=high) for name, knob, high in (
             ("λ_n", "lambda_n", 1.0), ("λ_th", "lambda_th", 0.95)))

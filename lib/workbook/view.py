@@ -6,6 +6,7 @@ robust; who leaves where; and pictures of single images, framed where the answer
 
 import html
 import math
+from dataclasses import replace
 
 import numpy as np
 import plotly.graph_objects as go
@@ -250,7 +251,7 @@ def tiles(explorer: Explorer) -> str:
     """The numbers that matter at the present setting as HTML, beside those of the pinned one."""
     spot, here, subject = explorer.spot(), explorer.here, explorer.subject
     exits, before = subject.record.num_exits, None
-    if explorer.pinned != here:
+    if replace(explorer.pinned, attack=here.attack, threat=here.threat) != here:
         try:
             before = explorer.spot(explorer.pinned)
         except WorkbookError:
