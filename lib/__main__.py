@@ -164,7 +164,7 @@ def add_evaluate(add):
     verb = add("evaluate", "clean and attacked accuracy of a checkpoint, routed through its exits")
     verb.add_argument("checkpoint", type=path, metavar="CHECKPOINT")
     verb.add_argument("--dataset", type=path, required=True, metavar="NAME_OR_FOLDER")
-    verb.add_argument("--attack", type=names, metavar="clean,main,...", help="attack forms (default: clean and all)")
+    verb.add_argument("--attack", type=names, metavar="clean,main,...", help="attack forms (default: all but slow_…)")
     verb.add_argument("--epsilon", type=unit, help="L-infinity budget, such as 8/255 (default: the dataset's)")
     verb.add_argument("--step-size", type=unit, help="such as 2/255 (default: the dataset's)")
     verb.add_argument("--steps", type=count, help="attack steps (default: the dataset's)")

@@ -96,7 +96,12 @@ def numbers(found: reading.Reading, view: str) -> dict:
     shares = found.share(view) * found.record.images
     return {"correct": count(found, view), "exits": [whole(n) for n in shares],
             "per_exit": [whole(n) for n in found.alone(view).sum(-1)],
-            "paper_mflops": found.cost("paper_mflops", view), "cumulative_macs": found.cost("cumulative_macs", view)}
+            "paper_mflops": found.cost("paper_mflops", view), "cumulative_macs": found.cost("cumulative_macs", view),
+            "saving": 1 - found.cost("cumulative_macs", view) / found.plain("trunk"), "efficacy": efficacy(found, view)}
+
+
+def efficacy(found: reading.Reading, view: str) -> float:
+    return found.record.exit_costs(found.point).efficacy(found.thresholds, found.share(view))
 
 
 def count(found: reading.Reading, what: str) -> int | float:
@@ -233,6 +238,7 @@ def report(found: reading.Reading) -> str:
             "paper MFlops": f"{found.cost('paper_mflops', called):.2f}", "saved %": f"{100 * saved[0]:.1f}",
             "true Mi MACs": f"{found.cost('cumulative_macs', called) / MEBI:.2f}",
             "truly saved %": f"{100 * saved[1]:.1f}",
+            **({"efficacy": f"{efficacy(found, called):.2f}"} if record.num_exits > 1 else {}),
             **{f"exit {n}": whole(share * record.images) for n, share in zip(names, found.share(called), strict=True)}})
     verdict = (f"do not trust numbers with ! ({', '.join(found.doubts)})" if found.doubts else
                "nothing against these numbers")

@@ -21,8 +21,8 @@ from lib import WorkbookError, checkpoints, data, locks
 from lib.attacks import autoattack, forms
 from lib.attacks.decision import Decision
 from lib.attacks.steps import Threat
-from lib.evaluation import latency, recording, routing
-from lib.evaluation.record import View
+from lib.evaluation import latency, recording, routing, surviving
+from lib.evaluation.record import Record, View
 from lib.models import exits, zoo
 from lib.models.layers import Chain
 from lib.models.network import check_backbone
@@ -330,6 +330,18 @@ def _(tmp):
 @case("AutoAttack on the mean over draws of a network without noise")
 def _(tmp):
     Decision(network(), draws=5)
+
+
+@case("the strong suite for the record of other weights")
+def _(tmp):
+    record = Record.load(lib.ATLASES / "rdi_smallcnn-digits-main-laptop.safetensors")
+    surviving.add(record, network(), data.load("digits", shape=(1, 28, 28)).test[:4], Threat(0.1, 0.05, 2), [])
+
+
+@case("a slowdown attack on gates that are not said")
+def _(tmp):
+    forms.craft("slow_keep", network(), torch.rand(2, 1, 28, 28), torch.zeros(2, dtype=torch.int64),
+                Threat(0.1, 0.05, 2), generator=generator(0, "x"))
 
 
 @case("a run whose name has 300 letters")

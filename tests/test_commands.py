@@ -56,7 +56,8 @@ def test_evaluate_writes_exactly_the_promised_keys(checkpoint, tmp_path, capsys)
     assert told["images"] == 12 and told["thresholds"] == [2.2, 2.1]
     assert list(told["forms"]) == forms.split(",")
     for form in told["forms"].values():
-        assert set(form) == {"correct", "exits", "per_exit", "paper_mflops", "cumulative_macs"}
+        assert set(form) == {"correct", "exits", "per_exit", "paper_mflops", "cumulative_macs", "saving",
+                             "efficacy"}
         assert sum(form["exits"]) == 12 and len(form["per_exit"]) == 3
     assert told["worst_form"] == min(list(told["forms"])[1:], key=lambda f: told["forms"][f]["correct"])
     assert told["union_correct"] <= told["forms"][told["worst_form"]]["correct"]

@@ -3,6 +3,7 @@
     single k, main  the loss of one exit                   average      the mean of all exits' losses
     random          a random convex mix of them            gate_aware   the loss of the exit that fires, at each step
     max_average     each image's strongest single attack, judged by the sum of all exits' losses
+    slow_…          how late the image leaves, see `slowdown`; only where it is asked for by name
 
 N single attacks can run in three ways that give the same images. `full` evaluates every exit at every step, which only
 mode "authors" needs, for its buffers. `prefix` runs one attack after the other, each only up to its own exit. `shrink`
@@ -17,13 +18,14 @@ import torch
 from torch import Tensor
 
 from lib import WorkbookError, randomness, unknown
-from lib.attacks import eot, steps
+from lib.attacks import eot, slowdown, steps
 from lib.attacks.modes import attack_mode
 from lib.attacks.steps import Loss, Threat
 from lib.models import exits as early_exits
 from lib.models.network import Network, check_batch
 from lib.operating_point import OperatingPoint
 
+GATED = ("gate_aware", *slowdown.FORMS)  # look at thresholds
 # What is ascended, (N,), of the losses of all exits, (exits, N); a form of your own joins by its row.
 FORMS: dict[str, Callable[[Tensor], Tensor]] = {"average": lambda losses: losses.mean(0)}
 
@@ -46,7 +48,7 @@ def _singles(num_exits: int) -> tuple[str, ...]:
 
 def find(form: str, num_exits: int) -> str:
     """The form's own name ("single{K+1}" is "main"). Raises WorkbookError listing the forms of this network."""
-    known = names(num_exits)
+    known = names(num_exits) + slowdown.FORMS * (num_exits > 1)
     if form == f"single{num_exits}":
         return "main"
     if form not in known:
@@ -127,8 +129,27 @@ class Target:
             return self.singles([_singles(num_exits).index(form)], [generator])[0]
         if form == "max_average":
             return self.strongest(candidates or self.singles(range(num_exits), [generator] * num_exits), generator)
+        if form in slowdown.FORMS:
+            return self.slowest(form, generator, self.gates(thresholds))
         loss = self.loss(form, generator, thresholds)
         return steps.ascend(loss, self.images, self.threat, generator, exits=num_exits if form == "average" else 1)
+
+    def slowest(self, form: str, generator: torch.Generator, gates: Tensor) -> Tensor:
+        """The iterate of PGD that leaves latest, its decision as the form asks, or the image itself."""
+        if self.threat.algorithm not in ("pgd", "fgsm"):
+            raise WorkbookError(f"{form} steps as PGD does and judges every step; leave the algorithm at pgd")
+
+        def forward(x: Tensor) -> Tensor:
+            return self.network(x, self.point, generator)
+
+        def judged(logits: Tensor) -> Tensor:
+            return slowdown.score(form, logits, self.labels, gates)
+
+        found = steps.climb(forward, lambda z: slowdown.loss(form, z, self.labels, gates), judged, self.images,
+                            self.threat, generator)
+        with torch.no_grad():
+            better = judged(forward(found)) > judged(forward(self.images))
+        return torch.where(better.view(-1, 1, 1, 1), found, self.images)
 
     def loss(self, form: str, generator: torch.Generator, thresholds=None) -> Loss:
         """The loss that a form ascends (max_average has none of its own: it chooses). One call = one forward pass."""
@@ -221,8 +242,8 @@ class Target:
         if thresholds is not None:
             thresholds = tuple(float(t) for t in thresholds)
         elif self.point.thresholds is None:
-            raise WorkbookError(f"gate_aware needs thresholds={self.network.num_exits - 1} values: it attacks the exit "
-                                "that fires")
+            raise WorkbookError(f"gate_aware and slow_… need thresholds={self.network.num_exits - 1} values: they look "
+                                "at the exit that fires")
         point = self.point if thresholds is None else self.point.replace(thresholds=thresholds)
         self.network.check_point(point)
         effective = early_exits.effective_thresholds(point, self.network.num_exits)

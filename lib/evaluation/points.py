@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+from lib.attacks.forms import GATED
 from lib.attacks.steps import Threat
 from lib.evaluation.record import Record, View
 from lib.models.network import Network
@@ -92,7 +93,7 @@ def every_knob(network: Network, threat: Threat, gates: Record | Sequence[float]
         found.append(View("clean", point))
         for form in forms if network.num_exits > 1 else ("main",):
             used = None
-            if form == "gate_aware":
+            if form in GATED:
                 used = gates if not isinstance(gates, Record) else replace(gates, held_out=gates).thresholds_of(
                     "calibrated", point)
             found.append(View(form, point, threat, thresholds_used=used and tuple(float(t) for t in used)))

@@ -47,20 +47,19 @@ def suite(network: Network, threat: Threat | None = None, forms: Sequence[str] |
           point: OperatingPoint | None = None, thresholds: Sequence[float] | None = None, **how) -> tuple[View, ...]:
     """Views at one point, crafted and judged there: of these forms, by default clean and the paper's.
 
-    thresholds: for gate_aware; None = the paper's.  how: other attributes of the views (mode, restart).
+    thresholds: for forms that look at gates; None = the paper's.  how: other attributes of the views (mode, restart).
     Raises WorkbookError on an unknown form, a repeated one, none, or missing settings.
     """
     point = point or OperatingPoint()
     names = check_forms(("clean", *attack_forms.paper_forms(network.num_exits)) if forms is None else forms,
                         network.num_exits)
     used = network.paper_thresholds if thresholds is None else tuple(map(float, thresholds))
-    if "gate_aware" in names:
+    if gated := [form for form in names if form in attack_forms.GATED]:
         if used is None:
-            raise WorkbookError("the gate-aware attack needs thresholds, and this network has no published ones; give "
-                                "some")
+            raise WorkbookError(f"{gated[0]} needs thresholds, and this network has no published ones; give some")
         routing.check_thresholds(used, network.num_exits)
     return tuple(View("clean", point) if form == "clean" else View(
-        form, point, threat, point, thresholds_used=used if form == "gate_aware" else None, **how) for form in names)
+        form, point, threat, point, thresholds_used=used if form in gated else None, **how) for form in names)
 
 
 def check_forms(forms: Sequence[str], num_exits: int) -> tuple[str, ...]:

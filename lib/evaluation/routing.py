@@ -110,6 +110,14 @@ class ExitCosts(NamedTuple):
         own = np.where(open_exits, 0, self.heads)  # a closed exit asked for by itself still runs its own head
         return np.asarray(self.trunk, float) + np.cumsum(np.where(open_exits, self.heads, 0)) + own
 
+    def efficacy(self, thresholds: Sequence[float], shares: np.ndarray) -> float:
+        """DeepSloth's, from the share of images that leaves at each exit: the area under the share that left over the
+        share of the whole cost (trapezoids, from nobody at 0); near 1 where all leave at once, near 0 where none does.
+        """
+        opened = np.append(check_thresholds(thresholds, len(self.trunk)) > -np.inf, True)
+        spent, left = (np.append(0.0, part[opened]) for part in (self.cumulative(thresholds), np.cumsum(shares)))
+        return float(np.diff(spent) @ (left[1:] + left[:-1])) / (2 * spent[-1])
+
 
 def spend_at_most(budget: float, entropy: np.ndarray, correct: np.ndarray, costs: ExitCosts) -> tuple[float, ...]:
     """Thresholds with the most held-out images right at a mean cost of at most `budget` MACs an image.

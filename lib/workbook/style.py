@@ -29,7 +29,8 @@ TEMPLATE = go.layout.Template(
     ))
 
 _SPOKEN = {"clean": "clean images", "main": "on main exit", "average": "average", "max_average": "max-average",
-           "random": "random", "gate_aware": "gate-aware"}
+           "random": "random", "gate_aware": "gate-aware", "slow_keep": "slowed, label kept",
+           "slow_break": "slowed, label broken", "slow_free": "slowed"}
 
 _LABELS = {"main": "main branch", "max_average": "max-average", "resnet38": "ResNet-38", "smallcnn": "SmallCNN",
            "mobilenet_v2": "MobileNetV2", "atmc": "ATMC",

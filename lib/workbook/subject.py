@@ -131,7 +131,7 @@ class Subject:
         network = self._network()
         image, _ = data.match(self._image(index), network.class_names, network.classes)
         return microscope.look(network, image, index, view.form, view.threat, point=at,
-                               thresholds=thresholds if view.form == "gate_aware" else None)
+                               thresholds=thresholds if view.thresholds_used is not None else None)
 
     def _network(self) -> Network:
         if self.network is None:
