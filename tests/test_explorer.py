@@ -27,7 +27,7 @@ from lib.workbook.strip import as_pixels
 from lib.workbook.subject import Subject
 from tests.evaluation.made_record import every_knob, made
 from tests.networks import small
-from tests.test_lambda_study import IMAGES, THREAT, accuracy, member
+from tests.workbook.made_members import IMAGES, THREAT, accuracy, member
 
 FORMS = ("clean", "single1", "single2", "main", "average", "max_average")
 KNOBS = Threat(8 / 255, 8 / 255, 1)

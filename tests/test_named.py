@@ -8,7 +8,7 @@ import lib
 from lib import WorkbookError, data
 from lib.evaluation import rows
 from lib.evaluation.record import Record
-from lib.workbook import exit_speed, lambda_study, networks, parameters, released_record, seeds, studies
+from lib.workbook import exit_speed, networks, once_for_all, parameters, released_record, seeds, studies
 
 CELL = 'preset: str = "laptop"\nweights: str = "shipped"\nseed: int = 0\nrun_dir: str = ""\n'
 OWN = {"images": (int, 0, 500), "dataset": (str, "auto", "digits"), "defence": (str, "auto", "standard"),
@@ -50,7 +50,7 @@ def test_shipped_records_give_the_images_named_and_no_others(asked):
     five = networks.record(asked(images=5), trained, dataset, 5)
     assert len(whole.labels) == 500 and len(five.labels) == 5 and five.meta["images"] == [0, 5]
     assert (five.prediction == whole.prediction[:, :, :5]).all()
-    member = lambda_study.record(asked(images=6), networks.obtain(asked(), "resnet20", "digits", "float"), None)
+    member = once_for_all.record(asked(images=6), networks.obtain(asked(), "resnet20", "digits", "float"))
     assert member.right.shape[2] == len(member.labels) == 6
     with pytest.raises(WorkbookError, match="more than the 500 test images"):
         networks.record(asked(images=1000), trained, dataset, 1000)

@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from lib.data import Split
-from lib.evaluation import points, recording
-from lib.operating_point import OperatingPoint
-from lib.workbook import slim_study, strong_attacks
+from lib.evaluation import recording
+from lib.workbook import strong_attacks
 from lib.workbook.lambda_study import Member
 from lib.workbook.networks import Trained
 from tests.networks import images, small
@@ -80,17 +79,3 @@ def test_a_network_that_hides_its_gradients_is_found_out(members):
     member = dataclasses.replace(found["dual_bn"], trained=Trained("made", masked, ""))
     hidden = strong_attacks.soundness({"dual_bn": member}, settings, dataset)["control (dual BN, no noise)"]
     assert hidden.iloc[1].startswith("NO") and hidden.iloc[2].startswith("NO")
-
-
-def test_slim_networks_are_read_at_every_width():
-    network = small("resnet20", conditioning="dual_bn", widths=(1.0, 0.5), input_shape=(3, 8, 8))
-    pictures = Split((images(network, 4) * 255).byte(), torch.arange(4))
-    threat = strong_attacks.threats(COLOUR, "quick")["FGSM"]
-    made = recording.record(network, pictures, points.views(network, threat, widths=(1.0, 0.5)))
-    member = Member("dual_bn_slim", Trained("resnet20-made-dual_bn_slim-quick", network, ""), made)
-    table = slim_study.accuracies({"dual_bn_slim": member})
-    assert table.index.get_level_values("width").tolist() == ["width 1"] * 2 + ["width 0.5"] * 2
-    assert 3 < made.macs() / made.macs(OperatingPoint(width=0.5)) < 4.2
-    assert list(slim_study.costs({"dual_bn_slim": member})) == ["parameters", "width 1, M MACs", "width 0.5, M MACs"]
-    crossed = [c for c in made.views if c.attacked and c.crafted_at.width != c.evaluated_at.width]
-    assert not crossed

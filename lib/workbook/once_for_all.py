@@ -80,6 +80,13 @@ class Member:
         """Where these λ_n and λ_th lead, as far as it was recorded there."""
         return [p for p in points.published(self.network, lambdas, switches, (width,)) if p in self.record.points]
 
+    @property
+    def lambdas(self) -> tuple[float, ...]:
+        """The λ_n, of the paper's figures and in quarters, that were recorded for λ_th = 0."""
+        width = max(self.network.widths) if "width" in self.network.knobs else None
+        looked = (0.0, 0.2, 0.25, 0.5, 0.7, 0.75, 1.0)
+        return tuple(n for n in looked if self.point(n, 0.0, width) in self.record.points)
+
     def read(self, *where, **how) -> Reading | Trainings:
         """Its record at a point, or at the point of (lambda_n, lambda_th, width); of all its trainings."""
         point = where[0] if isinstance(where[0], OperatingPoint) else self.point(*where)
@@ -220,10 +227,11 @@ def caption(settings: Settings, found: Members) -> str:
     member = next(iter(found.values()))
     meta, threat = member.record.meta, next(view.threat for view in member.record.views if view.attacked)
     draws = max(m.read(p).draws for m in found.values() for p in m.record.points)
+    leaving = f" · thresholds: {suited(member.record)}" if member.record.num_exits > 1 else ""
     return (f"{len(member.runs)} trainings each · " * bool(member.others) + f"{member.record.images:,} test images of "
             f"{meta['dataset']} ({meta['data_variant']}) · PGD-{threat.steps}, ε {threat.epsilon:.3g}, step "
             f"{threat.step_size:.3g} · mean over {draws} draws of the noise · seed {meta['seed']} · preset "
-            f"{settings.preset} · 95 % intervals")
+            f"{settings.preset}{leaving} · 95 % intervals")
 
 
 def write(settings: Settings, found: Members) -> Path:
@@ -330,14 +338,14 @@ def gains(found: Members, pairs: Mapping[str, Sequence[tuple[tuple, tuple]]]) ->
     lines = {}
     for name, sides in pairs.items():
         read = [pair for pair in ([find(found, *side) for side in two] for two in sides) if all(pair)]
-        for quantity, who in (("clean", "clean"), ("robust", "white-box")) if read else ():
-            best = max(read, key=lambda pair, who=who: tables.gain(*pair, who)[0])
-            value, low, high = (f"{part:+.1f}" for part in tables.gain(*best, who))
-            said, known = GAINS.value(name, quantity), tables.learned(*best)
+        for quantity, who in (("clean", "clean"), ("robust", "white-box")):
+            best = max(read, key=lambda pair, who=who: tables.gain(*pair, who)[0], default=None)
+            said, known = GAINS.value(name, quantity), best and tables.learned(*best)
+            value, low, high = (f"{part:+.1f}" for part in tables.gain(*best, who)) if known else (tables.DASH,) * 3
             lines[name, f"{quantity} accuracy"] = {
-                "published": tables.DASH if said is None else f"{said:+.2f}",
-                "measured": value if known else tables.DASH,
-                "95 % interval": f"{low} to {high}" if known else tables.DASH, "at": points.name(best[0].point)}
+                "published": tables.DASH if said is None else f"{said:+.2f}", "measured": value,
+                "95 % interval": f"{low} to {high}" if known else tables.DASH,
+                "at": points.name(best[0].point) if best else tables.DASH}
     table = pd.DataFrame(lines).T
     table.index.names = ["gain", "quantity"]
     return tables._plain(table)

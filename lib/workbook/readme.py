@@ -10,9 +10,9 @@ from lib import ATLASES, CHECKPOINTS, ROOT, checkpoints
 from lib.evaluation.reading import Reading, read
 from lib.evaluation.record import Record
 from lib.training import methods
-from lib.workbook import float_seeds, lambda_study, report, style
-from lib.workbook.lambda_study import Member
+from lib.workbook import once_for_all, report, style
 from lib.workbook.networks import Trained
+from lib.workbook.once_for_all import Member
 from lib.workbook.parameters import Settings
 from lib.workbook.published import suited
 from lib.workbook.tables import DASH, spread
@@ -85,14 +85,14 @@ def _percent(found: Reading, quantity: str) -> str:
     return spread(found.measured(quantity), 1, unit=100)
 
 
-def once_for_all() -> str:
+def with_knob() -> str:
     """One line per shipped network with a knob λ (or several trainings of one) at both of its ends."""
     lines = ["| network | dataset, test images " + "".join(f"| λ = {n}: clean | robust: strong suite | PGD suite "
                                                               for n in (0, 1)) + "| parameters |",
              "|---|---|---|---|---|---|---|---|---|"]
     found = [_member(name, record) for name, record in shipped(with_knob=True).items()
-             if not any(f"-{family}" in name for family in lambda_study.FAMILIES)]
-    found += [_pairs(method) for method in float_seeds.METHODS]
+             if not any(f"-{family}" in name for family in once_for_all.FAMILIES)]
+    found += _repeats()
     ends = {name: [member.read(n, 0.0, max(member.network.widths) if "width" in member.network.knobs else None)
                    for n in (0.0, 1.0)] for name, member in found}
     lists = _attacks(end for both in ends.values() for end in both)
@@ -110,15 +110,17 @@ def _member(name: str, record: Record) -> tuple[str, Member]:
                                           record)
 
 
-def _pairs(method: str) -> tuple[str, Member]:
-    runs = float_seeds.shipped(Settings(seed=0, named=frozenset()), method, "suite")
-    trainings = f"{len(runs)} training{'s' if len(runs) > 1 else ''}"
-    return f"{runs[0].trained.name.rsplit('-', 2)[0]}, {trainings}", float_seeds.Repeated.of(runs)
+def _repeats() -> list[tuple[str, Member]]:
+    """Of FLOAT and its control, trained several times."""
+    asked = Settings(seed=0, named=frozenset(), weights="shipped", network="resnet20", dataset="fashion_mnist")
+    found = once_for_all.repeats(asked, ("float", "dual_bn"), "suite", plan=None)
+    return [(f"{m.trained.name.rsplit('-', 2)[0]}, {len(m.runs)} training{'s' * (len(m.runs) > 1)}", m)
+            for m in found.values()]
 
 
 def current(text: str) -> str:
     """`text` of the README with its tables made anew."""
-    for name, make in (("notebooks", notebooks), ("results", results), ("once for all", once_for_all)):
+    for name, make in (("notebooks", notebooks), ("results", results), ("once for all", with_knob)):
         begin, end = MARK.format(name), f"<!-- end of {name} -->"
         before, after = text.split(begin)[0], text.split(end)[1]
         text = f"{before}{begin}\n{make()}\n{end}{after}"

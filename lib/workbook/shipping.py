@@ -3,6 +3,7 @@
     python3 -m lib train RECIPE                        the training, in data/runs/train
     python -m lib.workbook.shipping RECIPE [--images N] [--forms clean,main,...] [--folder DIR]
     python -m lib.workbook.shipping mixtures           records of PGD-AT's shipped ends, mixed
+    python -m lib.workbook.shipping repeats            several trainings of FLOAT and its control, and their records
     python -m lib.workbook.shipping released           records of the RDI authors' released weights on lossless images
     python -m lib.workbook.shipping RECIPE --strong N  adds the strong suite on the first N images to its shipped record
 
@@ -11,6 +12,7 @@ The weights are stored in half precision and every number is computed from the s
 
 import argparse
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -23,13 +25,14 @@ from lib.evaluation import points, recording, surviving, tuning
 from lib.evaluation.record import Record, combine
 from lib.models import released
 from lib.models.network import Network
-from lib.training import methods, recipes
-from lib.workbook import lambda_study, networks
+from lib.training import loop, methods, recipes
+from lib.training.recipe import Recipe
+from lib.workbook import networks, once_for_all
 from lib.workbook.networks import Trained
+from lib.workbook.once_for_all import JUDGED
 from lib.workbook.published import suited
 
 AUDITED, LOGITS = 64, 2**20  # images of the audit; bytes of logits that a shipped file may hold
-JUDGED = {"cifar10_jpeg": "cifar10_png"}  # trained on a lossy copy, judged on lossless images
 HELD_OUT = 1000  # images on which an exit network with many points chooses its thresholds
 BATCH = 125  # the fastest on one core; part of the record, since random starts are drawn per batch
 
@@ -98,7 +101,7 @@ def save(found: Record, target: Path) -> Path:
 
 def save_points(name: str, network: Network, dataset: data.Dataset, images: int | None = None, **told) -> Path:
     """Record and store what the study of this network asks for; told: what else to remember."""
-    todo, draws = lambda_study.planned(network, networks.customary(dataset), **lambda_study.SIZES["laptop"])
+    todo, draws = once_for_all.planned(network, networks.customary(dataset), **once_for_all.SIZES["laptop"])
     found = recording.record(network, dataset.test[:images], todo, draws=draws, dataset=dataset.name,
                              data_variant=dataset.variant, audited=AUDITED, **told)
     return save(with_pictures(found, dataset), ATLASES / f"{name}.safetensors")
@@ -126,7 +129,35 @@ def ship_mixtures(dataset: str = "digits") -> list[Path]:
             for method, found in ends.items()}
     images = data.load(dataset, shape=ends["pgd_at0"].network.input_shape)
     return [save_points(mixed.name, mixed.network, images, checkpoint=mixed.digest, defence=mixed.defence)
-            for mixed in lambda_study.mixed(ends).values()]
+            for mixed in once_for_all.mixed(ends).values()]
+
+
+def repeat_recipe(method: str, seed: int, dataset: str = "fashion_mnist") -> Recipe:
+    """Of thin ResNet-20s, attacked through a folded copy, which is faster."""
+    base = recipes.find(f"resnet20-{dataset}-{method}-laptop")
+    return replace(base, name=f"{base.name}-folded", seed=seed, attack_view="folded")
+
+
+def ship_repeats(seeds: Sequence[int] = (0, 1, 2), dataset: str = "fashion_mnist", draws: int = 5) -> None:
+    """Train and record what is not there yet of FLOAT and its control, in pairs of one seed: PGD alone on many images,
+    and on fewer of them the whole suite, whose averaging attacker takes longest."""
+    images = data.load(dataset)
+    threat = replace(networks.customary(images), steps=20)
+    for seed, method in product(seeds, ("float", "dual_bn")):
+        asked, name = repeat_recipe(method, seed, dataset), f"resnet20-{dataset}-{method}-laptop-seed{seed}"
+        for which, count, averaged in (("pgd", 5000, 0), ("suite", 1000, draws)):
+            weights, target = once_for_all.repeat_files(name, which)
+            if not weights.is_file():
+                halved(loop.fit(asked, RUNS / "seeds" / name).path, weights)
+            if target.is_file():
+                continue
+            shipped = checkpoints.load(weights)
+            at = (*points.published(shipped.network), points.halfway(shipped.network))
+            recording.record(shipped.network, images.test[:count], points.suite(shipped.network, threat, at, averaged),
+                             draws=draws, folder=RUNS / "seeds" / target.stem, dataset=images.name,
+                             defence=asked.defence, data_variant=images.variant,
+                             checkpoint=shipped.digest).lightened().save(target)
+            print(target, flush=True)
 
 
 def ship_released(folder: Path | None = None) -> Path:
@@ -206,6 +237,8 @@ def main(argv: list[str] | None = None):
             print(add_strong(name, args.strong, folder, args.device))
         elif name == "mixtures":
             print(*ship_mixtures(), sep="\n")
+        elif name == "repeats":
+            ship_repeats()
         else:
             print(ship_released(folder) if name == "released" else ship(name, args.images, args.forms, folder))
 
