@@ -20,10 +20,9 @@ from lib.evaluation.between import called, corners
 from lib.evaluation.reading import read
 from lib.models import zoo
 from lib.operating_point import OperatingPoint
-from lib.workbook import microscope, panel, strip, style, tables, view
+from lib.workbook import microscope, panel, style, tables, view
 from lib.workbook.explorer import Explorer
 from lib.workbook.panel import Panel
-from lib.workbook.strip import as_pixels
 from lib.workbook.subject import Subject
 from tests.evaluation.made_record import every_knob, made
 from tests.networks import small
@@ -468,7 +467,7 @@ def test_the_explorer_answers_in_time_on_ten_thousand_images(tmp_path):
 def test_the_strip_puts_each_sampled_image_in_the_row_of_its_exit():
     record, sample = recorded(images=40), np.arange(0, 40, 2)
     reading = read(record, thresholds=(0.4, 0.3))
-    cells = strip.by_exit(reading, "clean", sample, left=5, columns=30)
+    cells = microscope.by_exit(reading, "clean", sample, left=5, columns=30)
     entropy, prediction = (a[reading.first("clean")] for a in (record.entropy, record.prediction))
     rows = {cell.index: cell for cell in cells}
     for index in sample:
@@ -476,7 +475,7 @@ def test_the_strip_puts_each_sampled_image_in_the_row_of_its_exit():
         assert rows[index].row == wanted and rows[index].said == prediction[wanted, index]
         assert rows[index].right == (prediction[wanted, index] == record.labels[index]) and rows[index].column >= 5
     pixels = dict.fromkeys(sample.tolist(), np.zeros((28, 28, 3), np.uint8))
-    assert strip.picture(cells, 3, 36, pixels).startswith("data:image/png;base64,")
+    assert microscope.picture(cells, 3, 36, pixels).startswith("data:image/png;base64,")
 
 
 def test_answers_of_both_settings_are_shown_and_wrong_ones_coloured(methods):
@@ -488,9 +487,9 @@ def test_answers_of_both_settings_are_shown_and_wrong_ones_coloured(methods):
 
 
 def test_pixels_of_grey_and_colour_images():
-    grey = as_pixels(torch.tensor([[[[0.0, 1.0], [0.5, 0.25]]]]))
+    grey = microscope.as_pixels(torch.tensor([[[[0.0, 1.0], [0.5, 0.25]]]]))
     assert grey.shape == (1, 2, 2, 3) and grey[0, 0, 1].tolist() == [255] * 3
-    assert as_pixels(torch.zeros(2, 3, 4, 5, dtype=torch.uint8)).shape == (2, 4, 5, 3)
+    assert microscope.as_pixels(torch.zeros(2, 3, 4, 5, dtype=torch.uint8)).shape == (2, 4, 5, 3)
 
 
 @pytest.fixture(scope="module")

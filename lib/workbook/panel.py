@@ -14,9 +14,8 @@ from IPython.display import display
 
 from lib import WorkbookError
 from lib.workbook import live, microscope, style, tables, view
-from lib.workbook.dial import TIPS, Dial
+from lib.workbook.controls import TIPS, Dial, LiveFigure
 from lib.workbook.explorer import SOURCES, Explorer
-from lib.workbook.live_figure import LiveFigure
 
 THEME = {style.INK: style.LIVE_INK, style.MUTED: style.LIVE_MUTED, style.RULE: "var(--jp-border-color2)",
          style.GHOST: "var(--jp-border-color0)"}

@@ -7,13 +7,11 @@ from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
-import jinja2
-
 from lib import WorkbookError, __version__, checkpoints
 from lib.evaluation import rows
+from lib.workbook import templates
 
 PLOTLY = "application/vnd.plotly.v1+json"
-TEMPLATES = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")), autoescape=True)
 TITLE = "The trade-off workbook"
 
 
@@ -100,5 +98,5 @@ def _outputs(executed: Path, chosen: Callable = lambda cell: True) -> str:
 
 
 def _write(target: Path, template: str, **values) -> Path:
-    checkpoints.replace(target, TEMPLATES.get_template(template).render(values).encode())
+    checkpoints.replace(target, templates.render(template, **values).encode())
     return target

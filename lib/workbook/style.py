@@ -62,20 +62,6 @@ def plain(text) -> str:
     return html.escape(str(text))
 
 
-def tile(name: str, value: str, colour: str, *notes: str, tip: str = "") -> str:
-    """One number as HTML: what it is, its value, small lines below, and what its term means."""
-    below = "<br>".join(map(plain, notes))
-    return (f'<div style="min-width:84px" title="{plain(tip)}">'
-            f'<div style="color:{LIVE_MUTED};font-size:12px">{plain(name)}</div>'
-            f'<div style="color:{colour};font-size:21px;font-weight:600;line-height:1.25">{plain(value)}</div>'
-            f'<div style="color:{LIVE_MUTED};font-size:11px;line-height:1.35">{below}</div></div>')
-
-
-def row(tiles: list[str]) -> str:
-    whole = "".join(tiles)
-    return f'<div style="display:flex;gap:16px;flex-wrap:wrap;font-family:{FONT};padding:2px">{whole}</div>'
-
-
 def rgb(colour: str) -> list[int]:
     """Red, green and blue, 0 to 255, of "#rrggbb"."""
     return [int(colour[i:i + 2], 16) for i in (1, 3, 5)]

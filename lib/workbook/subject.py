@@ -19,7 +19,6 @@ from lib.models.conditioning import Conditioning
 from lib.models.network import Network
 from lib.operating_point import OperatingPoint
 from lib.workbook import microscope
-from lib.workbook.strip import as_pixels
 
 DATASETS = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10", "cifar10_jpeg": "CIFAR-10",
             "cifar10_png": "CIFAR-10"}  # as people say them; the variant says which copy
@@ -124,7 +123,7 @@ class Subject:
             shown = self.images.images[self.record.meta["images"][0] + self.sample].cpu()
         if shown is None:
             return None
-        return dict(zip(self.sample.tolist(), as_pixels(torch.as_tensor(shown)), strict=True))
+        return dict(zip(self.sample.tolist(), microscope.as_pixels(torch.as_tensor(shown)), strict=True))
 
     def examine(self, index: int, view: View, at: OperatingPoint, thresholds: tuple) -> microscope.Look:
         """An image of the dataset attacked as a view was, at a point. Raises WorkbookError without it or network."""

@@ -4,8 +4,10 @@ Panels as the network's knobs ask for them: accuracy under every attack; along l
 robust; who leaves where; and pictures of single images, framed where the answer is wrong.
 """
 
+import contextlib
 import html
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +17,7 @@ from plotly.subplots import make_subplots
 from lib import WorkbookError
 from lib.evaluation import points
 from lib.evaluation.between import Spot, called
-from lib.workbook import strip, style
+from lib.workbook import microscope, style, templates
 from lib.workbook.explorer import Explorer
 
 ALONG = [round(v, 9) for v in np.linspace(0, 1, 41).tolist()]
@@ -23,8 +25,6 @@ WIDTH, LEFT, TOP, PANEL, GAP, ROW = 840, 134, 78, 190, 62, 31  # pixels: margins
 BLOCK, WIDE = 8, 20  # pictures in a row: of an exit, for clean and attacked images each; of a network with one exit
 ANSWERS = ("pinned, clean", "pinned, attacked", "here, clean", "here, attacked")
 COLOURS = {"clean": style.CLEAN, "attacked": style.ATTACKED, "union": style.UNION}
-
-
 TERMS = {"TA": "accuracy on clean images", "ATA": "accuracy under an attack",
          "per-image worst case": "an image counts where it survives every attack of the suite, and unattacked",
          "paper's worst case": "the lowest ATA over the paper's forms of attack",
@@ -223,21 +223,22 @@ def _update_pictures(fig: go.Figure, pictures, explorer: Explorer, here, before)
     cells = []
     if subject.early:
         for block, view in enumerate(("clean", attack)):
-            cells += strip.by_exit(here.nearest, called(here.nearest, view), sample, block * (BLOCK + 1), BLOCK)
+            cells += microscope.by_exit(here.nearest, called(here.nearest, view), sample, block * (BLOCK + 1), BLOCK)
     else:
         sample = sample[::max(1, len(sample) // WIDE)][:WIDE]
         for row, (spot, view) in enumerate((spot, view) for spot in (before, here) for view in ("clean", attack)):
             if spot is not None:
-                cells += strip.in_a_row(spot.nearest, called(spot.nearest, view), sample, row)
+                cells += microscope.in_a_row(spot.nearest, called(spot.nearest, view), sample, row)
     first, names = record.meta["images"][0], [style.plain(name) for name in subject.classes]
     pictures.x, pictures.y = [c.column + 0.5 for c in cells], [c.row + 0.5 for c in cells]
     pictures.customdata = [first + c.index for c in cells]
     pictures.hovertext = [f"image {first + c.index}: {names[record.labels[c.index]]}<br>answer: {names[c.said]}, "
                           f"{'right' if c.right else 'wrong'}" for c in cells]
-    drawn, pixels = [], subject.pixels
-    if pixels is not None:
-        drawn = [dict(source=strip.picture(cells, *rows, pixels), xref=pictures.xaxis, yref=pictures.yaxis, x=0, y=0,
-                      sizex=rows[1], sizey=rows[0], sizing="stretch", layer="below")]
+    drawn = []
+    if subject.pixels is not None:
+        strip = microscope.picture(cells, *rows, subject.pixels)
+        drawn = [dict(source=strip, xref=pictures.xaxis, yref=pictures.yaxis, x=0, y=0, sizex=rows[1], sizey=rows[0],
+                      sizing="stretch", layer="below")]
     fig.layout.images = drawn
     pictures.text = [""] * len(cells) if drawn else [names[c.said][:4] for c in cells]
     pictures.textfont.color = [style.INK if c.right else style.ATTACKED for c in cells]
@@ -250,51 +251,45 @@ def _update_pictures(fig: go.Figure, pictures, explorer: Explorer, here, before)
 def tiles(explorer: Explorer) -> str:
     """The numbers that matter at the present setting as HTML, beside those of the pinned one."""
     spot, here, subject = explorer.spot(), explorer.here, explorer.subject
-    exits, before = subject.record.num_exits, None
-    if replace(explorer.pinned, attack=here.attack, threat=here.threat) != here:
-        try:
-            before = explorer.spot(explorer.pinned)
-        except WorkbookError:
-            pass
+    exits, reading = subject.record.num_exits, spot.nearest
 
-    def accuracy(name: str, attack: str, colour: str) -> str:
-        number, notes = spot.number(attack), []
-        try:
-            notes = [f"pinned {100 * before.number(attack).value:.1f}"] if before else []
-        except WorkbookError:  # pinned on a network that was not attacked so
-            pass
-        return style.tile(name, f"{spot.mark(attack)}{100 * number.value:.1f} %{spot.nearest.flag(attack)}", colour,
-                          f"{100 * number.low:.1f} to {100 * number.high:.1f}", *notes,
-                          tip=TERMS.get(name.partition(",")[0], ""))
+    def pinned(number: Callable[[Spot], str]) -> list[str]:
+        if replace(explorer.pinned, attack=here.attack, threat=here.threat) != here:
+            with contextlib.suppress(WorkbookError):  # pinned on a network that was not attacked so
+                return [f"pinned {number(explorer.spot(explorer.pinned))}"]
+        return []
 
-    def cost(attack: str, colour: str) -> str:
+    def accuracy(name: str, attack: str, colour: str) -> dict:
+        number = spot.number(attack)
+        return dict(name=name, colour=colour,
+                    value=f"{spot.mark(attack)}{100 * number.value:.1f} %{reading.flag(attack)}",
+                    notes=[f"{100 * number.low:.1f} to {100 * number.high:.1f}",
+                           *pinned(lambda before: f"{100 * before.number(attack).value:.1f}")])
+
+    def cost(attack: str, images: str, colour: str) -> dict:
         true, paper = spot.cost("cumulative_macs", attack), spot.cost("paper_mflops", attack)
-        plain = spot.nearest.plain
-        name = "true cost" + f", {'clean' if attack == 'clean' else 'attacked'}" * (exits > 1)
-        notes = []
-        if before and attack == "clean":
-            notes = [f"pinned {before.cost('cumulative_macs') / 1e6:.2f} M"]
-        return style.tile(name, f"{true / 1e6:.2f} M MACs", colour, saving(1 - true / plain("trunk")),
-                          f"paper: {paper:.2f}, {saving(1 - paper / plain('paper_mflops'))}", *notes,
-                          tip=TERMS.get(name.partition(",")[0], ""))
+        return dict(name="true cost" + f", {images}" * (exits > 1), value=f"{true / 1e6:.2f} M MACs", colour=colour,
+                    notes=[saving(1 - true / reading.plain("trunk")),
+                           f"paper: {paper:.2f}, {saving(1 - paper / reading.plain('paper_mflops'))}",
+                           *pinned(lambda before: f"{before.cost('cumulative_macs', attack) / 1e6:.2f} M")])
 
     shown = [accuracy("TA", "clean", style.CLEAN)]
     if here.attack not in ("union", "paper_worst"):
         shown.append(accuracy(f"ATA, {html.unescape(spoken(here.attack, exits))}", here.attack, style.ATTACKED))
     if "paper_worst" in subject.attacks:
         shown.append(accuracy("paper's worst case", "paper_worst", style.ATTACKED))
-    shown += [accuracy("per-image worst case", "union", style.LIVE_INK), cost("clean", style.CLEAN)]
+    shown += [accuracy("per-image worst case", "union", style.LIVE_INK), cost("clean", "clean", style.CLEAN)]
     if exits > 1:
-        shown.append(cost(here.attack, style.ATTACKED))
+        shown.append(cost(here.attack, "attacked", style.ATTACKED))
     exact = "recorded or computed here" if len(spot.around) == 1 else "≈ interpolated between recorded points"
     bound = "; ≤ attacked at other thresholds than these" if "≤" in spot.mark("union") else ""
-    drawn = f", mean of {spot.nearest.draws} draws" if spot.nearest.draws > 1 else ""
-    doubts = f"; do not trust numbers with ! ({', '.join(spot.nearest.doubts)})" if spot.nearest.doubts else ""
+    draws = f", mean of {reading.draws} draws" if reading.draws > 1 else ""
+    doubts = f"; do not trust numbers with ! ({', '.join(reading.doubts)})" if reading.doubts else ""
     lacking = "" if subject.pixels else f"Pictures need the images: {subject.missing}"
     where = (f"{points.name(here.at) if here.at.used() else here.network}: {exact}{bound}{doubts}; "
-             f"{spot.nearest.record.images:,} images{drawn}, 95 % intervals. {lacking}")
-    return (f'{style.row(shown)}<div style="color:{style.LIVE_MUTED};font-size:11px">{style.plain(where)}'
-            f"<br><code>{style.plain(explorer.code)}</code></div>")
+             f"{reading.record.images:,} images{draws}, 95 % intervals. {lacking}")
+    return templates.render("tiles.html", tiles=shown, terms=TERMS, where=where, code=explorer.code, font=style.FONT,
+                            muted=style.LIVE_MUTED)
 
 
 def saving(share: float) -> str:

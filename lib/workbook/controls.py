@@ -1,8 +1,10 @@
-"""A knob on screen: a slider and a field for exact values, and what each knob means."""
+"""What the panel is made of: a knob on screen, a figure that arrives, and what each knob means."""
 
 import math
 
 import ipywidgets as widgets
+import plotly.graph_objects as go
+import traitlets
 
 TIPS = {"λ_n": "FLOAT's knob, from most accurate (0) to most robust (1); above λ_th the adversarial batch norm is used",
         "λ_th": "where λ_n switches the batch norm from clean (BN_C) to adversarial (BN_A)",
@@ -53,3 +55,50 @@ class Dial:
         if self.value is None or change.new != float(f"{self.value:.6g}"):
             self.show(change.new)
             self.act(self.value)
+
+
+SHIM = """
+const widgets = new WeakMap();
+async function load(model) {
+  const address = URL.createObjectURL(new Blob([model.get("_bundle")], { type: "text/javascript" }));
+  try { return (await import(address)).default; } finally { URL.revokeObjectURL(address); }
+}
+async function start(model) {
+  window.workbookPlotly ??= load(model);
+  const made = await window.workbookPlotly;
+  const widget = typeof made === "function" ? await made() : made;
+  await widget.initialize?.({ model });
+  return widget;
+}
+export default {
+  async render({ model, el }) {
+    if (!widgets.has(model)) widgets.set(model, start(model));
+    const widget = await widgets.get(model);
+    const clean = await widget.render({ model, el });
+    model.send({ kind: "drawn" });
+    return clean;
+  }
+};
+"""
+
+
+class LiveFigure(go.FigureWidget):
+    """A FigureWidget that also arrives in a slow browser.
+
+    anywidget 0.11 gives a widget's JavaScript two seconds; after that it drops every message to the widget, for good,
+    and the plot stays empty. Plotly's five megabytes may need longer. So what is loaded first is a few lines that are
+    ready at once and fetch Plotly from a trait of the model when the figure is drawn; later figures find it loaded.
+    `drawn(figure)` is called once the browser has drawn it: what changed before that has not reached it.
+    """
+
+    _esm = SHIM
+    _bundle = traitlets.Unicode().tag(sync=True)
+
+    @traitlets.default("_bundle")
+    def _plotly(self) -> str:
+        return str(go.FigureWidget._esm)
+
+    def __init__(self, figure: go.Figure, drawn=lambda figure: None):
+        super().__init__(figure)
+        self._config = {"displayModeBar": False}
+        self.on_msg(lambda _, content, buffers: content == {"kind": "drawn"} and drawn(self))
