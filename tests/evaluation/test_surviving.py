@@ -1,5 +1,6 @@
 """The strong suite in a record: made at the gates shown, kept there, and nothing else in the record touched."""
 
+import copy
 import math
 from dataclasses import replace
 
@@ -127,3 +128,11 @@ def test_the_command_adds_it_to_a_shipped_record_at_both_ends_of_lambda(tmp_path
     (tmp_path / "checkpoints" / f"{KNOB}.safetensors").symlink_to(CHECKPOINTS / f"{EXITS}.safetensors")
     with pytest.raises(WorkbookError, match="was recorded from weights"):
         shipping.main([KNOB, "--strong", "6"])
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_as_on_the_cpu(added, shipped):
+    record, network, images = shipped[0], copy.deepcopy(shipped[1]).cuda(), shipped[2][:20].to("cuda")
+    threat = next(view.threat for view in record.views if view.attacked)
+    there = surviving.add(record, network, images, threat, [(None, "calibrated"), (None, CLOSED)])
+    assert (there.strong.right != added.strong.right).mean() <= 0.1
