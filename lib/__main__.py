@@ -1,4 +1,4 @@
-"""The front door: python3 -m lib run | test | lab | doctor | train | fleet | evaluate | cost | bench.
+"""The front door: python3 -m lib run | test | lab | doctor | train | fleet | evaluate | choose | cost | bench.
 
 A bare Python is enough to start: the standard library alone up to the moment a verb begins, so that help and wrong
 flags answer at once. Written plainly enough for an old Python to read it and be told that it is too old.
@@ -12,96 +12,16 @@ if sys.version_info < (3, 11):
     sys.exit(2)
 
 import argparse
-import functools
 import importlib
 import os
 
 import lib
 from lib import WorkbookError, environment
+from lib.flags import count, image_range, input_shape, macs, names, number, path, port, thresholds, unit, widths
 
 # What a verb needs before it starts: only the core packages, all of them, or nothing but Python.
 NEEDS = {"run": "all", "test": "all", "lab": "all", "doctor": None,
-         "train": "core", "fleet": "core", "evaluate": "core", "cost": "core", "bench": "core"}
-
-
-def number(text, low=0.0, high=float("inf")):
-    """A finite number or a fraction such as 8/255 within [low, high]."""
-    over, slash, under = text.partition("/")
-    try:
-        value = float(over) / float(under) if slash else float(over)
-    except (ValueError, ZeroDivisionError):
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number; write 0.03 or 8/255") from None
-    if not low <= value < float("inf") or value > high:
-        bounds = f"at least {low:g}" if high == float("inf") else f"between {low:g} and {high:g}"
-        raise argparse.ArgumentTypeError(f"'{text}' has to be {bounds}")
-    return value
-
-
-def count(text, high=float("inf")):
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number")
-    return int(number(text, 1, high))
-
-
-unit = functools.partial(number, high=1.0)
-port = functools.partial(count, high=65535)
-
-
-def path(text):
-    """A file or folder; ~ is home also where no shell has read it, as in --json=~/numbers.json."""
-    if not text:
-        raise argparse.ArgumentTypeError("the name of a file or folder is empty")
-    return os.path.expanduser(text)
-
-
-def names(text):
-    """Comma-separated names, each once: clean,main,average."""
-    parts = tuple(part.strip() for part in text.split(","))
-    if "" in parts or len(set(parts)) < len(parts):
-        raise argparse.ArgumentTypeError(f"'{text}' is not a list of different names; write them as a,b,c")
-    return parts
-
-
-def widths(text):
-    """Comma-separated width factors in (0, 1], each once."""
-    values = tuple(unit(part) for part in names(text))
-    if 0 in values:
-        raise argparse.ArgumentTypeError("a width has to be above 0")
-    return values
-
-
-def image_range(text):
-    """A:B, counted from 0, B left out; either end may be missing, and N alone means the first N. -> (start, stop)"""
-    start, colon, stop = text.partition(":")
-    if not colon:
-        start, stop = "", start
-    if not all(part == "" or part.isdecimal() for part in (start, stop)) or (not colon and not stop):
-        raise argparse.ArgumentTypeError(f"'{text}' is not a range of images; write 500:1017 or 1000")
-    first, last = int(start or 0), int(stop) if stop else None
-    if last is not None and last <= first:
-        raise argparse.ArgumentTypeError(f"'{text}' holds no image; the second number has to be the larger one")
-    return first, last
-
-
-def input_shape(text):
-    """CxHxW, such as 3x32x32."""
-    parts = text.split("x")
-    if len(parts) != 3 or not all(part.isdecimal() and int(part) for part in parts):
-        raise argparse.ArgumentTypeError(f"'{text}' is not a shape; write channels x height x width, such as 3x32x32")
-    return tuple(int(part) for part in parts)
-
-
-def thresholds(text):
-    """paper, calibrated, or one entropy per exit but the last; `closed` (minus infinity) closes an exit."""
-    if text in ("paper", "calibrated"):
-        return text
-    try:
-        values = tuple(float("-inf" if part == "closed" else part) for part in text.split(","))
-    except ValueError:
-        values = (float("nan"),)
-    if any(value != value for value in values):
-        raise argparse.ArgumentTypeError(f"'{text}' is neither paper nor calibrated nor a list such as 0.5,0.9,closed")
-    return values
+         "train": "core", "fleet": "core", "evaluate": "core", "choose": "core", "cost": "core", "bench": "core"}
 
 
 def add_run(add):
@@ -192,6 +112,17 @@ def add_evaluate(add):
     add_common(verb)
 
 
+def add_choose(add):
+    verb = add("choose", "the most accurate setting of a recorded network within a budget")
+    verb.add_argument("source", type=path, metavar="CHECKPOINT_OR_RECORD",
+                      help="a record, see evaluate --save-record, or a network that came with one")
+    verb.add_argument("--max-macs", type=macs, default=float("inf"), metavar="X",
+                      help="at most so many multiply-accumulates an image, such as 30e6")
+    verb.add_argument("--min-robust", type=unit, default=0.0, metavar="Y",
+                      help="at least this share right in the per-image worst case, 0 to 1")
+    verb.add_argument("--json", type=path, metavar="FILE", help="write the numbers there as well")
+
+
 def add_cost(add):
     verb = add("cost", "parameters and multiply-accumulates, per exit and width")
     verb.add_argument("model", metavar="MODEL", help="such as smallcnn, resnet38 or wrn40_2")
@@ -236,7 +167,8 @@ def build_parser():
     def add(name, summary, **more):
         return verbs.add_parser(name, help=summary, description=summary.capitalize() + ".", allow_abbrev=False, **more)
 
-    for one in (add_run, add_test, add_lab, add_doctor, add_train, add_fleet, add_evaluate, add_cost, add_bench):
+    for one in (add_run, add_test, add_lab, add_doctor, add_train, add_fleet, add_evaluate, add_choose, add_cost,
+                add_bench):
         one(add)
     return parser
 

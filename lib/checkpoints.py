@@ -30,6 +30,10 @@ FORMAT = 1
 LEFTOVER_SECONDS = 3600  # half-written files of killed writers are cleared away after this time
 
 
+class OtherKind(WorkbookError):
+    """A sound file, of another kind than the one asked for."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Loaded:
     """A network read from a file, in eval mode. digest: sha256 of its tensors as stored."""
@@ -181,7 +185,7 @@ def read(path: Path | str, kind: str) -> tuple[dict[str, Tensor], dict, str]:
     """(tensors on the CPU, values, digest) of a file that `write` wrote; raises WorkbookError unless all is sound."""
     damaged = WorkbookError(f"{path} is damaged (its checksum does not match); fetch it again or train it again")
     if not is_safetensors(path):
-        raise WorkbookError(f"{path} is not a safetensors file; give a file that this project wrote")
+        raise OtherKind(f"{path} is not a safetensors file; give a file that this project wrote")
     try:
         with safe_open(path, "pt") as file:
             note, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -198,7 +202,7 @@ def read(path: Path | str, kind: str) -> tuple[dict[str, Tensor], dict, str]:
         raise WorkbookError(f"{path} has format {values['format']}, newer than this version reads ({FORMAT}); update "
                             "the project")
     if values["kind"] != kind:
-        raise WorkbookError(f"{path} holds a {values['kind']}, not a {kind}; give the path of a {kind}")
+        raise OtherKind(f"{path} holds a {values['kind']}, not a {kind}; give the path of a {kind}")
     if digest(tensors) != values["sha256"]:
         raise damaged
     return tensors, values, values["sha256"]

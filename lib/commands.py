@@ -1,4 +1,4 @@
-"""The core verbs, train, evaluate, cost and bench, as functions of parsed flags; each prints a readable table."""
+"""The core verbs, from train to bench, as functions of parsed flags; each prints a readable table."""
 
 import dataclasses
 import importlib
@@ -10,7 +10,9 @@ from pathlib import Path
 import pandas
 import torch
 
-from lib import ROOT, RUNS, WorkbookError, checkpoints, data, writable
+from lib import ATLASES, ROOT, RUNS, WorkbookError, checkpoints, data, writable
+from lib.evaluation import choosing
+from lib.evaluation.record import Record
 from lib.models import zoo
 from lib.models.cost import cost as count_cost
 from lib.operating_point import OperatingPoint
@@ -70,6 +72,33 @@ def fleet(args) -> int:
 def evaluate(args) -> None:
     """See `lib.evaluating`."""
     importlib.import_module("lib.evaluating").evaluate(args)
+
+
+def choose(args) -> None:
+    """The most accurate setting of a recorded network within bounds. args: source, a record or a network that came with
+    one; max_macs, min_robust, json."""
+    check_output(args.json, inputs=[args.source])
+    choice = choosing.choose(recorded(args.source), args.max_macs, args.min_robust)
+    print(choosing.sentence(choice))
+    numbers = {half: {what: number._asdict() for what, number in getattr(choice, half).items()}
+               for half in ("chosen", "judged")}
+    write_json(args.json, {"max_macs": plain(choice.max_macs), "min_robust": choice.min_robust,
+                           "reached": choice.reached, "point": choice.point.to_json(), "source": choice.reading.source,
+                           **numbers, "kept": choice.kept, "robust": choice.reading.robust,
+                           "doubts": choice.reading.doubts})
+
+
+def recorded(path: str) -> Record:
+    """The record of a file, or the one that came along of the network in it. Raises WorkbookError without."""
+    try:
+        return Record.load(path)
+    except checkpoints.OtherKind:
+        digest = checkpoints.load(path).digest
+    for record in map(Record.load, sorted(ATLASES.glob("*.safetensors"))):
+        if record.meta.get("checkpoint") == digest:
+            return record
+    raise WorkbookError(f"no record of {path} came along; make one with `python3 -m lib evaluate {path} --dataset … "
+                        "--save-record FILE` and give that file")
 
 
 def cost(args) -> None:

@@ -17,11 +17,11 @@ from safetensors.torch import save_file
 
 import lib
 import lib.__main__ as front_door
-from lib import WorkbookError, checkpoints, data, locks
+from lib import WorkbookError, checkpoints, commands, data, locks
 from lib.attacks import autoattack, forms
 from lib.attacks.decision import Decision
 from lib.attacks.steps import Threat
-from lib.evaluation import latency, recording, routing, surviving
+from lib.evaluation import choosing, latency, recording, routing, surviving
 from lib.evaluation.record import Record, View
 from lib.models import exits, zoo
 from lib.models.layers import Chain
@@ -91,6 +91,9 @@ command("a missing file", "evaluate {tmp}/nothing.safetensors --dataset digits")
 command("a number that is none", "evaluate x.safetensors --dataset digits --epsilon 8/0")
 command("an empty range", "evaluate x.safetensors --dataset digits --images 500:400")
 command("unknown measurement", "bench --only warp_drive")
+command("no MACs", "choose x.safetensors --max-macs 0")
+command("a share above 1", "choose x.safetensors --min-robust 35")
+command("a missing record", "choose {tmp}/nothing.safetensors --max-macs 30e6")
 command("no notebook", "lab 99")
 command("a port that is none", "lab --port 99999")
 command("a device", "cost smallcnn --json /dev/null")
@@ -167,6 +170,16 @@ def _(tmp):
 def _(tmp):
     checkpoints.save_state(Path(tmp) / "state.safetensors", {"w": torch.zeros(2)}, {})
     checkpoints.load(Path(tmp) / "state.safetensors")
+
+
+@case("choose: a network that no record came with")
+def _(tmp):
+    commands.recorded(str(saved(tmp)))
+
+
+@case("choose: a record without attacks")
+def _(tmp):
+    choosing.choose(Record.load(lib.ATLASES / "rdi_smallcnn-digits-main-laptop.safetensors").select(forms=("clean",)))
 
 
 @case("a dataset that is not there, without network")

@@ -1,0 +1,144 @@
+"""The setting for a budget: at most so many MACs an image, at least so robust, and of those the most accurate one.
+
+    found = choosing.choose(record, max_macs=30e6, min_robust=0.35)
+    found.reached, found.point, found.judged["clean"], found.kept; print(choosing.sentence(found))
+
+Every second image of the record chooses, the others judge: the best of many settings looks better on the images that
+chose it than it is. Thresholds were chosen on held-out images before. A promise made on images is no guarantee on
+others: what the judging images say of it stands beside it.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from lib import WorkbookError
+from lib.evaluation.points import name
+from lib.evaluation.reading import Reading, read
+from lib.evaluation.record import Record
+from lib.evaluation.stats import Number, interval, paired_difference
+from lib.operating_point import OperatingPoint
+from lib.progress import bar
+
+CHOOSE, JUDGE = slice(0, None, 2), slice(1, None, 2)
+BUDGETS = 6  # thresholds at each point are spent at so many budgets, from the cheapest exit's up to what is asked
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """A setting, and how it meets what was asked: at most `max_macs` MACs a clean image in the mean, at least the share
+    `min_robust` right in the per-image worst case.
+
+    chosen, judged: {"clean", "robust", "macs"} on the images that chose and on the others, with 95 % intervals.
+    reached: whether any setting met both on the images that chose; if not, this is the one that comes nearest.
+    """
+
+    reading: Reading
+    max_macs: float
+    min_robust: float
+    reached: bool = True
+
+    @property
+    def point(self) -> OperatingPoint:
+        return self.reading.point.replace(thresholds=self.reading.thresholds or None)
+
+    @property
+    def bound(self) -> str:
+        """What stands before the robust number: "≤" where the strong suite was not run at this very setting."""
+        return "" if self.reading.robust == "strong" else "≤ "
+
+    @cached_property
+    def chosen(self) -> dict[str, Number]:
+        return self._numbers(CHOOSE)
+
+    @cached_property
+    def judged(self) -> dict[str, Number]:
+        return self._numbers(JUDGE)
+
+    def _numbers(self, half: slice) -> dict[str, Number]:
+        at = self.reading
+        macs = (at.spent() * at.plain("trunk"))[half]
+        drawn = paired_difference(macs, np.zeros_like(macs))
+        return {"clean": interval(at.right("clean")[half]), "robust": interval(at.right(at.robust)[half]),
+                "macs": Number(drawn["difference"], drawn["low"], drawn["high"])}
+
+    @property
+    def missed(self) -> float:
+        """By how much what was asked is missed on the images that chose, both bounds as shares of themselves; 0.0 where
+        it is reached."""
+        costs, robust = self.chosen["macs"].value, self.chosen["robust"].value
+        return max(0.0, costs / self.max_macs - 1) + (self.min_robust and max(0.0, 1 - robust / self.min_robust))
+
+    @property
+    def kept(self) -> dict[str, bool]:
+        """Whether the promise holds on the images that judge: {"macs", "robust"}."""
+        return {"macs": self.judged["macs"].value <= self.max_macs,
+                "robust": self.judged["robust"].value >= self.min_robust}
+
+
+def choose(record: Record, max_macs: float = math.inf, min_robust: float = 0.0) -> Choice:
+    """The most accurate setting within both bounds; of equally accurate ones the cheapest.
+
+    max_macs: multiply-accumulates of an image, the mean over clean images.  min_robust: a share, 0 to 1.
+    Points that were not attacked do not count.  Raises WorkbookError for bounds out of range, and for a record of no
+    attacks or fewer than two images.
+    """
+    if not max_macs > 0 or not 0 <= min_robust <= 1:
+        raise WorkbookError(f"at most {max_macs:g} MACs and at least {min_robust:g} robust cannot be asked for; give "
+                            "MACs above 0 and a share between 0 and 1")
+    found = []
+    with bar(len(record.points), "settings", "point") as shown:
+        for point in record.points:
+            found += [Choice(at, max_macs, min_robust) for at in settings(record, point, max_macs) if at.attacks]
+            shown.update(1)
+    if not found:
+        raise WorkbookError("this record holds no attack, so that it cannot say what is robust; record some with it")
+    if min(len(c.reading.right(c.reading.robust)) for c in found) < 2:
+        raise WorkbookError("half of the images choose and half judge; give a record of two images or more")
+    if reaching := [c for c in found if c.missed == 0]:
+        return max(reaching, key=lambda c: (c.chosen["clean"].value, -c.chosen["macs"].value))
+    nearest = min(found, key=lambda c: (c.missed, -c.chosen["clean"].value))
+    return replace(nearest, reached=False)
+
+
+def settings(record: Record, point: OperatingPoint, max_macs: float = math.inf) -> list[Reading]:
+    """A recorded point; with exits at the last exit alone, the paper's thresholds, and those that the held-out images
+    choose: equal shares, and the most of them right at budgets up to `max_macs` an image."""
+    if record.num_exits == 1:
+        return [read(record, point)]
+    gates, costs = {(-math.inf,) * (record.num_exits - 1): "last exit alone"}, record.exit_costs(point)
+    if record.meta["paper_thresholds"]:
+        gates.setdefault(record.thresholds_of("paper"), "paper")
+    if record.held_out is not None:
+        gates.setdefault(record.thresholds_of("calibrated", point), "equal shares")
+        cheapest = float((costs.trunk + costs.heads).min())
+        for budget in np.geomspace(cheapest, max(cheapest, min(max_macs, record.macs(point))), BUDGETS):
+            gates.setdefault(record.thresholds_of(float(budget), point), f"budget of {budget / 1e6:.2f} M MACs")
+    return [read(record, point, thresholds, source=source) for thresholds, source in gates.items()]
+
+
+def sentence(choice: Choice) -> str:
+    """What was found, in a few lines: the setting, its numbers on the images that judge, and how the promise did."""
+    at, judged, chosen = choice.reading, choice.judged, choice.chosen
+    asked = [f"at most {choice.max_macs / 1e6:.4g} M MACs"] * (choice.max_macs < math.inf)
+    asked += [f"at least {100 * choice.min_robust:.4g} % robust"] * (choice.min_robust > 0)
+    gates = ", ".join("closed" if t == -math.inf else f"{t:.4g}" for t in at.thresholds)
+    clean, robust = (_percent(judged[what]) for what in ("clean", "robust"))
+    costs = "{:.2f} ({:.2f}–{:.2f}) M MACs".format(*(v / 1e6 for v in judged["macs"]))
+    suite = "" if choice.bound else f" (strong suite, {len(at.right('strong')[JUDGE]):,} images)"
+    said = (" and ".join(asked) or "no bounds") + (": reached, most accurately, by" if choice.reached else
+            f": nothing reaches it; nearest, on the images that chose at {chosen['macs'].value / 1e6:.2f} M MACs and "
+            f"{choice.bound}{100 * chosen['robust'].value:.1f} % robust, is")
+    said += f"\n  {name(at.point)}" + (f", images leaving below {gates} ({at.source})" if gates else "")
+    said += (f"\n  on {len(at.right('clean')[JUDGE]):,} images that did not choose: clean {clean}, per-image worst "
+             f"case {choice.bound}{robust}{suite}{at.flag('union')}, {costs}")
+    if choice.reached and asked:
+        broken = " and ".join(what for what, kept in choice.kept.items() if not kept)
+        said += f"\n  there the promise is missed: {broken}" if broken else "\n  there the promise holds"
+    return said
+
+
+def _percent(number: Number) -> str:
+    return "{:.1f} ({:.1f}–{:.1f}) %".format(*(100 * part for part in number))
