@@ -10,7 +10,7 @@ import nbformat
 import pytest
 
 from lib import ROOT, WorkbookError
-from lib.workbook import notebooks, overview
+from lib.workbook import notebooks, parameters
 
 ALL = notebooks.paths()
 GOOD = ('preset: str = "auto"  # size\nweights: str = "auto"  # origin\nseed: int = 0  # seed\n'
@@ -80,6 +80,10 @@ def spoil_widget(nb):
     nb["cells"][2]["outputs"][0]["data"]["application/vnd.jupyter.widget-view+json"] = {"model_id": "1"}
 
 
+def spoil_picture(nb):
+    nb["cells"][2]["outputs"][0]["data"]["application/vnd.plotly.v1+json"] = {"data": []}
+
+
 def spoil_svg(nb):
     nb["cells"][2]["outputs"][0]["data"]["image/svg+xml"] = "<svg/>"
 
@@ -88,7 +92,7 @@ def spoil_language(nb): del nb["metadata"]["language_info"]["version"]
 
 
 @pytest.mark.parametrize("spoil, told", [
-    (spoil_svg, "stored SVG"), (spoil_opening, "how long it takes"), (spoil_language, "language_info"),
+    (spoil_svg, "stored SVG"), (spoil_picture, "without its picture"), (spoil_opening, "how long it takes"), (spoil_language, "language_info"),
     (spoil_size, "bytes"), (spoil_heading, "does not begin"), (spoil_kernel, "kernelspec"),
     (spoil_widget_state, "metadata"), (spoil_papermill, "metadata papermill"), (spoil_tag, "0 cells tagged parameters"),
     (spoil_comment, "without type, literal and comment"), (spoil_equals, "one = only"),
@@ -160,11 +164,11 @@ print(RUNS)'''
     assert head == "# 02 What?\n\n*Opens in about 35 s on two idle cores, trains 3 small networks.*"
 
 
-def test_the_first_page_refuses_the_library_of_another_checkout(tmp_path):
+def test_a_notebook_refuses_the_library_of_another_checkout(tmp_path):
     (tmp_path / "lib" / "workbook").mkdir(parents=True)
-    overview.check_checkout(ROOT / "notebooks")
+    parameters.check_checkout(ROOT / "notebooks")
     with pytest.raises(WorkbookError, match=f"notebook lies in {tmp_path}"):
-        overview.check_checkout(tmp_path / "notebooks")
+        parameters.check_checkout(tmp_path / "notebooks")
 
 
 @pytest.mark.slow

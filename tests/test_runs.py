@@ -9,15 +9,18 @@ import nbformat
 import pytest
 from plotly.offline import get_plotlyjs
 
-from lib import WorkbookError
+from lib import WorkbookError, checkpoints
 from lib.evaluation import rows
-from lib.workbook import execution, notebooks, report, runs
+from lib.models import zoo
+from lib.workbook import execution, networks, notebooks, report, runs
 from lib.workbook.headless import KILLED
+from lib.workbook.parameters import Settings
 
 COMMON = ('preset: str = "auto"  # size\nweights: str = "auto"  # origin\nseed: int = 0  # seed\n'
           'run_dir: str = ""  # place\n')
 MEASURE = '''
 from lib.evaluation import rows
+from lib.models import zoo
 from lib.workbook import parameters
 settings = parameters.resolve(globals(), "{stem}")
 rows.append(settings.table, [dict(experiment="{stem}", metric="value", value=settings.{own})])
@@ -258,3 +261,24 @@ def test_a_page_of_an_executed_notebook_shows_pictures_and_no_code(place):
     page = report.page(path).read_text()
     assert "data:image/png;base64,iVBORw0KGgo=" in page and "secret" not in page
     assert "data:image/png;base64,iVBORw0KGgo=" in report.headline(path)
+
+
+def test_what_a_run_kept_and_lost_to_a_broken_disk_is_made_again(tmp_path, monkeypatch, capsys):
+    settings = Settings(preset="quick", weights="train", seed=0, run_dir=tmp_path / "x", device="cpu")
+    trained = []
+
+    def train(recipe, folder, **options):
+        if not (Path(folder) / "last.safetensors").exists():
+            trained.append(recipe)
+            checkpoints.save(Path(folder) / "last.safetensors", zoo.build(**recipe.network))
+
+    monkeypatch.setattr(networks.loop, "obtain", train)
+    first = networks.obtain(settings, "rdi_smallcnn", "digits", "main")
+    file, = settings.networks.glob("*/last.safetensors")
+    whole = file.read_bytes()
+    for broken in (b"", whole[:-100], whole[:-1] + bytes([whole[-1] ^ 1])):
+        file.write_bytes(broken)
+        assert networks.obtain(settings, "rdi_smallcnn", "digits", "main").digest == first.digest
+        assert capsys.readouterr().out == f"{file} is damaged: it is put aside and made again\n"
+    networks.obtain(settings, "rdi_smallcnn", "digits", "main")
+    assert len(trained) == 4 and capsys.readouterr().out == ""

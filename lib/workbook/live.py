@@ -70,7 +70,8 @@ def faces(panel: Callable, still: Callable[[], None]):
 
 
 def show(figure: go.Figure) -> None:
-    """Display a figure: interactive where Plotly can be drawn, and as a picture too when WORKBOOK_PNG=1 asks for it.
+    """Display a figure: interactive where Plotly can be drawn, and as a picture too when WORKBOOK_PNG asks for it: by
+    the seconds that each may take at any rate, 0 for none.
 
     Pictures are what the committed notebooks need (a web view of the file draws no Plotly). Where no browser is there
     to make one, the interactive form stands alone.
@@ -78,7 +79,7 @@ def show(figure: go.Figure) -> None:
     plain = json.loads(pio.to_json(figure, validate=False))  # numpy arrays and Plotly's own objects as JSON values
     plain["config"] = {"displaylogo": False}
     bundle = {"application/vnd.plotly.v1+json": plain, "text/plain": caption(figure)}
-    if os.environ.get("WORKBOOK_PNG") == "1" and (picture := png(figure)):
+    if _patience() and (picture := png(figure)):
         bundle["image/png"] = base64.b64encode(picture).decode()
     display(bundle, raw=True)
 
@@ -89,10 +90,14 @@ def caption(figure: go.Figure) -> str:
     return f"[{title.replace('<br>', ' — ').replace('<b>', '').replace('</b>', '')}]"
 
 
+def _patience() -> float:
+    return float(os.environ.get("WORKBOOK_PNG") or 0)
+
+
 @functools.cache
 def _picture_server() -> pictures.Painter:
     """What draws every picture of this process."""
-    return pictures.Painter()
+    return pictures.Painter(_patience())
 
 
 def png(figure: go.Figure, scale: float = 1.1) -> bytes | None:

@@ -93,9 +93,20 @@ def train(settings: Settings, asked: Recipe, start: Network | None = None) -> Tr
                                 "one a name of its own")
     folder = settings.networks / f"{asked.name}-{asked.digest()}"
     with waiting_for(folder):
+        sound(folder / "last.safetensors", "network"), sound(folder / "state.safetensors", "state")
         loop.obtain(asked, folder, start=start, device=settings.device)
     loaded = checkpoints.load(folder / "last.safetensors", settings.device)
     return Trained(asked.name, loaded.network, loaded.digest)
+
+
+def sound(path: Path, kind: str) -> bool:
+    """Whether a run's file is there and whole. A damaged one is put aside, and said, so that it is made again."""
+    try:
+        return path.is_file() and bool(checkpoints.read(path, kind))
+    except WorkbookError:
+        path.replace(path.with_name(f"{path.name}.damaged"))
+        print(f"{path} is damaged: it is put aside and made again")
+        return False
 
 
 def waiting_for(folder: Path) -> AbstractContextManager[None]:
@@ -181,7 +192,7 @@ def record(settings: Settings, trained: Trained, dataset: data.Dataset | None, i
     options = dict(threat=threat_of(settings, dataset), seed=settings.seed) | options
     label = "-".join([trained.name, trained.digest[:8], str(images), *(str(v) for v in _said(options))])
     path = settings.run_dir / "records" / f"{label}.safetensors"
-    if not path.is_file():
+    if not sound(path, "record"):
         how = {name: options.pop(name) for name in ("seed", "batch_size") if name in options}
         made = recording.record(trained.network, first(settings, dataset, images),
                                 recording.suite(trained.network, **options), held_out=dataset.validation,

@@ -24,6 +24,7 @@ from lib.workbook import headless
 
 FOLDER = ROOT / "notebooks"
 LARGEST, LONGEST = 400_000, 25  # bytes of a file, lines of a code cell
+PATIENCE = 120  # seconds that a picture may take
 KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 METADATA = {"kernelspec": KERNEL, "language_info": {  # as JupyterLab writes it: opening such a notebook changes nothing
     "codemirror_mode": {"name": "ipython", "version": 3}, "file_extension": ".py", "mimetype": "text/x-python",
@@ -158,6 +159,8 @@ def _cell_problems(number: int, cell: dict) -> list[str]:
     for output in cell["outputs"]:
         if output["output_type"] == "error":
             found.append(f"a stored error: {output['ename']}")
+        if "application/vnd.plotly.v1+json" in output.get("data", {}):
+            found.append("a stored figure without its picture, because no browser drew it; execute the notebook again")
         if WIDGET in output.get("data", {}):
             found.append("a stored widget, which nobody can reopen")
         if "image/svg+xml" in output.get("data", {}):
@@ -172,7 +175,7 @@ def run(path: Path, keep: bool = True) -> None:
     that an earlier run made is there. Raises WorkbookError when a cell fails."""
     with tempfile.TemporaryDirectory() as folder:
         made, runs = Path(folder) / path.name, Path(folder) / "runs"
-        os.environ.update(WORKBOOK_LIVE="0", WORKBOOK_PNG=str(int(keep)), WORKBOOK_PRESET="laptop",
+        os.environ.update(WORKBOOK_LIVE="0", WORKBOOK_PNG=str(PATIENCE * keep), WORKBOOK_PRESET="laptop",
                           WORKBOOK_WEIGHTS="shipped", WORKBOOK_RUNS=str(runs), PYTHONPATH=str(ROOT))
         with cpu_time() as spent:
             if headless.run(path, made, {}):

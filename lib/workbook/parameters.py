@@ -6,7 +6,6 @@ Papermill changes types silently and lets misspelt names pass; everything it can
 
 import ast
 import json
-import math
 import os
 import typing
 from fractions import Fraction
@@ -52,13 +51,14 @@ def resolve(namespace: dict, notebook: str, **by_preset) -> Settings:
 
     by_preset: for a parameter of the notebook its values (quick, laptop, paper), taken where the cell holds the empty
     value of its type: "auto" or "" for text, 0 for a number.
-    Raises WorkbookError for a wrong type, an unknown name, a number below 0, an unknown preset, or `paper` without a
-    CUDA device.
+    Raises WorkbookError for a notebook of another checkout, a wrong type, an unknown name, a number below 0, an unknown
+    preset, or `paper` without a CUDA device.
     """
     types = annotations(namespace)
     if missing := [name for name in COMMON if name not in types]:
         raise WorkbookError(f"the parameters cell of {notebook} lacks {', '.join(missing)}; annotate them, "
                             "e.g. preset: str = \"auto\"")
+    check_checkout(Path.cwd())
     refuse_unknown(injected(namespace), types, notebook)
     values = {name: coerce(name, namespace[name], kind) for name, kind in types.items()}
     named = frozenset(name for name, value in values.items() if name not in COMMON and value not in EMPTY)
@@ -72,6 +72,14 @@ def resolve(namespace: dict, notebook: str, **by_preset) -> Settings:
     device = pick_device()
     refuse_paper_on_cpu(preset, values["weights"], device)
     return Settings(**values, device=device, notebook=notebook, named=named)
+
+
+def check_checkout(here: Path) -> None:
+    """A copied clone easily imports the library of the one it was copied from; then no result is what it says."""
+    beside = here.parent / "lib" / "workbook"
+    if beside.is_dir() and beside.resolve() != Path(__file__).resolve().parent:
+        raise WorkbookError(f"this notebook lies in {here.parent}, but lib was imported from {ROOT}; start it with "
+                            f"`python3 -m lib lab` in {here.parent}")
 
 
 def annotations(namespace: dict) -> dict[str, type]:
@@ -129,11 +137,7 @@ def coerce(name: str, value, kind: type):
         value = float(value)
     if wanted is int and isinstance(value, float) and value.is_integer():
         value = int(value)
-    if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
-        raise mistyped(name, value, wanted)
-    if wanted is int and value < 0:
-        raise WorkbookError(f"parameter {name} is {value}; give a number of at least 0")
-    if wanted is float and math.isnan(value):
+    if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool) or value != value:
         raise mistyped(name, value, wanted)
     if wanted in (int, float) and value < 0:
         raise WorkbookError(f"parameter {name} is {value}; it has to be 0 or more")

@@ -21,10 +21,11 @@ FIRST, NEXT = 10.0, 5.0  # seconds that the first picture (the browser starts) a
 
 
 class Painter:
-    """One helper for all pictures of this process."""
+    """One helper for all pictures of this process. least: seconds that each may take at any rate."""
 
-    def __init__(self):
-        self.helper, self.patience, self.thread = None, FIRST, ThreadPoolExecutor(1)
+    def __init__(self, least: float = 0.0):
+        self.helper, self.patience, self.thread = None, max(FIRST, least), ThreadPoolExecutor(1)
+        self.later = max(NEXT, least)
 
     def draw(self, figure: str, **options) -> bytes | None:
         """The PNG of a figure (Plotly's JSON); options: width, height in pixels, scale. None once it was given up."""
@@ -37,7 +38,7 @@ class Painter:
             if not isinstance(error, Exception):
                 raise
             return None
-        self.patience = NEXT
+        self.patience = self.later
         return made
 
     def _give_up(self, why: str) -> None:
