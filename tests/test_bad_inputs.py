@@ -21,7 +21,7 @@ from lib import WorkbookError, checkpoints, commands, data, locks
 from lib.attacks import autoattack, forms
 from lib.attacks.decision import Decision
 from lib.attacks.steps import Threat
-from lib.evaluation import choosing, latency, recording, routing, surviving
+from lib.evaluation import choosing, latency, recording, risk, routing, surviving
 from lib.evaluation.record import Record, View
 from lib.models import exits, zoo
 from lib.models.layers import Chain
@@ -244,6 +244,16 @@ def _(tmp):
 def _(tmp):
     zoo.build("resnet20", conditioning="float", width_multiplier=0.25)(torch.zeros(1, 3, 32, 32),
                                                                        OperatingPoint(noise=1.0))
+
+
+@case("a risk that is none")
+def _(tmp):
+    risk.stated("risk 1 %")
+
+
+@case("a risk that so few held-out images cannot show")
+def _(tmp):
+    risk.at_most(0.01, np.zeros((3, 200), np.float32), np.ones((3, 200), bool))
 
 
 @case("no held-out images to calibrate on")

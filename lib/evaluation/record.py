@@ -21,7 +21,7 @@ import torch
 
 from lib import WorkbookError, checkpoints
 from lib.attacks.steps import Threat
-from lib.evaluation import routing
+from lib.evaluation import risk, routing
 from lib.operating_point import OperatingPoint
 
 ARRAYS = ("right", "prediction", "entropy", "logits")  # of every view
@@ -159,20 +159,21 @@ class Record:
         return point
 
     def thresholds_of(self, source: str | float = "paper", point: OperatingPoint | None = None) -> tuple[float, ...]:
-        """Thresholds by where they come from: "paper", "calibrated" (equal shares of the held-out images there), or a
-        number: a budget in MACs an image, spent best on those. Raises WorkbookError where the record cannot say.
-        """
+        """Thresholds by where they come from: "paper", or by held-out images there "calibrated" (equal shares), "risk
+        0.01" (see `risk`) or a budget in MACs an image. Raises WorkbookError where the record cannot say."""
         if self.num_exits == 1:
             return ()
         if source == "paper":
             if not self.meta["paper_thresholds"]:
                 raise WorkbookError("the paper states no thresholds for this network; use calibrated ones")
             return tuple(self.meta["paper_thresholds"])
-        if isinstance(source, str) and source != "calibrated":
-            raise WorkbookError(f"unknown source of thresholds '{source}'; use paper, calibrated or a budget in MACs")
+        if isinstance(source, str) and source != "calibrated" and not source.startswith("risk "):
+            raise WorkbookError(f"unknown source of thresholds '{source}'; use paper, calibrated, risk 0.01 or MACs")
         entropies, right = self.held(point)
         if source == "calibrated":
             return routing.calibrate(entropies)
+        if isinstance(source, str):  # of one draw: in others the same images come again
+            return risk.at_most(risk.stated(source), *(a[:, :self.held_out.images] for a in (entropies, right)))
         return routing.spend_at_most(source, entropies, right, self.exit_costs(point))
 
     def held(self, point: OperatingPoint | None = None) -> Validation:
