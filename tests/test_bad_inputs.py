@@ -357,7 +357,7 @@ def _(tmp):
 
 @case("the strong suite for the record of other weights")
 def _(tmp):
-    record = Record.load(lib.ATLASES / "rdi_smallcnn-digits-main-laptop.safetensors")
+    record = Record.load(lib.ATLASES / "rdi_smallcnn-digits-max_average-laptop.safetensors")
     surviving.add(record, network(), data.load("digits", shape=(1, 28, 28)).test[:4], Threat(0.1, 0.05, 2), [])
 
 

@@ -19,7 +19,7 @@ from lib.models.mixture import mixture
 from lib.models.view import AttackView
 from lib.training import loop, recipes
 
-DIGITS = lib.CHECKPOINTS / "rdi_smallcnn-digits-standard-laptop.safetensors"
+DIGITS = lib.CHECKPOINTS / "rdi_smallcnn-digits-max_average-laptop.safetensors"
 WORDS = "zero one two three four five six seven eight nine".split()
 IMAGES = 40
 

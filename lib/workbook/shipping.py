@@ -32,7 +32,7 @@ from lib.workbook.networks import Trained
 from lib.workbook.once_for_all import JUDGED
 from lib.workbook.published import suited
 
-AUDITED, LOGITS = 64, 2**20  # images of the audit; bytes of logits that a shipped file may hold
+AUDITED, LOGITS = 64, 2**18  # images of the audit; bytes of logits that a shipped file may hold
 HELD_OUT = 1000  # images on which an exit network with many points chooses its thresholds
 BATCH = 125  # the fastest on one core; part of the record, since random starts are drawn per batch
 
@@ -107,18 +107,18 @@ def save_points(name: str, network: Network, dataset: data.Dataset, images: int 
     return save(with_pictures(found, dataset), ATLASES / f"{name}.safetensors")
 
 
-def save_every_knob(name: str, network: Network, dataset: data.Dataset, images: int | None, held_out: data.Split,
+def save_every_knob(name: str, network: Network, source: data.Dataset, images: int | None, held_out: data.Split,
                     folder: Path, **told) -> Path:
     """Record and store a network with exits and a knob lambda: at both ends and between, at each width, under attacks
     on the main exit, on the average of all, and on the exit that fires at equal shares; pictures of some images."""
     how = dict(lambdas=(0.0, 0.5, 1.0), switches=(0.0,))
     at = points.published(network, *how.values(), network.widths if "width" in network.knobs else (None,))
     gates = recording.hold_out(network, held_out, at, draws=1, folder=folder / "held_out")
-    views = points.every_knob(network, networks.customary(dataset), gates, draws=0,
+    views = points.every_knob(network, networks.customary(source), gates, draws=0,
                               forms=("main", "average", "gate_aware"), **how)
-    found = recording.record(network, dataset.test[:images], views, held_out=gates.lightened(), draws=3,
+    found = recording.record(network, source.test[:images], views, held_out=gates.lightened(), draws=3,
                              batch_size=BATCH, audited=AUDITED, folder=folder / "attacked", **told)
-    return save(with_pictures(found, dataset), ATLASES / f"{name}.safetensors")
+    return save(with_pictures(found, source), ATLASES / f"{name}.safetensors")
 
 
 def ship_mixtures(dataset: str = "digits") -> list[Path]:

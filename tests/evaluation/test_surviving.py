@@ -13,6 +13,7 @@ from lib.attacks import strong
 from lib.evaluation import rows, surviving
 from lib.evaluation.reading import read
 from lib.evaluation.record import ARRAYS, Record
+from lib.models import zoo
 from lib.models.exits import route
 from lib.operating_point import OperatingPoint
 from lib.workbook import shipping
@@ -104,7 +105,7 @@ def test_another_setting_joins_and_foreign_weights_images_and_counts_are_refused
                           read(added, thresholds="calibrated").right("strong"))
     with pytest.raises(WorkbookError, match="on images .0, 20. already"):
         surviving.add(added, network, images[:10], threat, [(None, "paper")])
-    other = load("rdi_smallcnn-digits-standard-laptop")[1]
+    other = zoo.build(**network.config).eval()
     for wrong, shown in ((network, images[1:21]), (other, images[:20])):
         with pytest.raises(WorkbookError, match="does not answer as the record says"):
             surviving.add(record, wrong, shown, threat, [(None, "paper")])
