@@ -62,7 +62,8 @@ def test_the_other_test_images_are_held_out_of_the_released_record(elsewhere, mo
     images = data.load("digits", shape=(3, 16, 16))
     monkeypatch.setattr(shipping.data, "load", lambda path: images)
     network = small("resnet38", exits="rdi", input_shape=(3, 16, 16))
-    record = Record.load(lib.ATLASES / "rdi_smallcnn-digits-max_average-laptop.safetensors").select(images=slice(0, 450))
+    record = Record.load(lib.ATLASES / "rdi_smallcnn-digits-max_average-laptop.safetensors")
+    record = record.select(images=slice(0, 450))
     found = shipping.with_held_out(record, network)
     assert found.held().correct.shape == (7, 50)
     assert found.meta["held_out_variant"] == "JPEG copy, test images 451 to 500"

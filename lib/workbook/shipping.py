@@ -51,8 +51,8 @@ def ship(name: str, images: int | None = None, forms: tuple[str, ...] | None = N
     `images`).
 
     A once-for-all network is recorded at the points that its study asks for. forms: of other networks' attacks, by
-    default clean, the paper's, random and, where thresholds are published, gate-aware; one that follows the calibrated
-    gates comes on top.  Returns the record's path.
+    default clean, the paper's, random and gate-aware, against calibrated gates and, where there are, published ones.
+    Returns the record's path.
     """
     recipe = recipes.find(name)
     folder = folder or RUNS / "train" / recipe.label
@@ -74,7 +74,7 @@ def ship(name: str, images: int | None = None, forms: tuple[str, ...] | None = N
     network, threat = network.to(memory_format=torch.channels_last), networks.customary(dataset)
     known = [form for form in attack_forms.names(network.num_exits) if form != "gate_aware" or network.paper_thresholds]
     views, held_out = recording.suite(network, threat, forms or ("clean", *known)), trained_on.validation
-    if network.num_exits > 1:
+    if network.num_exits > 1 and not forms:
         held_out = recording.hold_out(network, held_out, batch_size=BATCH, folder=told["folder"] / "gates").lightened()
         views += recording.suite(network, threat, ("gate_aware",), thresholds=calibrated(held_out))
     found = recording.record(network, dataset.test[:images], views, batch_size=BATCH, held_out=held_out,
