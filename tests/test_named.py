@@ -94,8 +94,8 @@ def test_exit_speed_reads_the_released_record_only_where_nothing_else_is_named(a
     assert len(exit_speed.record(asked(images=100)).labels) == 100
     with pytest.raises(WorkbookError, match="of seed 0, not 7"):
         exit_speed.record(asked(seed=7))
-    assert exit_speed.record(asked(defence="main", images=50)).meta["checkpoint"] == networks.obtain(
-        asked(), "rdi_resnet38", "digits", "main").digest
+    assert exit_speed.record(asked(defence="standard", images=50)).meta["checkpoint"] == networks.obtain(
+        asked(), "rdi_resnet38", "digits", "standard").digest
 
 
 def test_trainings_are_those_named(asked):
