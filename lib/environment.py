@@ -45,8 +45,9 @@ def output_of(command: list) -> str | None:
 
 def driver() -> str | None:
     """The version of the NVIDIA driver, None without one that answers."""
-    said = output_of(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"])
-    return found[0] if (found := re.match(r"\d[\d.]*", said or "")) else None
+    answer = output_of(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"])
+    number = re.match(r"\d[\d.]*", answer or "")
+    return number and number[0]
 
 
 def venv_version() -> str | None:
@@ -135,12 +136,12 @@ def make_venv(lock: int):
     if works and release(venv_version()) >= (3, 11):  # its activation scripts may still name another checkout
         subprocess.run([PYTHON, "-m", "venv", "--without-pip", VENV], check=True)
         return
-    made = subprocess.run([sys.executable, "-m", "venv", "--clear", VENV], capture_output=True, text=True,
+    done = subprocess.run([sys.executable, "-m", "venv", "--clear", VENV], capture_output=True, text=True,
                           pass_fds=(lock,))
-    if made.returncode or not venv_version():
-        said = (made.stderr.strip() or made.stdout.strip() or "no message").splitlines()[-1]
-        raise WorkbookError(f"{sys.executable} could not make {VENV} ({said}); on Debian or Ubuntu install the package "
-                            "python3-venv, elsewhere use environment.yml, and repeat the command")
+    if done.returncode or not venv_version():
+        message = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1]
+        raise WorkbookError(f"{sys.executable} could not make {VENV} ({message}); on Debian or Ubuntu install the "
+                            "package python3-venv, elsewhere use environment.yml, and repeat the command")
 
 
 def forget_unfinished(site: Path):
@@ -156,10 +157,10 @@ def run_pip(lock: int, site: Path):
 
     Another build of torch than the index's own (2.14.0+cu126) is kept, and chosen where the driver asks for it.
     """
-    too_old = (found := driver()) and OLDEST_DRIVER[12] <= release(found)[0] < OLDEST_DRIVER[13]
+    too_old = (version := driver()) and OLDEST_DRIVER[12] <= release(version)[0] < OLDEST_DRIVER[13]
     torch = [one.name + one.bounds for one in requirements() if one.name in ("torch", "torchvision")]
     if too_old and torch and not distribution("torch", [str(site)]):
-        print(f"driver {found} is too old for CUDA 13, so torch is taken for CUDA 12", file=sys.stderr)
+        print(f"driver {version} is too old for CUDA 13, so torch is taken for CUDA 12", file=sys.stderr)
         pip_install(["--index-url", CUDA_12, *torch], lock)
     built = distribution("torch", [str(site)])
     if LOCK.is_file() and not (built and "+" in built.version):
@@ -184,14 +185,14 @@ def pip_install(wanted: list, lock: int):
         "PIP_USER": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "TMPDIR": str(scratch)}
     command = [PYTHON, "-m", "pip", "install", "--no-input", *wanted]
     for left in (2, 1, 0):  # a download that breaks off is begun again; what arrived before it is in pip's cache
-        code, said = tell(command, variables, lock)
-        if not (code and left and re.search(DAMAGED, said)):
+        code, output = tell(command, variables, lock)
+        if not (code and left and re.search(DAMAGED, output)):
             break
         print("a download broke off; trying again", file=sys.stderr)
     if code >= 0:
         shutil.rmtree(scratch, ignore_errors=True)
     if code:
-        raise WorkbookError(pip_sentence(code, said))
+        raise WorkbookError(pip_sentence(code, output))
 
 
 def tell(command: list, variables: dict[str, str], lock: int) -> tuple[int, str]:
@@ -199,20 +200,20 @@ def tell(command: list, variables: dict[str, str], lock: int) -> tuple[int, str]
 
     pip holds the lock as well: when only this process is killed, the next call waits for pip and then continues.
     """
-    said = ""
+    output = ""
     with subprocess.Popen(command, env=variables, stdout=sys.stderr, stderr=subprocess.PIPE, text=True,
                           errors="replace", pass_fds=(lock,)) as pip:
         for line in pip.stderr:
             sys.stderr.write(line)
-            said += line
-    return pip.returncode, said
+            output += line
+    return pip.returncode, output
 
 
-def pip_sentence(code: int, said: str) -> str:
+def pip_sentence(code: int, output: str) -> str:
     """Why pip failed and what to do, from its exit code and what it wrote to stderr."""
-    errors = re.findall(r"ERROR: (.+)", said) or [f"exit code {code} and no message"]
+    errors = re.findall(r"ERROR: (.+)", output) or [f"exit code {code} and no message"]
     other = f"pip could not install the packages ({errors[-1].strip()}); mend that"
-    why = next((why for words, why in REASONS.items() if re.search(words, said)), other)
+    why = next((why for words, why in REASONS.items() if re.search(words, output)), other)
     why = f"{why} and" if code > 0 else f"installing the packages was stopped by signal {-code};"
     return f"{why} repeat the command: it continues where it stopped"
 

@@ -63,10 +63,10 @@ def fits(version: str, bounds: str) -> bool:
 
 def distribution(name: str, path: list[str] | None = None) -> metadata.Distribution | None:
     """The installed package `name` on `path` (default: where this Python looks), None where it is not or is broken."""
-    for found in metadata.Distribution.discover(name=name, path=sys.path if path is None else path):
+    for candidate in metadata.Distribution.discover(name=name, path=sys.path if path is None else path):
         with contextlib.suppress(KeyError, OSError):
-            if found.metadata["Version"]:
-                return found
+            if candidate.metadata["Version"]:
+                return candidate
     return None
 
 
@@ -76,18 +76,18 @@ def missing(need: str = "all", path: list[str] | None = None) -> list[str]:
     A listed package has to fit what the others ask of it too: torchvision works with the torch it was built for only.
     """
     wanted = [one for one in requirements() if need == "all" or one.core]
-    found = {one.name: distribution(one.name, path) for one in wanted}
+    installed = {one.name: distribution(one.name, path) for one in wanted}
     problems = []
     for one in wanted:
-        package = found[one.name]
+        package = installed[one.name]
         if package is None:
             problems.append(f"{one.name} is missing")
             continue
         if not fits(package.version, one.bounds):
             problems.append(f"{one.name} {package.version} is not {one.bounds}")
-        for asked in filter(None, map(Requirement.parse, package.requires or ())):
-            other = found.get(asked.name)
-            if other and not fits(other.version, asked.bounds):
-                problems.append(f"{one.name} {package.version} asks for {asked.name} {asked.bounds}, "
+        for dependency in filter(None, map(Requirement.parse, package.requires or ())):
+            other = installed.get(dependency.name)
+            if other and not fits(other.version, dependency.bounds):
+                problems.append(f"{one.name} {package.version} asks for {dependency.name} {dependency.bounds}, "
                                 f"not {other.version}")
     return problems

@@ -472,7 +472,7 @@ def test_the_strip_puts_each_sampled_image_in_the_row_of_its_exit():
     rows = {cell.index: cell for cell in cells}
     for index in sample:
         wanted = 0 if entropy[0, index] < np.float32(0.4) else 1 if entropy[1, index] < np.float32(0.3) else 2
-        assert rows[index].row == wanted and rows[index].said == prediction[wanted, index]
+        assert rows[index].row == wanted and rows[index].answer == prediction[wanted, index]
         assert rows[index].right == (prediction[wanted, index] == record.labels[index]) and rows[index].column >= 5
     pixels = dict.fromkeys(sample.tolist(), np.zeros((28, 28, 3), np.uint8))
     assert microscope.picture(cells, 3, 36, pixels).startswith("data:image/png;base64,")

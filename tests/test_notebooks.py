@@ -92,7 +92,8 @@ def spoil_language(nb): del nb["metadata"]["language_info"]["version"]
 
 
 @pytest.mark.parametrize("spoil, told", [
-    (spoil_svg, "stored SVG"), (spoil_picture, "without its picture"), (spoil_opening, "how long it takes"), (spoil_language, "language_info"),
+    (spoil_svg, "stored SVG"), (spoil_picture, "without its picture"),
+    (spoil_opening, "how long it takes"), (spoil_language, "language_info"),
     (spoil_size, "bytes"), (spoil_heading, "does not begin"), (spoil_kernel, "kernelspec"),
     (spoil_widget_state, "metadata"), (spoil_papermill, "metadata papermill"), (spoil_tag, "0 cells tagged parameters"),
     (spoil_comment, "without type, literal and comment"), (spoil_equals, "one = only"),

@@ -31,7 +31,7 @@ IMPORTED_AS = {"sklearn": "scikit-learn", "PIL": "pillow", "IPython": "ipython",
                "jupyterlab_server": "jupyterlab-server"}
 COME_ALONG = {"packaging": "pytest", "pillow": "torchvision", "ipython": "ipywidgets", "scipy": "scikit-learn",
               "nbclient": "papermill", "filelock": "torch", "traitlets": "ipywidgets",
-              "jupyterlab-server": "jupyterlab"}
+              "jupyterlab-server": "jupyterlab", "jinja2": "jupyterlab"}
 
 
 def imported() -> set[str]:

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 from functools import cache
 from pathlib import Path
 
@@ -108,3 +109,14 @@ def test_a_module_of_the_workbook_serves_several_notebooks():
     assert alone <= FOR_ONE_NOTEBOOK
     unreached = {name for name in modules() if name.startswith("workbook.") and name not in pages}
     assert not unreached, "nothing uses these"
+
+
+def test_the_layout_in_the_readme_is_the_trees():
+    rows = re.search(r"## How it is laid out\n\n\|.*\n\|.*\n((?:\|.*\n)+)", (ROOT / "README.md").read_text("utf-8"))[1]
+    assert rows.count("\n") == 12
+    names = re.findall(r"`([\w./]+)`", rows)
+    places = (ROOT, LIB, LIB / "workbook")
+    assert [name for name in names if not any((place / end).exists() for place in places
+                                              for end in (name, f"{name}.py"))] == []
+    named = {Path(name).stem for name in names}
+    assert {path.name for path in LIB.iterdir() if path.is_dir() and path.name != "__pycache__"} <= named

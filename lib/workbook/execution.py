@@ -45,8 +45,8 @@ class Attempt:
         if code is None:
             return FAILED, f"stuck: it used no CPU and wrote nothing for {patience / 60:.3g} minutes, and was ended"
         lines = (self.job.folder / "log.txt").read_text("utf-8", "replace").split("\n")
-        said = [line.strip() for line in lines if line.strip()] or ["no message"]
-        return KILLED if code < 0 else code, said[-1]
+        messages = [line.strip() for line in lines if line.strip()] or ["no message"]
+        return KILLED if code < 0 else code, messages[-1]
 
     def finish(self, code: int, message: str) -> dict:
         """Write the job's page and status."""
@@ -56,7 +56,8 @@ class Attempt:
         except WorkbookError as error:  # not whole, as when the disk was full
             code, message = code or FAILED, message if code else str(error)
         status = {"outcome": "failed" if code else "done", "message": message if code else "", "digest": job.digest,
-                  "made": job.made, "seconds": round(time.monotonic() - self.begun, 1), "parameters": job.parameters}
+                  "fingerprint": job.fingerprint, "parameters": job.parameters,
+                  "seconds": round(time.monotonic() - self.begun, 1)}
         checkpoints.replace(job.folder / "status.json", json.dumps(status, indent=1).encode())
         return status
 
@@ -72,9 +73,9 @@ def execute(jobs: list, at_once: int, threads: int | None, patience: float) -> l
 
         def tell(job, status: dict) -> None:
             bar.update()
-            said = f"  {status['message']}" if status["message"] else ""
+            message = f"  {status['message']}" if status["message"] else ""
             bar.write(f"[{len(jobs) - len(waiting) - len(running)}/{len(jobs)}] {job.notebook.name:32} "
-                      f"{status['outcome']:7} {status['seconds']:5.0f} s{said}")
+                      f"{status['outcome']:7} {status['seconds']:5.0f} s{message}")
             sys.stdout.flush()
 
         try:

@@ -205,22 +205,22 @@ class Explorer:
 
     def notes(self) -> list[str]:
         """What a hand on these knobs should know: a λ that snaps, a knob that does nothing here."""
-        subject, here, said = self.subject, self.here, []
+        subject, here, notes = self.subject, self.here, []
         family = self.subjects[here.network]
         weights = subject.values("code") or [w for w in family if w is not None]
         if weights and here.lambda_n is not None and here.lambda_n not in weights:
             taken = here.at.code if subject.values("code") else next(w for w, s in family.items() if s is subject)
-            said.append(f"{here.network} was trained at λ {', '.join(f'{w:g}' for w in sorted(weights))}; "
-                        f"the nearest is {taken:g}.")
+            notes.append(f"{here.network} was trained at λ {', '.join(f'{w:g}' for w in sorted(weights))}; "
+                         f"the nearest is {taken:g}.")
         if self.turns and here.lambda_n is None:
-            said.append("Set by hand: no λ_n leads here.")
+            notes.append("Set by hand: no λ_n leads here.")
         if "noise" in subject.knobs and here.at.batch_norm:
             lambdas = np.linspace(here.lambda_th + 0.05, 1, 9).round(9)
             lines = self.along(lambdas)
             held = [[v for v in line if v is not None] for line in lines.values()]
             if all(held) and max(max(line) - min(line) for line in held) < FLAT:
-                said.append(f"λ_n from {lambdas[0]:g} to 1 moves neither accuracy by a point: the batch norm does it.")
-        return said
+                notes.append(f"λ_n from {lambdas[0]:g} to 1 moves neither accuracy by a point: the batch norm does it.")
+        return notes
 
     def compute(self, progress: Callable[[int, int], None] = lambda done, total: None):
         """Attack at exactly this setting (see `Subject.compute`); a slider that is moved meanwhile does not count."""
@@ -251,9 +251,9 @@ class Explorer:
     def numbers(self, here: Setting | None = None) -> dict:
         """{quantity: value, or its text where it is marked}: accuracies in percent, costs on clean images."""
         spot, attack = self.spot(here), (here or self.here).attack
-        found = {what: f"{spot.mark(what)}{100 * spot.number(what).value:.1f}{spot.nearest.flag(what)}"
+        shown = {what: f"{spot.mark(what)}{100 * spot.number(what).value:.1f}{spot.nearest.flag(what)}"
                  for what in dict.fromkeys(("clean", attack, "union"))}
-        return found | {"true M MACs": f"{spot.cost('cumulative_macs') / 1e6:.2f}"}
+        return shown | {"true M MACs": f"{spot.cost('cumulative_macs') / 1e6:.2f}"}
 
     def stops(self) -> pd.DataFrame:
         """One knob at a time from the present setting, the others as they are."""
@@ -295,5 +295,5 @@ def _lambdas(at: OperatingPoint, th: float) -> list[float]:
     if at.code is not None:
         return [at.code]
     noise, bank = at.noise or 0.0, at.batch_norm
-    found = [noise * th] if bank == 0 else [th + noise * (1 - th), 1.0] if bank == 1 else [noise]
-    return [round(n, 9) for n in found]
+    values = [noise * th] if bank == 0 else [th + noise * (1 - th), 1.0] if bank == 1 else [noise]
+    return [round(n, 9) for n in values]

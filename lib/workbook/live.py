@@ -61,12 +61,12 @@ def faces(panel: Callable, still: Callable[[], None]):
     """
     if not is_live():
         return still()
-    made = panel()
+    shown = panel()
     display({"text/html": _ONE_FACE, "text/plain": ""}, raw=True)
-    display(made.box._repr_mimebundle_() | {"text/plain": "[controls, live while the kernel runs]"}, raw=True)
+    display(shown.box._repr_mimebundle_() | {"text/plain": "[controls, live while the kernel runs]"}, raw=True)
     with _ONE_AT_A_TIME:  # a hand on the controls waits
         still()
-    return made
+    return shown
 
 
 def show(figure: go.Figure) -> None:
@@ -102,6 +102,6 @@ def _picture_server() -> pictures.Painter:
 
 def png(figure: go.Figure, scale: float = 1.1) -> bytes | None:
     """The figure as a picture, or None, within seconds, where no browser is there to draw it."""
-    made = _picture_server().draw(pio.to_json(figure, validate=False), scale=scale,
+    image = _picture_server().draw(pio.to_json(figure, validate=False), scale=scale,
                                   width=figure.layout.width or 960, height=figure.layout.height or 420)
-    return made and pictures.small(made)
+    return image and pictures.small(image)

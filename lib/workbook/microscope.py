@@ -32,7 +32,7 @@ class Cell(NamedTuple):
     row: int
     column: int
     index: int
-    said: int
+    answer: int
     right: bool
 
 
@@ -62,21 +62,21 @@ def answers(reading: Reading, view: str, sample: np.ndarray) -> tuple[np.ndarray
 def by_exit(reading: Reading, view: str, sample: np.ndarray, left: int, columns: int) -> list[Cell]:
     """A row per exit with the images that leave there, surest first, in `columns` columns from `left` on."""
     sample = sample[sample < reading.record.images]
-    leaving, said = answers(reading, view, sample)
+    leaving, answer = answers(reading, view, sample)
     entropy, labels, cells = reading.record.entropy[reading.first(view)], reading.record.labels, []
     for row in range(reading.record.num_exits):
         here = np.flatnonzero(leaving == row)
         for place, k in enumerate(here[np.argsort(entropy[row, sample[here]], kind="stable")][:columns]):
-            cells.append(Cell(row, left + place, int(sample[k]), int(said[k]), bool(said[k] == labels[sample[k]])))
+            cells.append(Cell(row, left + place, int(sample[k]), int(answer[k]), bool(answer[k] == labels[sample[k]])))
     return cells
 
 
 def in_a_row(reading: Reading, view: str, sample: np.ndarray, row: int) -> list[Cell]:
     """The sampled images side by side."""
     sample = sample[sample < reading.record.images]
-    said = answers(reading, view, sample)[1]
+    answer = answers(reading, view, sample)[1]
     return [Cell(row, place, int(i), int(a), bool(a == reading.record.labels[i]))
-            for place, (i, a) in enumerate(zip(sample, said, strict=True))]
+            for place, (i, a) in enumerate(zip(sample, answer, strict=True))]
 
 
 def picture(cells: list[Cell], rows: int, columns: int, pixels: dict[int, np.ndarray]) -> str:
@@ -164,13 +164,13 @@ def still(drawing: str) -> go.Figure:
 
 
 def _story(seen: Look, leaves, names, classes) -> str:
-    said = [classes[seen.probabilities[i, k].argmax()] for i, k in enumerate(leaves)]
-    clean = f"leaves at {names[leaves[0]]} as {said[0]}"
+    answers = [classes[seen.probabilities[i, k].argmax()] for i, k in enumerate(leaves)]
+    clean = f"leaves at {names[leaves[0]]} as {answers[0]}"
     if seen.form == "clean":
         return clean
     largest = np.abs(seen.attacked - seen.clean).max()
     return (f"clean it {clean}; attacked ({style.spoken(seen.form)}, largest change {largest:.3f} of "
-            f"{seen.epsilon:.3f} allowed) it leaves at {names[leaves[1]]} as {said[1]}")
+            f"{seen.epsilon:.3f} allowed) it leaves at {names[leaves[1]]} as {answers[1]}")
 
 
 def _pictures(seen: Look) -> list[str]:

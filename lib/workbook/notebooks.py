@@ -109,82 +109,82 @@ def navigation(path: Path) -> str:
 def problems(path: Path) -> list[str]:
     """Everything that a committed notebook may not have, in words; [] when it is fit."""
     nb = json.loads(path.read_bytes())
-    cells, found = nb["cells"], []
+    cells, faults = nb["cells"], []
     code = [cell for cell in cells if cell["cell_type"] == "code"]
     tags = [cell["metadata"].get("tags", []) for cell in cells]
     if path.stat().st_size > LARGEST:
-        found.append(f"{path.stat().st_size:,} bytes, more than {LARGEST:,}")
+        faults.append(f"{path.stat().st_size:,} bytes, more than {LARGEST:,}")
     if not cells or not re.match(rf"# {path.stem[:2]} \S", "".join(cells[0]["source"])):
-        found.append(f"the first cell does not begin with \"# {path.stem[:2]} …\"")
+        faults.append(f"the first cell does not begin with \"# {path.stem[:2]} …\"")
     if opens(path.stem) != "".join(re.findall(r"\n\n\*Opens in [^*]*\*", "".join(cells[0]["source"]))):
-        found.append("its head does not say how long it takes as opening.json has it")
+        faults.append("its head does not say how long it takes as opening.json has it")
     if nb["metadata"] != METADATA:
-        found.append(f"notebook metadata other than a kernelspec and language_info as JupyterLab writes them: "
+        faults.append(f"notebook metadata other than a kernelspec and language_info as JupyterLab writes them: "
                      f"{nb['metadata']}")
-    found += _parameter_problems(path, [c for c, t in zip(cells, tags, strict=True) if "parameters" in t])
+    faults += _parameter_problems(path, [c for c, t in zip(cells, tags, strict=True) if "parameters" in t])
     if sum("navigation" in t for t in tags) != 1:
-        found.append("not exactly one cell tagged navigation")
+        faults.append("not exactly one cell tagged navigation")
     elif navigation(path) != "".join(next(c for c, t in zip(cells, tags, strict=True) if "navigation" in t)["source"]):
-        found.append("the links to the neighbours are out of date")
+        faults.append("the links to the neighbours are out of date")
     for number, cell in enumerate(code, start=1):
-        found += [f"code cell {number}: {problem}" for problem in _cell_problems(number, cell)]
-    return found
+        faults += [f"code cell {number}: {problem}" for problem in _cell_problems(number, cell)]
+    return faults
 
 
 def _parameter_problems(path: Path, tagged: list[dict]) -> list[str]:
     if len(tagged) != 1:
         return [f"{len(tagged)} cells tagged parameters instead of one"]
     lines = [line for line in "".join(tagged[0]["source"]).splitlines() if line.strip()]
-    found = [f"parameter line without type, literal and comment (one = only): {line}" for line in lines
+    faults = [f"parameter line without type, literal and comment (one = only): {line}" for line in lines
              if not re.fullmatch(r"\w+: [\w\[\]]+ = [^#=]+  # [^=]+", line)]
     if missing := [name for name in COMMON if not any(line.startswith(f"{name}:") for line in lines)]:
-        found.append(f"parameters without {', '.join(missing)}")
+        faults.append(f"parameters without {', '.join(missing)}")
     if f'"{path.stem}"' not in path.read_text("utf-8").replace('\\"', '"'):
-        found.append(f"settings are not resolved for \"{path.stem}\"")
-    return found
+        faults.append(f"settings are not resolved for \"{path.stem}\"")
+    return faults
 
 
 def _cell_problems(number: int, cell: dict) -> list[str]:
     lines = "".join(cell["source"]).splitlines()
     extra = set(cell["metadata"]) - {"tags"}
-    found = [f"metadata {', '.join(sorted(extra))}"] if extra else []
+    faults = [f"metadata {', '.join(sorted(extra))}"] if extra else []
     if len(lines) > LONGEST:
-        found.append(f"{len(lines)} lines, more than {LONGEST}")
+        faults.append(f"{len(lines)} lines, more than {LONGEST}")
     if cell["execution_count"] != number:
-        found.append(f"execution count {cell['execution_count']} instead of {number}")
+        faults.append(f"execution count {cell['execution_count']} instead of {number}")
     if "injected-parameters" in cell["metadata"].get("tags", []):
-        found.append("papermill's injected parameters")
+        faults.append("papermill's injected parameters")
     if "nbval-check-output" in cell["metadata"].get("tags", []) and not cell["outputs"]:
-        found.append("checked, but without a stored output")
+        faults.append("checked, but without a stored output")
     for output in cell["outputs"]:
         if output["output_type"] == "error":
-            found.append(f"a stored error: {output['ename']}")
+            faults.append(f"a stored error: {output['ename']}")
         if "application/vnd.plotly.v1+json" in output.get("data", {}):
-            found.append("a stored figure without its picture, because no browser drew it; execute the notebook again")
+            faults.append("a stored figure without its picture, because no browser drew it; execute the notebook again")
         if WIDGET in output.get("data", {}):
-            found.append("a stored widget, which nobody can reopen")
+            faults.append("a stored widget, which nobody can reopen")
         if "image/svg+xml" in output.get("data", {}):
-            found.append("a stored SVG, which is not drawn before somebody trusts the notebook; show it as a picture")
+            faults.append("a stored SVG, which is not drawn before somebody trusts the notebook; show it as a picture")
         if str(ROOT) in json.dumps(output):
-            found.append("an absolute path in its output")
-    return found
+            faults.append("an absolute path in its output")
+    return faults
 
 
 def run(path: Path, keep: bool = True) -> None:
     """Execute a notebook in place (keep) as it is to be committed, and note what that takes in `opening.json`: nothing
     that an earlier run made is there. Raises WorkbookError when a cell fails."""
     with tempfile.TemporaryDirectory() as folder:
-        made, runs = Path(folder) / path.name, Path(folder) / "runs"
+        executed, runs = Path(folder) / path.name, Path(folder) / "runs"
         os.environ.update(WORKBOOK_LIVE="0", WORKBOOK_PNG=str(PATIENCE * keep), WORKBOOK_PRESET="laptop",
                           WORKBOOK_WEIGHTS="shipped", WORKBOOK_RUNS=str(runs), PYTHONPATH=str(ROOT))
         with cpu_time() as spent:
-            if headless.run(path, made, {}):
+            if headless.run(path, executed, {}):
                 raise WorkbookError(f"{path.name} failed; its message stands above")
         trained = len(list(runs.glob("*/networks/*/last.safetensors")))
         known = json.loads(OPENING.read_bytes()) | {path.stem: {"cpu_seconds": round(max(spent)), "trains": trained}}
         checkpoints.replace(OPENING, (json.dumps(dict(sorted(known.items())), indent=1) + "\n").encode())
         if keep:
-            checkpoints.replace(path, made.read_bytes().replace(str(runs).encode(), b"data/runs"))  # as a reader's
+            checkpoints.replace(path, executed.read_bytes().replace(str(runs).encode(), b"data/runs"))  # as a reader's
 
 
 @contextlib.contextmanager

@@ -85,8 +85,8 @@ class Job:
     def digest(self) -> str:
         """Over what the notebook says (not its stored outputs), its parameters and the code."""
         sources = [cell["source"] for cell in report.cells(self.notebook.path)]
-        told = json.dumps([sources, self.parameters, code()], sort_keys=True)
-        return hashlib.sha256(told.encode()).hexdigest()[:16]
+        inputs = json.dumps([sources, self.parameters, code()], sort_keys=True)
+        return hashlib.sha256(inputs.encode()).hexdigest()[:16]
 
     @property
     def files(self) -> list[Path]:
@@ -94,15 +94,16 @@ class Job:
         return [self.output, self.output.with_suffix(".html"), self.folder / "metrics.csv"]
 
     @property
-    def made(self) -> str:
+    def fingerprint(self) -> str:
         """Over these files: a finished notebook that lost or broke any of them runs again."""
-        told = [hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else "" for path in self.files]
-        return hashlib.sha256("".join(told).encode()).hexdigest()[:16]
+        digests = [hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else "" for path in self.files]
+        return hashlib.sha256("".join(digests).encode()).hexdigest()[:16]
 
     @property
     def kept(self) -> bool:
         status = self.status
-        return [status.get(name) for name in ("outcome", "digest", "made")] == ["done", self.digest, self.made]
+        return [status.get(name) for name in ("outcome", "digest", "fingerprint")] == [
+            "done", self.digest, self.fingerprint]
 
 
 def read_json(path: Path) -> dict:
@@ -121,9 +122,9 @@ def main(args) -> int:
             print(f"{notebook.name:32} {notebook.title}")
         return 0
     given = dict(args.parameters) | ({"dataset": args.dataset} if args.dataset else {})
-    asked = dict(preset=args.preset, weights=args.weights, seed=args.seed) | {
+    settings = dict(preset=args.preset, weights=args.weights, seed=args.seed) | {
         name: given[name] for name in ("dataset",) if name in given}
-    name = args.name or re.sub(r"[^\w.+-]", "_", "-".join(map(str, asked.values())))
+    name = args.name or re.sub(r"[^\w.+-]", "_", "-".join(map(str, settings.values())))
     folder = writable(RUNS / checked_name(name), "name another place with --runs or WORKBOOK_RUNS")
     jobs = plan(notebooks, folder, args.preset, args.weights, args.seed, given)
     if args.allow_cpu:
@@ -134,7 +135,7 @@ def main(args) -> int:
     threads, begun = max(1, cores() // at_once) if at_once > 1 else None, time.monotonic()
     with locks.held(folder / ".lock", f"another run goes on in {folder}; wait for it, or give this one another --name"):
         try:
-            claim(folder, asked, threads)
+            claim(folder, settings, threads)
             failed = execute(jobs, at_once, threads, 60 * args.patience)
             page = report.write(folder, jobs, seconds=time.monotonic() - begun)
         except OSError as error:  # such as a full disk where a log begins
@@ -146,16 +147,16 @@ def main(args) -> int:
     return 1 if failed else 0
 
 
-def claim(folder: Path, asked: dict, threads: int | None) -> None:
+def claim(folder: Path, settings: dict, threads: int | None) -> None:
     """Note what a run is asked for. Raises WorkbookError where the folder holds another run."""
-    before = read_json(folder / "run.json") or dict(asked=asked, threads=threads)
-    if before["asked"] != asked:
-        told = ", ".join(f"{name} {value}" for name, value in before["asked"].items())
-        raise WorkbookError(f"{folder.name} is the name of a run with {told}; give this one another --name")
+    before = read_json(folder / "run.json") or dict(asked=settings, threads=threads)
+    if before["asked"] != settings:
+        others = ", ".join(f"{name} {value}" for name, value in before["asked"].items())
+        raise WorkbookError(f"{folder.name} is the name of a run with {others}; give this one another --name")
     if before["threads"] != threads:
         print(f"this run began with {before['threads'] or 'all'} threads a notebook and goes on with "
               f"{threads or 'all'}: a training that resumes is then not bit for bit what it would have become")
-    checkpoints.replace(folder / "run.json", json.dumps(dict(asked=asked, threads=threads)).encode())
+    checkpoints.replace(folder / "run.json", json.dumps(dict(asked=settings, threads=threads)).encode())
 
 
 def checked_name(name: str) -> str:
@@ -171,13 +172,13 @@ def choose(only: tuple[str, ...] | None = None, folder: Path | None = None) -> l
     paths = sorted((folder or NOTEBOOKS).glob("[0-9][0-9]_*.ipynb"))
     if only is not None:
         chosen = []
-        for asked in only:
-            found = [p for p in paths if asked in (p.stem, p.name, p.stem[:2])]
-            if not found:
-                near = difflib.get_close_matches(asked, [p.stem for p in paths], 1, 0.4)
+        for name in only:
+            matches = [p for p in paths if name in (p.stem, p.name, p.stem[:2])]
+            if not matches:
+                near = difflib.get_close_matches(name, [p.stem for p in paths], 1, 0.4)
                 hint = f"did you mean {near[0]}?" if near else "see run --list"
-                raise WorkbookError(f"there is no notebook '{asked}'; {hint}")
-            chosen += found
+                raise WorkbookError(f"there is no notebook '{name}'; {hint}")
+            chosen += matches
         paths = [p for p in paths if p in chosen]
     return [Notebook.read(path) for path in paths]
 

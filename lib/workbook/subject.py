@@ -63,20 +63,20 @@ class Subject:
     @cached_property
     def attacks(self) -> list[str]:
         """What it was attacked with, all in a suite first; transfers between points and restarts count in that only."""
-        closed, met = (-math.inf,) * self.early, {}
+        closed, draws = (-math.inf,) * self.early, {}
         for point in self.record.points:
             reading = read(self.record, point, closed)
-            met |= {called: reading.draws for called in reading.views
-                    if relation(reading.view(called)) in ("white-box", "EOT", "noise-free transfer")}
+            draws |= {called: reading.draws for called in reading.views
+                      if relation(reading.view(called)) in ("white-box", "EOT", "noise-free transfer")}
         whole = self.early and read(self.record, self.record.points[0], closed).paper_worst
-        return ["union", *(["paper_worst"] if whole else ()), *met, *(["worst"] if max(met.values(), default=1) > 1
-                                                                      else ())]
+        several = max(draws.values(), default=1) > 1
+        return ["union", *(["paper_worst"] if whole else ()), *draws, *(["worst"] if several else ())]
 
     @cached_property
     def threats(self) -> dict[str, Threat]:
         """The attackers' budgets by name, draws of an averaging attacker aside."""
-        found = dict.fromkeys(replace(v.threat, draws=1) for v in self.record.views if v.threat is not None)
-        return {f"{kind(t)}, ε {t.epsilon:.3g}, {t.steps} steps": t for t in found}
+        distinct = dict.fromkeys(replace(v.threat, draws=1) for v in self.record.views if v.threat is not None)
+        return {f"{kind(t)}, ε {t.epsilon:.3g}, {t.steps} steps": t for t in distinct}
 
     @property
     def classes(self) -> Sequence[str]:
@@ -103,13 +103,13 @@ class Subject:
         """Thresholds of the usual sources at a point, by name; budgets that buy no more than another are left out."""
         sources = {"paper": "paper", "equal share": "equal share"}
         sources |= {f"at most {share:.0%} of the MACs": share for share in (0.15, 0.3, 0.6)}
-        found: dict[tuple, str] = {}
+        by_gates: dict[tuple, str] = {}
         for name, source in (sources | {"last exit only": "last exit only"}).items() if self.early else ():
             try:
-                found.setdefault(self.gates(at or self.record.points[0], source), name)
+                by_gates.setdefault(self.gates(at or self.record.points[0], source), name)
             except WorkbookError:  # no published thresholds, no held-out images, or nothing to buy so cheaply
                 continue
-        return {name: gates for gates, name in found.items()}
+        return {name: gates for gates, name in by_gates.items()}
 
     @property
     def sample(self) -> np.ndarray:
@@ -141,11 +141,14 @@ class Subject:
         """One image of the dataset, from those at hand or from the record's pictures. Raises WorkbookError without."""
         if self.images is not None:
             return self.images[index]
-        came = self.record.meta["images"][0] + self.sample
-        if self.record.pictures is None or index not in came:
-            brought = "" if self.record.pictures is None else f"; the record brought {', '.join(map(str, came[:4]))}, …"
-            raise WorkbookError(f"image {index} is not here{brought}; others need the dataset: {self.missing}")
-        place, names = came == index, self.record.meta.get("classes")
+        pictured = self.record.meta["images"][0] + self.sample
+        if self.record.pictures is None:
+            raise WorkbookError(f"image {index} is not here: {self.missing}")
+        if index not in pictured:
+            some = ", ".join(map(str, pictured[:4]))
+            raise WorkbookError(f"image {index} is not here; the record brought {some}, …; others need the dataset: "
+                                f"{self.missing}")
+        place, names = pictured == index, self.record.meta.get("classes")
         return Split(torch.from_numpy(self.record.pictures[place]),
                      torch.from_numpy(self.record.labels[self.sample[place]]), names and tuple(names))
 
@@ -177,15 +180,15 @@ class Subject:
             raise WorkbookError(f"computing here needs the images: {self.missing}")
         record, near, network = self.record, nearest(self.record, at), self._network()
         to = {points.quiet(near): points.quiet(at), near: at}
-        met = dict.fromkeys(replace(v, evaluated_at=at, draws=1, crafted_at=v.crafted_at and to[v.crafted_at],
-                                    thresholds_used=v.thresholds_used and thresholds)
-                            for v in record.views if v.point == near and relation(v) in ("clean", *SUITE))
+        todo = dict.fromkeys(replace(v, evaluated_at=at, draws=1, crafted_at=v.crafted_at and to[v.crafted_at],
+                                     thresholds_used=v.thresholds_used and thresholds)
+                             for v in record.views if v.point == near and relation(v) in ("clean", *SUITE))
         draws = max(v.draws + (v.evaluated_at.draw or 0) for v in record.views)
         first, total, parts = record.meta["images"][0], min(images, record.images), []
         for start in range(0, total, CHUNK):
             progress(start, total)
             chunk = self.images[first + start:first + min(start + CHUNK, total)]
-            parts.append(recording.record(network, chunk, list(met), draws=draws, seed=record.meta["seed"],
+            parts.append(recording.record(network, chunk, list(todo), draws=draws, seed=record.meta["seed"],
                                           batch_size=CHUNK, first=first + start, progress=False))
         progress(total, total)
         return join(parts)

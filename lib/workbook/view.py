@@ -232,7 +232,7 @@ def _update_pictures(fig: go.Figure, pictures, explorer: Explorer, here, before)
     first, names = record.meta["images"][0], [style.plain(name) for name in subject.classes]
     pictures.x, pictures.y = [c.column + 0.5 for c in cells], [c.row + 0.5 for c in cells]
     pictures.customdata = [first + c.index for c in cells]
-    pictures.hovertext = [f"image {first + c.index}: {names[record.labels[c.index]]}<br>answer: {names[c.said]}, "
+    pictures.hovertext = [f"image {first + c.index}: {names[record.labels[c.index]]}<br>answer: {names[c.answer]}, "
                           f"{'right' if c.right else 'wrong'}" for c in cells]
     drawn = []
     if subject.pixels is not None:
@@ -240,7 +240,7 @@ def _update_pictures(fig: go.Figure, pictures, explorer: Explorer, here, before)
         drawn = [dict(source=strip, xref=pictures.xaxis, yref=pictures.yaxis, x=0, y=0, sizex=rows[1], sizey=rows[0],
                       sizing="stretch", layer="below")]
     fig.layout.images = drawn
-    pictures.text = [""] * len(cells) if drawn else [names[c.said][:4] for c in cells]
+    pictures.text = [""] * len(cells) if drawn else [names[c.answer][:4] for c in cells]
     pictures.textfont.color = [style.INK if c.right else style.ATTACKED for c in cells]
     under = spoken(called(here.nearest, attack), record.num_exits)
     wrong = style.tinted("framed" if drawn else "red", style.ATTACKED)
