@@ -8,6 +8,7 @@ from lib.evaluation.reading import read
 from lib.evaluation.record import Record
 from lib.operating_point import OperatingPoint
 from lib.workbook import readme
+from lib.workbook.published import suited
 
 KNOBS = "cheap_resnet38-cifar10_jpeg-float_slim-laptop"
 
@@ -31,7 +32,10 @@ def test_what_is_said_of_the_network_with_every_knob_is_in_its_record():
     said = re.search(r"One ResNet-38 trained once.*?\[00\]", readme.README.read_text(), re.DOTALL)[0]
     numbers = re.findall(r"\d+\.\d", said)
     assert found == ["86.4", "0.0", "65.5", "34.7", "59.7", "29.6"]
-    assert numbers == ["86.4", "65.5", "34.7", "29.0", "40.8", "59.7", "29.6"]
+    assert numbers == ["86.4", "65.5", "34.7", "29.0", "40.8", "59.7", "29.6", "66.0", "32.8", "27.3", "38.8"]
+    control = read(Record.load(ATLASES / f"{KNOBS.replace('float_slim', 'dual_bn_slim')}.safetensors"),
+                   OperatingPoint(batch_norm=1.0, width=1.0), (-math.inf,) * 6)
+    assert [percent(control.measured(what)) for what in ("clean", "union")] == numbers[-4:-2]
     union = robust.measured("union")
     assert (f"{100 * union.low:.1f}", f"{100 * union.high:.1f}") == ("29.0", "40.8")
     assert round(narrow.cost("cumulative_macs") / robust.cost("cumulative_macs"), 2) == 0.25
@@ -41,3 +45,19 @@ def test_what_is_said_of_the_network_with_every_knob_is_in_its_record():
     assert losses == {"clean": 2, "union": 6} and record.images == 250
     assert round(at(0.0, 1.0, "calibrated").measured("saving").value, 2) == 0.38
     assert "86.4 % (81.6–90.1)" in (ROOT / "notebooks" / "00_start_here.ipynb").read_text(encoding="utf-8")
+
+
+def test_what_is_said_of_exits_against_none_is_in_their_records():
+    exits, plain = (read(record, thresholds=suited(record)) for record in (
+        Record.load(ATLASES / f"{name}-cifar10_jpeg-{defence}-laptop.safetensors") for name, defence in (
+            ("rdi_resnet38", "max_average"), ("resnet38", "main"))))
+    said = re.search(r"On one schedule RDI-ResNet38.*?\[12\]", readme.README.read_text(), re.DOTALL)[0]
+
+    def percent(quantity, digits=1):
+        return [f"{100 * found.measured(quantity).value:.{digits}f}" for found in (exits, plain)]
+
+    assert [found.robust for found in (exits, plain)] == ["strong", "strong"]
+    assert "at most {} % (8–21) of 100".format(percent("strong", 0)[0]) in said
+    assert "at most {} % (18–35), at {} and {} %".format(percent("strong", 0)[1], *percent("clean")) in said
+    assert "{} and {} %. One training".format(*percent("paper_worst")) in said
+    assert f"saves {100 * exits.measured('saving').value:.1f} %" in said
