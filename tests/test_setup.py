@@ -307,7 +307,7 @@ def finished(tmp_path_factory) -> tuple[Checkout, subprocess.CompletedProcess]:
         wheel(folder / "wheels", name, version)
     root = folder / "first"
     (root / "lib").mkdir(parents=True)
-    for file in ("__init__", "__main__", "environment", "packages"):
+    for file in ("__init__", "__main__", "environment", "packages", "flags"):
         shutil.copy(ROOT / "lib" / f"{file}.py", root / "lib")
     (root / "lib" / "commands.py").write_text(COMMANDS)
     (root / "requirements.txt").write_text("tinycore>=1  # core: for all\ntinyrest>=2  # the rest\n")
