@@ -89,12 +89,6 @@ def test_one_step_is_within_pgd_unless_pgd_is_crippled():
     assert not checks.fgsm_within_pgd(subject(), Threat(0.1, 1e-6, 1)).passed
 
 
-def test_pgd_beats_noise_unless_it_is_crippled():
-    sound = checks.beats_noise(subject(), PGD, draws=20)
-    crippled = checks.beats_noise(subject(), Threat(0.1, 1e-6, 1), draws=20)
-    assert sound.passed and sound.value < crippled.value and not crippled.passed
-
-
 @pytest.mark.parametrize("form, point", [("main", OperatingPoint()), ("max_average", OperatingPoint()),
                                          ("gate_aware", OperatingPoint(thresholds=(0.3,)))])
 def test_gradients_are_healthy_and_masking_is_noticed(form, point):
@@ -127,8 +121,8 @@ def test_batch_statistics_left_on_are_caught():
     network = zoo.build("resnet20", width_multiplier=0.25)
     images, labels = random_batch(8, (3, 32, 32), 10)
     before = {name: value.clone() for name, value in network.named_buffers()}
-    training = checks.same_alone(Subject(network, images, labels))
-    assert not training.passed and training.value > 1e-2 and network.training
+    assert max(checks.differences(Subject(network, images, labels))) > 1e-2 and network.training
     assert all(torch.equal(value, before[name]) for name, value in network.named_buffers())
     network.eval()
-    assert checks.same_alone(Subject(network, images, labels)).passed
+    repeat, batch = checks.differences(Subject(network, images, labels))
+    assert repeat == 0 and batch <= 1e-4

@@ -89,19 +89,6 @@ def fgsm_within_pgd(subject: Subject, threat: Threat, restarts: int = 3) -> Chec
     return Check(only_one, 0.02, only_one <= 0.02 and bool(one.sum() <= many.sum()))
 
 
-def beats_noise(subject: Subject, threat: Threat, draws: int = 100) -> Check:
-    """S8: of the images PGD breaks, random points of its ball, corners too, break at most half in `draws` tries."""
-    generator = subject.stream("noise")
-    right = subject.correct(subject.images)
-    fell = torch.zeros_like(right)
-    for i in range(draws):
-        noise = torch.empty_like(subject.images).uniform_(-threat.epsilon, threat.epsilon, generator=generator)
-        noise = noise if i % 2 else noise.sign() * threat.epsilon
-        fell |= ~subject.correct((subject.images + noise).clamp(0, 1))
-    ratio = (fell & right).sum().item() / max(1, (subject.broken(threat) & right).sum().item())
-    return Check(ratio, 0.5, ratio <= 0.5)
-
-
 def gradient_health(subject: Subject, draws: int = 1, losses: tuple[str, ...] = ("ce", "margin")) -> Check:
     """S11: on fewer than 1 % of the images is the input gradient exactly zero or not finite, for any of the losses.
 
@@ -126,15 +113,9 @@ def saturation(subject: Subject) -> Check:
     return Check(sure, 0.01, sure < 0.01)
 
 
-def same_alone(subject: Subject, images: int = 64) -> Check:
-    """S16: logits do not depend on the pass or the batch (`differences`; value: the larger one)."""
-    repeat, batch = differences(subject, images)
-    return Check(max(repeat, batch), 1e-4, repeat == 0 and batch <= 1e-4)
-
-
 @torch.no_grad()
 def differences(subject: Subject, images: int = 64) -> tuple[float, float]:
-    """How far logits of the first `images` move from pass to pass, and from one batch to one by one.
+    """S16: how far logits of the first `images` move from pass to pass, and from one batch to one by one.
 
     Relative to the largest logit where that is above 1; infinite where they are not finite. The network is taken in the
     mode it is in, so that batch statistics left on are caught (its buffers stay as they are).

@@ -70,10 +70,6 @@ TABLES = {
 RELEASED_MNIST_LOG = Published("Released test log, RDI-SmallCNN on MNIST, PGD-40", {
     "released": dict(clean=99.52, paper_worst=96.45, **_forms(98.54, 97.63, 96.45, 97.43, 96.86, exits=3))})
 
-FIGURE_6 = {"sparse structure selection, defended": dict(paper_mflops=49.38),
-            "rdi_resnet38 max_average": dict(paper_mflops=48.35)}
-
-
 # FLOAT (Kundu et al. 2021): its accuracies are drawn, not printed. Only the gains that its text names are here, in
 # points, each "up to" over datasets and lambdas unless said otherwise; everything else of Figs. 4, 6 to 15 is a dash.
 GAINS = Published("Gains that the paper's text names, in points", {
