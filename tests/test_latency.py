@@ -80,3 +80,9 @@ def test_a_device_is_called_by_its_product_name(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"product {device}")
     assert latency.device_name(torch.device("cuda:0")) == "product cuda:0"
     assert latency.device_name(torch.device("cpu")) == "cpu"
+
+
+def test_time_saved_follows_from_the_speed_up():
+    measured = [{"metric": "speed_up", "exit": "plain", "suite": "batch 1", "value": 2.0, "low": 0.5, "high": 4.0},
+                {"metric": "speed_up", "exit": "all", "suite": "batch 1", "value": 3.0, "low": 3.0, "high": 3.0}]
+    assert latency.saved(measured) == {"batch 1": (50.0, -100.0, 75.0)}

@@ -8,7 +8,7 @@ import lib
 from lib import WorkbookError, data
 from lib.evaluation import rows
 from lib.evaluation.record import Record
-from lib.workbook import exit_speed, networks, once_for_all, parameters, released_record, seeds, studies
+from lib.workbook import networks, once_for_all, parameters, released_record, studies
 
 CELL = 'preset: str = "laptop"\nweights: str = "shipped"\nseed: int = 0\nrun_dir: str = ""\n'
 OWN = {"images": (int, 0, 500), "dataset": (str, "auto", "digits"), "defence": (str, "auto", "standard"),
@@ -90,14 +90,6 @@ def test_the_shipped_record_of_the_released_weights_says_that_it_is_one(asked, m
             released_record.obtain(asked(**wrong))
 
 
-def test_exit_speed_reads_the_released_record_only_where_nothing_else_is_named(asked):
-    assert len(exit_speed.record(asked(images=100)).labels) == 100
-    with pytest.raises(WorkbookError, match="of seed 0, not 7"):
-        exit_speed.record(asked(seed=7))
-    assert exit_speed.record(asked(defence="standard", images=50)).meta["checkpoint"] == networks.obtain(
-        asked(), "rdi_resnet38", "digits", "standard").digest
-
-
 def test_trainings_are_those_named(asked):
     assert networks.trainings(asked(), [0, 1, 2]) == [0, 1, 2]
     assert networks.trainings(asked(seed=1), [0, 1, 2]) == [1, 2]
@@ -105,9 +97,6 @@ def test_trainings_are_those_named(asked):
     for wrong in (dict(seed=7), dict(seeds=5)):
         with pytest.raises(WorkbookError, match="not enough came"):
             networks.trainings(asked(**wrong), [0, 1, 2])
-    found = seeds.obtain(asked(seeds=2, images=20))
-    assert {len(readings) for readings in found.values()} == {2}
-    assert all(len(r.record.labels) == 20 and r.trained.weights == "shipped" for rs in found.values() for r in rs)
 
 
 def test_what_was_shipped_is_of_one_seed():

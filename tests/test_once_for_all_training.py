@@ -176,7 +176,10 @@ def test_steps_side_by_side():
     rows = timing.side_by_side({m: recipe_of(m, batch_size=8) for m in methods}, rounds=3, experiment="a test")
     found = {(row["defence"], row["metric"]): row for row in rows}
     assert set(found) == {(m, metric) for m in methods
-                          for metric in ("step_seconds", "step_ratio", "step_ratio_predicted", "parameters")}
+                          for metric in ("step_seconds", "step_ratio", "step_passes", "step_ratio_predicted", "pass_ms",
+                                         "parameters")}
+    seconds, passes, each = (found["oat", m]["value"] for m in ("step_seconds", "step_passes", "pass_ms"))
+    assert each == pytest.approx(1e3 * seconds / passes / 8)
     assert found["float", "step_ratio"]["value"] == found["float", "step_ratio_predicted"]["value"] == 1
     assert found["oat", "step_ratio_predicted"]["value"] == pytest.approx((3 + 7 * 0.75) / 5)
     for row in rows:

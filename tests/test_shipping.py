@@ -10,7 +10,7 @@ import lib
 from lib import checkpoints, data
 from lib.evaluation import recording
 from lib.evaluation.record import Record
-from lib.workbook import networks, seeds, shipping
+from lib.workbook import networks, shipping
 from tests.networks import small
 
 
@@ -76,4 +76,15 @@ def test_only_seeds_with_every_file_count(tmp_path):
     for name in ("a0", "b0", "a1"):
         (tmp_path / name).touch()
     assert networks.whole((0, 1, 2), lambda seed: [tmp_path / f"a{seed}", tmp_path / f"b{seed}"]) == [0]
-    assert seeds.whole() == list(seeds.SEEDS)
+
+
+def test_the_records_of_notebook_19s_trainings_become_repeats(elsewhere, tmp_path):
+    source = lib.ATLASES / "rdi_smallcnn-digits-main-laptop.safetensors"
+    name = "rdi_smallcnn-fashion_mnist-main-laptop-short-seed4-0a1b2c3d-500-pgd-0.1-20"
+    made = tmp_path / "records" / f"{name}.safetensors"
+    made.parent.mkdir()
+    shutil.copy(source, made)
+    (path,) = shipping.ship_trainings(tmp_path)
+    assert path == elsewhere / "atlases" / "repeats" / "rdi_smallcnn-fashion_mnist-main-seed4.safetensors"
+    found = Record.load(path)
+    assert found.logits is None and np.array_equal(found.right, Record.load(source).right)

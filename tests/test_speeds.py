@@ -1,5 +1,6 @@
-"""Measured time tables, and the notebook that shows them and exits tuned against them."""
+"""Measured time tables, and exits tuned against them."""
 
+import dataclasses
 import itertools
 import math
 
@@ -9,11 +10,11 @@ import torch
 
 import lib
 from lib import WorkbookError
-from lib.evaluation import speeds
+from lib.evaluation import speeds, tuning
 from lib.evaluation.record import Record
 from lib.evaluation.routing import ExitCosts
 from lib.models.view import AttackView
-from lib.workbook import engine_speed, exit_speed
+from lib.workbook import released_record
 from lib.workbook.parameters import Settings
 from tests.evaluation.made_record import made
 from tests.networks import images, small
@@ -42,72 +43,51 @@ def test_a_time_table_runs_every_part_once_a_pass_and_tells_nothing_to_the_netwo
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
 
 
-# --- the notebook on cost and speed ----------------------------------------------------------------------------------
-
-
-def step_rows(label, ratio, counted, passes):
-    common = {"defence": label, "images": 32, "steps": 4, "device": "cpu", "threads": 1}
-    return [common | {"metric": "step_seconds", "value": ratio / 10, "low": ratio / 11, "high": ratio / 9},
-            common | {"metric": "step_ratio", "value": ratio, "low": 0.95 * ratio, "high": 1.05 * ratio},
-            common | {"metric": "step_ratio_predicted", "value": counted}, common | {"metric": "step_passes",
-                                                                                   "value": passes}]
-
-
-def test_steps_are_told_beside_their_passes():
-    methods = [step_rows(label, ratio, counted, 3 * counted) for label, ratio, counted in zip(
-        engine_speed.DEFENCES, (1, 4, 5, 20), (1, 4.1, 8, 19), strict=True)]
-    ways = [step_rows(label, ratio, 1, 60) for label, ratio in zip(
-        engine_speed.WAYS, (1, 0.7, 0.97, 0.5, 1.4), strict=True)]
-    found = {"methods": sum(methods, []), "ways": sum(ways, [])}
-    table = engine_speed.step_table(found["methods"])
-    assert table.loc["max-average", "times the first"] == "20.00 (19.00–21.00)"
-    assert table.loc["standard", "ms per image and pass"] == "1.042"  # 100 ms / 3 passes / 32 images
-    said = [line["verdict"] for line in engine_speed.verdicts(found)]
-    assert said == ["held", "too small to tell", "held", "did not hold", "held", "did not hold", "held"]
-    assert len(engine_speed.step_figure(found, "made").data) == 4
-
-
-def test_exits_are_told_beside_the_plain_network():
+def test_a_setting_of_exits_stands_beside_the_plain_network():
     clean, worst = np.array([[True] * 4, [False] * 4]), np.array([[True, True, False, False], [False] * 4])
-    took = [{"metric": "speed_up", "exit": "plain", "value": 1.25, "low": 1.0, "high": 2.0, "images": 96}]
-    one = exit_speed.Routed(3, np.array([0, 0, 1, 2]), clean, worst, 0.7, took)
-    assert one.time() == pytest.approx((20, 0, 50)) and one.gain(False) == (100, 100, 100)
-    assert one.gain(True)[0] == 50
-    table = exit_speed.routed_table({("tuned by measured time", 32): one})
-    assert table.loc[("batch 32", "tuned by measured time")].tolist() == [
-        "50 25 25", "30.0", "+20.0 (+0.0 to +50.0)", "+100.0 (+100.0 to +100.0)",
-        exit_speed.interval(*one.gain(True))]
-    assert [line["verdict"] for line in exit_speed.verdicts({("tuned by measured time", 32): one})] == ["held"] * 3
-    assert exit_speed.saved({("a", 1): one}) == {"a": {"MACs, batch 1": (pytest.approx(30), None, None),
-                                                       "time, batch 1": pytest.approx((20, 0, 50))}}
+    took = [{"metric": "speed_up", "exit": "plain", "suite": "batch 32", "value": 1.25, "low": 1.0, "high": 2.0}]
+    one = speeds.Routed(np.array([0.5, 0.25, 0.25]), clean, worst, 30.0, took)
+    assert one.time == pytest.approx((20, 0, 50)) and one.gain("clean") == (100, 100, 100)
+    assert one.gain("worst")[0] == 50
+
+
+def test_settings_are_timed_at_one_batch_size_and_judged_on_other_images():
+    network = small("smallcnn", exits="rdi")
+    sure, draw = np.array([[0.1] * 4 + [2.0] * 4, [0.1] * 8, [1.0] * 8]), np.random.default_rng(0)
+    prediction = draw.integers(0, 2, (6, 3, 8))
+    record = made(("clean", "single1", "single2", "main", "average", "max_average"), prediction, np.array([sure] * 6),
+                  np.zeros(8), model=network.config, validation=(sure, np.ones((3, 8), bool)))
+    early, plain = speeds.shaped(record)
+    asked = {"half": (0.5, 0.5), "the same": (0.5, 0.5), "nobody": (-INF, -INF)}
+    found = speeds.routed(record, asked, early, plain, images(network, 8), 2, passes=5, warm_up=0)
+    assert found["half"].share.tolist() == [0.5, 0.5, 0] and found["nobody"].share.tolist() == [0, 0, 1]
+    assert found["half"].rows is found["the same"].rows is not found["nobody"].rows
+    assert {row["suite"] for row in found["half"].rows} == {"batch 2"}
+    assert found["half"].macs == pytest.approx(100 - (0.5 * 110 + 0.5 * 220) / 3)  # of 300, by `made`'s costs
+    assert found["nobody"].macs == 0 and found["nobody"].clean.shape == (2, 8) and found["half"].worst.shape == (2, 4)
 
 
 def test_parts_are_rated_by_their_multiplications():
-    record = made(["clean"], np.zeros((1, 3, 4)), np.zeros((1, 3, 4)), [0] * 4, {
-        "trunk": [4_000_000, 10_000_000, 10_001_000], "cumulative": [6_000_000, 12_001_000, 12_003_000],
-        "paper": [1, 2, 3]}, dataset="digits", data_variant="embedded")
-    clocked = exit_speed.Clock(None, None, None, {1: ExitCosts(np.array([2.0, 3.0, 3.5]), np.array([1.0, 0.5, 0.1]))})
-    table = exit_speed.stages(record, clocked)
-    assert table["µs per M MAC, batch 1"].tolist() == ["500", "167", "–", "500", "–", "–"]
-    assert exit_speed.stage_figure(record, clocked, "made").data[0].y.tolist() == pytest.approx([500, 1000 / 6])
+    parts = ExitCosts(np.array([4.0, 10.0, 10.5]), np.array([2.0, 0.5, 0.1])).parts
+    assert parts.tolist() == [[4, 6, 0.5], [2, 0.5, 0.1]]
 
 
 def test_an_attack_on_the_tuned_gates_joins_the_others():
     """Image by image: right under the nine forms and under the one that follows the gates; refused for other gates."""
-    record = exit_speed.record(Settings(weights="shipped", seed=0))
+    record = tuning.of_paper_forms(released_record.shipped(Settings(weights="shipped", seed=0)))
     found = Record.load(lib.ATLASES / "repeats" / "rdi_resnet38_released-gates.safetensors")
     assert np.array_equal(found.labels, record.labels[1::2])
-    thresholds, survivors, before = found.views[0].thresholds_used, 0, 0
+    thresholds, survivors = found.views[0].thresholds_used, 0
     for n in range(len(found.labels)):
         views = [(record.entropy[v, :, 2 * n + 1], record.prediction[v, :, 2 * n + 1])
                  for v in range(len(record.views))]
         views.append((found.entropy[0, :, n], found.prediction[0, :, n]))
         left = [p[next((k for k, t in enumerate(thresholds) if e[k] < np.float32(t)), 6)] for e, p in views]
         survivors += all(p == found.labels[n] for p in left)
-        before += all(p[-1] == found.labels[n] for _, p in views[:-1])
-    (line,) = exit_speed.gated(Settings(weights="shipped", seed=0), record)
-    assert line["difference"] == f"{100 * (survivors - before) / 508:+.1f} points" and line["images"] == 508
-    assert exit_speed.gated(Settings(weights="train"), record) == []
-    record.meta["checkpoint"] = "another"
-    with pytest.raises(WorkbookError, match="other weights"):
-        exit_speed.gated(Settings(weights="shipped", seed=0), record)
+    met = released_record.gates(record, thresholds)
+    assert len(met) == 508 and (met & tuning.judged(record, thresholds)[2][0]).sum() == survivors
+    assert released_record.gates(record.select(images=slice(0, 100)), thresholds) is None
+    for other, gates in ((record, (0.1,) * 6), (dataclasses.replace(record, meta=record.meta | {"checkpoint": "x"}),
+                                                thresholds)):
+        with pytest.raises(WorkbookError, match="other weights"):
+            released_record.gates(other, gates)

@@ -10,8 +10,8 @@ from lib import WorkbookError, checkpoints
 from lib.attacks.steps import Threat
 from lib.models import zoo
 from lib.operating_point import OperatingPoint
-from lib.training import admm, loop, recipes, sparsity
-from lib.workbook import figures, networks, released_record, savings, sparse_rivals, studies, tables
+from lib.training import loop, recipes
+from lib.workbook import figures, networks, studies, tables
 from lib.workbook.networks import Trained
 from lib.workbook.parameters import Settings
 from lib.workbook.published import TABLES
@@ -98,9 +98,9 @@ def test_no_number_of_a_network_trained_for_seconds_stands_beside_the_papers(nam
 
 def test_a_published_number_holds_when_it_lies_in_our_interval():
     found = reading("rdi_resnet38_released", dataset="cifar10")
-    assert released_record.agrees("clean", found, "max_average", "clean")["verdict"] == "held"  # 51 to 100
+    assert tables.agrees("clean", 83.79, found, "clean")["verdict"] == "held"  # 51 to 100
     found.record.right[0] = 0
-    assert released_record.agrees("clean", replace(found), "max_average", "clean")["verdict"] == "did not hold"
+    assert tables.agrees("clean", 83.79, replace(found), "clean")["verdict"] == "did not hold"
 
 
 def settings(**own) -> Settings:
@@ -108,47 +108,28 @@ def settings(**own) -> Settings:
                            dataset="digits") | own)
 
 
-def test_published_widths_belong_to_the_whole_network():
-    assert sparse_rivals.direct(settings(widths="none")) == {}
-    with pytest.raises(WorkbookError, match="paper"):
-        sparse_rivals.direct(settings(widths="r007"))
+def test_a_number_that_is_no_difference_of_images_is_judged_by_its_interval():
+    """Strictly above, at least, at most, between: held, not held, or too small to tell."""
+    def answer(found, **bounds):
+        return tables.within("x", found, "% of the time", 10, **bounds)["verdict"]
+
+    assert [answer((1, low, 3), above=0) for low in (0.1, 0.0)] == ["held", "too small to tell"]
+    assert [answer((-1, -3, high), least=-0.5) for high in (-0.6, -0.4)] == ["did not hold", "too small to tell"]
+    assert answer({"value": 1.0, "low": 0.9, "high": 1.1}, least=0.9, most=1.1) == "held"
+    assert answer((1, 1.2, 1.3), most=1.1) == "did not hold" and answer((1, 0.5, 1.3), most=1.1) == "too small to tell"
+    line = tables.within("x", (5, -1.25, 7), "times", 10, above=0, form=".2f", column="interval")
+    assert (line["difference"], line["interval"], line["images"]) == ("5.00 times", "-1.25 to 7.00", 10)
 
 
-def test_published_widths_cost_what_the_paper_says():
-    table = sparse_rivals.published_widths()
-    assert table.loc["r007", "as the paper counts"] == "49.381"
-    assert table.loc["whole", "parameters"] == "564,122"
-
-
-def test_leftover_widths_say_that_they_did_not_run():
-    table = tables.beside(TABLES[3], {"plain": reading()}, ("clean",))
-    rows = sparse_rivals.with_not_run(table, {"widths r004": None})
-    assert list(rows.index)[1:] == [(f"widths {label}", "not run") for label in list(sparsity.PUBLISHED_WIDTHS)[1:]]
-
-
-def test_atmc_constraints_are_counted_in_the_network_itself():
-    network = zoo.build("resnet38", width_multiplier=0.25, depth_multiplier=0.34, input_shape=(3, 16, 16))
-    trained = Trained("x", network, "")
-    total = sum(t.numel() for t in admm.compressible(network))
-    assert sparse_rivals.constraints(trained, total, 16).count("kept") == 2
-    assert sparse_rivals.constraints(trained, total - 1, 16).count("broken") == 1
-    assert sparse_rivals.constraints(trained, total - 1, 1).count("broken") == 2
-
-
-def test_overheads_of_heads_are_the_counted_ones():
-    table = savings.overheads()["heads add"]
-    assert table["ResNet-38", "rdi, 6 early"] == "21.4 %"  # 101,108,928 of 83,280,512
-    added = {key: float(text.removesuffix(" %")) for key, text in table.items()}
-    assert added["ResNet-38", "cheap, 6 early"] < 2 and added["MobileNetV2", "rdi, 2 early"] < 2
-    assert added["MobileNetV2", "released, 6 early"] > 2
-
-
-def test_time_saved_follows_from_the_speed_up():
-    measured = [{"metric": "speed_up", "exit": "plain", "suite": "batch 1", "value": 2.0, "low": 0.5, "high": 4.0,
-                 "images": 10}]
-    saved = savings.savings({"x": reading()}, {"x": measured})["x"]
-    assert saved["time, batch 1"] == (50.0, -100.0, 75.0)
-    assert savings.verdicts({"x": saved}, {"x": measured})[0]["verdict"] == "too small to tell"
+def test_tidy_rows_become_a_table():
+    rows = [{"defence": d, "metric": m, "exit": e, "value": v, **span} for d, m, e, v, span in (
+        ("a", "ms", "all", 1.0, {"low": 0.5, "high": 2.0}), ("a", "ms", "plain", 3.0, {}),
+        ("b", "ratio", "all", 4.0, {}))]
+    table = tables.pivot(rows, {"us": ("ms", 0, 1e3, {"exit": "all"}), "plain": ("ms", 1, 1, {"exit": "plain"}),
+                                "times": ("ratio", 2, 1)})
+    assert table.loc["a"].tolist() == ["1000 (500–2000)", "3.0", "–"] and table.loc["b"].tolist() == ["–", "–", "4.00"]
+    assert tables.pivot(rows, {"x": ("ratio", 0, 1)}, ("defence", "exit")).loc[("b", "all"), "x"] == "4"
+    assert tables.ranged((5, None, None)) == "+5.0" and tables.ranged((5, -1, 7), ".1f") == "5.0 (-1.0 to 7.0)"
 
 
 def test_figures_show_what_the_readings_hold():
@@ -157,6 +138,10 @@ def test_figures_show_what_the_readings_hold():
     assert [trace.y.tolist() for trace in exits.data] == [[50, 50], [50, 50]]
     dots = figures.forms(found, "caption").data[0]
     assert dots.x[-1] == "per image" and dots.y[-1] == 25 and THREAT.steps == 5
+    steps = [{"defence": "x, y", "metric": m, "value": 2.0, **span} for m, span in (
+        ("step_ratio", {"low": 1.0, "high": 5.0}), ("step_ratio_predicted", {}))]
+    measured, counted = figures.steps(steps, "t", "c").data
+    assert list(measured.x) == ["x,<br>y"] and measured.error_y.array[0] == 3 and np.isnan(counted.error_y.array[0])
     bars = figures.bars({"a": {"x": (1.0, None, None), "y": (2.0, 1.5, 4.0)}}, "t", "c", "axis").data[0]
     assert bars.error_y.array[1] == 2 and bars.error_y.arrayminus[1] == 0.5
 
@@ -181,9 +166,3 @@ def test_a_recipes_name_and_seed_mean_one_training_everywhere(network, method, m
         networks.train(here, changed)
     networks.train(here, replace(changed, name="mine"))
     assert trained[-1].name == "mine"
-
-
-def test_every_convention_is_a_training_of_its_own_name(monkeypatch):
-    monkeypatch.setattr(networks, "train", lambda settings, recipe: recipe)
-    found = list(savings.conventions(settings(), "main").values())
-    assert len({recipe.name for recipe in found}) == len({recipe.digest() for recipe in found}) == 3

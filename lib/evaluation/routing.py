@@ -118,6 +118,11 @@ class ExitCosts(NamedTuple):
         spent, left = (np.append(0.0, part[opened]) for part in (self.cumulative(thresholds), np.cumsum(shares)))
         return float(np.diff(spent) @ (left[1:] + left[:-1])) / (2 * spent[-1])
 
+    @property
+    def parts(self) -> np.ndarray:
+        """(2, exits) of each part by itself: of the backbone from tap to tap, and of the heads."""
+        return np.stack([np.diff(np.asarray(self.trunk, float), prepend=0.0), np.asarray(self.heads, float)])
+
 
 def spend_at_most(budget: float, entropy: np.ndarray, correct: np.ndarray, costs: ExitCosts) -> tuple[float, ...]:
     """Thresholds with the most held-out images right at a mean cost of at most `budget` MACs an image.

@@ -3,6 +3,7 @@ one takes.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -10,11 +11,15 @@ from torch import Tensor
 
 import lib
 from lib import randomness
+from lib.evaluation import latency, tuning
 from lib.evaluation.latency import _alternate, _time, check_sizes, device_name, median_interval
+from lib.evaluation.record import Record
 from lib.evaluation.routing import ExitCosts
-from lib.models import exits
+from lib.evaluation.stats import paired_difference
+from lib.models import exits, zoo
 from lib.models.conditions import take
 from lib.models.network import Network
+from lib.models.view import AttackView
 from lib.operating_point import OperatingPoint
 
 Way = tuple[Network, OperatingPoint | None]
@@ -83,3 +88,59 @@ def time_table(network: Network, images: Tensor, *, point: OperatingPoint | None
         heads.append(spent[1])
     per_image = [1e3 / len(images) * np.median(times[warm_up:], axis=0) for times in (trunk, heads)]
     return ExitCosts(np.cumsum(per_image[0]), per_image[1])
+
+
+@dataclass(frozen=True)
+class Routed:
+    """A setting of exits, timed, and judged on images that did not choose it (`tuning.judged`).
+
+    share: (exits,) of clean images that leaves at each.  clean, worst: who is right, bool, by that setting and by the
+    last exit alone, (2, N) of clean images and (2, M) in all views of others at once.  macs: percent of the plain
+    network's that are saved on clean images.  rows: of `latency.measure`.
+    """
+
+    share: np.ndarray
+    clean: np.ndarray
+    worst: np.ndarray
+    macs: float
+    rows: list[dict]
+
+    @property
+    def time(self) -> tuple[float, float, float]:
+        """Percent of the plain network's time that is saved, with the 95 % interval of a median."""
+        (found,) = latency.saved(self.rows).values()
+        return found
+
+    def gain(self, what: str) -> tuple[float, float, float]:
+        """Points of accuracy over the last exit's, "clean" or "worst", with a 95 % interval."""
+        found = paired_difference(*getattr(self, what))
+        return tuple(100 * found[part] for part in ("difference", "low", "high"))
+
+
+def shaped(record: Record, device: torch.device | str = "cpu") -> tuple[AttackView, AttackView]:
+    """Untrained networks of a record's shape, batch norm folded: with its exits, and without."""
+    config = record.meta["model"]
+    with_exits, plain = (AttackView(zoo.build(**{**config, "exits": kind}).to(device).eval())
+                         for kind in (config["exits"], "none"))
+    return with_exits, plain
+
+
+def routed(record: Record, settings: Mapping[str, Sequence[float]], early: Network, plain: Network, images: Tensor,
+           batch_size: int, **how) -> dict[str, Routed]:
+    """{setting: its thresholds} of a record with held-out images, timed at one batch size and judged.
+
+    early, plain: of `shaped`. Weights do not change the time, who leaves
+    does: `images` (N, C, H, W) are made to leave in the shares that the record tells.  how: as for `latency.measure`.
+    """
+    with torch.no_grad():
+        seen = exits.entropy(early(images)).cpu().numpy()
+    found, timed = {}, {}
+    for name, thresholds in settings.items():
+        leaving, clean, worst = tuning.judged(record, thresholds)
+        if thresholds not in timed:  # several settings may find the same
+            timed[thresholds] = latency.measure(early, images, tuning.imitated(seen, thresholds, leaving), plain=plain,
+                                                batch_sizes=(batch_size,), **how)
+        share = np.bincount(leaving, minlength=record.num_exits) / len(leaving)
+        spent = share @ record.exit_costs().cumulative(thresholds) / record.costs()["trunk"][-1]
+        found[name] = Routed(share, clean, worst, 100 * (1 - spent), timed[thresholds])
+    return found

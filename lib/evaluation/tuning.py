@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from lib import progress
 from lib.attacks import forms
 from lib.evaluation import routing
 from lib.evaluation.reading import read
@@ -30,7 +31,9 @@ def tuned(held_out: Validation, attacked: Validation, costs: ExitCosts, slack: f
     levels = ranked[np.unique(np.linspace(0, len(ranked) - 1, ranks).astype(int))]
     closed = (-np.inf,) * early
     best = costs.cumulative(closed)[-1], closed
+    bar = progress.bar(2**early, "tuning exits", "sets of exits")
     for opened in itertools.product((False, True), repeat=early):
+        bar.update()
         for level in levels if any(opened) else ():
             thresholds = tuple(float(level) if one else -np.inf for one in opened)
             leaving = routing.decide(entropy, thresholds)
@@ -42,6 +45,7 @@ def tuned(held_out: Validation, attacked: Validation, costs: ExitCosts, slack: f
                 worst = routing.at_exit(attacked.correct, routing.decide(attacked.entropy, thresholds)).all(0)
                 if worst.sum() >= fewest:
                     best = spent, thresholds
+    bar.close()
     return best[1]
 
 

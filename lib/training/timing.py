@@ -1,5 +1,6 @@
 """One training step of several methods side by side, beside what the passes they make predict."""
 
+import itertools
 import math
 import time
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import lib
-from lib import randomness
+from lib import progress, randomness
 from lib.models import zoo
 from lib.models.layers import Conv2d
 from lib.models.network import Network
@@ -113,17 +114,19 @@ def side_by_side(recipes: dict[str, Recipe], *, rounds: int = 5, device: torch.d
     recipes: by the name they get in the column `defence`; give all one backbone and batch size. After a step to warm
     up, `rounds` times each takes its turn, so that a slow moment of the machine meets all of them. Timed is process CPU
     time (on CUDA the time until the device is done): median, and quartiles as low and high. Metrics: step_seconds;
-    step_ratio, to the first recipe's step of the same round; step_ratio_predicted, from `work` alone; parameters.
+    step_ratio, to the first recipe's step of the same round; step_passes, `work`, and step_ratio_predicted, from that
+    alone; pass_ms, milliseconds per image and pass; parameters.
     """
     device = torch.device(device)
     networks = {name: zoo.build(**recipe.network, seed=recipe.seed).to(device, memory_format=torch.channels_last)
                 for name, recipe in recipes.items()}
     steps = {name: stepper(recipe, networks[name], device) for name, recipe in recipes.items()}
     times = {name: [] for name in recipes}
-    for t in range(rounds + 1):
-        for name, step in steps.items():
+    with progress.bar((rounds + 1) * len(steps), "timing steps", "steps") as bar:
+        for t, (name, step) in itertools.product(range(rounds + 1), steps.items()):
             seconds = timed(step, t, device)
             times[name] += [seconds] if t else []
+            bar.update()
     first = next(iter(recipes))
     passes, rows = {name: work(recipe, networks[name]) for name, recipe in recipes.items()}, []
     for name, recipe in recipes.items():
@@ -134,6 +137,8 @@ def side_by_side(recipes: dict[str, Recipe], *, rounds: int = 5, device: torch.d
         rows += [common | {"metric": "step_seconds", **quartiles(seconds)},
                  common | {"metric": "step_ratio", **quartiles(seconds / np.array(times[first]))},
                  common | {"metric": "step_ratio_predicted", "value": passes[name] / passes[first]},
+                 common | {"metric": "step_passes", "value": passes[name]},
+                 common | {"metric": "pass_ms", "value": 1e3 * np.median(seconds) / passes[name] / recipe.batch_size},
                  common | {"metric": "parameters", "value": networks[name].weight_count()}]
     return rows
 

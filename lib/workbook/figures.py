@@ -55,6 +55,14 @@ def bars(series: Series, title: str, caption: str, axis: str, span: tuple[float,
     return fig.update_yaxes(title_text=axis, zeroline=True, zerolinecolor=style.GHOST, range=span)
 
 
+def steps(rows: Sequence[Mapping], title: str, caption: str) -> go.Figure:
+    """Training steps, rows of `timing.side_by_side`: measured, and by counted passes, in the first one's."""
+    series = {"measured (median, quartiles)": "step_ratio", "by counted passes": "step_ratio_predicted"}
+    return bars({name: {row["defence"].replace(", ", ",<br>"): [row.get(part) for part in ("value", "low", "high")]
+                        for row in rows if row["metric"] == metric} for name, metric in series.items()},
+                title, caption, "times the first")
+
+
 def forms(readings: Mapping[str, Reading], caption: str) -> go.Figure:
     """A dot per network and view with its interval; the last column holds the images right under all of them."""
     series = {label: {style.spoken(view): tables.measured(reading, view) for view in reading.names}

@@ -1,12 +1,10 @@
 """The weights that the authors of RDI-Nets released: their shipped record, or the file itself attacked here."""
 
-import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 import lib
 from lib import WorkbookError, checkpoints, data
@@ -14,20 +12,16 @@ from lib.attacks import forms
 from lib.evaluation import recording
 from lib.evaluation.reading import read
 from lib.evaluation.record import Record, combine
-from lib.evaluation.stats import wilson
 from lib.models import released
 from lib.models.network import Network
-from lib.workbook import networks, studies, tables
+from lib.workbook import networks, studies
 from lib.workbook.networks import Trained
 from lib.workbook.parameters import Settings
-from lib.workbook.published import TABLES
 from lib.workbook.studies import Reading
 from lib.workbook.subject import Subject
 
 FILE = "rdi_resnet38_released.pth.tar"  # as it was published
-# What the authors' own code says of the first 500 test images, clean, at the paper's thresholds.
-REFERENCE = {"right": 426, "leave at each exit": [37, 53, 71, 113, 87, 71, 68],
-             "right at each exit": [367, 378, 399, 410, 414, 433, 431]}
+SHIPPED = f"{released.NAME}.safetensors"
 
 
 @dataclass(frozen=True)
@@ -56,20 +50,41 @@ def obtain(settings: Settings) -> Released:
 
     Raises WorkbookError where what was named is not at hand, or neither is.
     """
-    name, shipped = settings.file or FILE, lib.ATLASES / f"{released.NAME}.safetensors"
+    name = settings.file or FILE
     path, images = find(name), networks.at_hand("cifar10_png") or networks.at_hand("cifar10")
     here = path is not None and images is not None
-    if not here and (settings.file or not shipped.is_file()):
+    if not here and (settings.file or not (lib.ATLASES / SHIPPED).is_file()):
         lacking = "is neither a file nor below data/datasets" if path is None else "needs the CIFAR-10 test images"
         raise WorkbookError(f"{name} {lacking} (see data/README.md); leave `file` empty to read the shipped record")
     if settings.file or (here and settings.weights == "train"):
         source, (record, restarts, digest) = "file", attack(settings, path, images)
     else:
-        source, record = "shipped", networks.cut(settings, networks.of_seed(settings, Record.load(shipped)))
-        digest, restarts = record.meta["checkpoint"], again(settings, lib.ATLASES / "repeats" / shipped.name)
+        source, record = "shipped", shipped(settings)
+        digest, restarts = record.meta["checkpoint"], again(settings, lib.ATLASES / "repeats" / SHIPPED)
     network = None if path is None else lambda: checkpoints.load(path, settings.device).network
     trained = Trained(released.NAME, network and network(), digest, source)
     return Released(studies.read(settings, trained, record, "paper"), restarts, images, network)
+
+
+def shipped(settings: Settings) -> Record:
+    """The shipped record. Raises WorkbookError for another seed than its, or more images."""
+    return networks.cut(settings, networks.of_seed(settings, Record.load(lib.ATLASES / SHIPPED)))
+
+
+def gates(record: Record, thresholds: Sequence[float]) -> np.ndarray | None:
+    """(M,) who of every second image is right under the shipped attack that follows the gates at these thresholds; None
+    where it did not come along, or was recorded on more images than the record has.
+
+    Raises WorkbookError when it is of other weights or gates.
+    """
+    path = lib.ATLASES / "repeats" / f"{released.NAME}-gates.safetensors"
+    if not path.is_file():
+        return None
+    found = Record.load(path)
+    if found.meta["checkpoint"] != record.meta["checkpoint"] or not found.views[0].exact_at(thresholds):
+        raise WorkbookError(f"{path.name} is of other weights or gates; record the released weights again")
+    right = read(found, thresholds=thresholds).right("gate_aware")
+    return right if len(right) == record.images // 2 else None
 
 
 def find(name: str) -> Path | None:
@@ -107,63 +122,3 @@ def attack(settings: Settings, path: Path, images: data.Dataset) -> tuple[Record
     restarts = [recording.record(found.network, images.test[:min(settings.images, 256)], again, seed=seed,
                                  folder=folder / f"restart{seed}", **told) for seed in seeds]
     return record, combine(restarts), found.digest
-
-
-def reference(reading: Reading) -> pd.DataFrame:
-    """The authors' own counts on the first 500 clean images beside ours; a dash where the record holds fewer."""
-    ours = dict.fromkeys(REFERENCE, tables.DASH)
-    if reading.record.images >= 500:
-        first = read(reading.record.select(("clean",), slice(0, 500)), thresholds=reading.thresholds)
-        counts = (int(first.right("clean").sum()), (500 * first.share()).round().astype(int).tolist(),
-                  first.alone().sum(1).astype(int).tolist())
-        ours = dict(zip(REFERENCE, counts, strict=True))
-    return pd.DataFrame({"authors' code": REFERENCE, "here": ours})
-
-
-def tries(found: Released) -> dict[str, np.ndarray]:
-    """Who is right, on the images that have restarts (else on all): under the worst form, and under several forms."""
-    reading, again = found.reading, None
-    if found.restarts is not None:
-        reading = dataclasses.replace(reading, record=reading.record.select(images=slice(0, found.restarts.images)))
-        again = read(found.restarts, thresholds=reading.thresholds)
-    right = {"worst of the nine forms (the paper's statistic)": reading.right("paper_worst")}
-    if again:
-        right[f"all of {len(again.names)} restarts of the average attack"] = again.right("union")
-    right["all of the nine forms"] = reading.right("paper_union")
-    return right | {"all forms, random and gate-aware among them": reading.right("union")}
-
-
-def control(found: Released) -> pd.DataFrame:
-    """`tries` as a table with intervals."""
-    lines = {}
-    for name, right in tries(found).items():
-        low, high = wilson(int(right.sum()), len(right))
-        lines[name] = {"images": len(right), "right": int(right.sum()), "accuracy, %": f"{100 * right.mean():.1f}",
-                       "95 % interval": f"{100 * low:.1f} to {100 * high:.1f}"}
-    return pd.DataFrame(lines).T
-
-
-def verdicts(found: Released) -> list[dict]:
-    """What holds of the claims about the released network, and of its worst case."""
-    reading, tried = found.reading, list(tries(found).values())
-    worst = reading.paper_worst
-    lines = [agrees("the published clean accuracy", reading, "max_average", "clean"),
-             agrees("the published worst case", reading, "max_average", "paper_worst"),
-             tables.verdict("nine forms break more than the worst of them", tried[0], tried[-2])]
-    if found.restarts is not None:
-        lines.append(tables.verdict("nine forms break more than as many restarts of one", tried[1], tried[2]))
-    return [*lines,
-            tables.verdict("an attack that follows the gates breaks more than the worst form",
-                           reading.right("paper_worst"), reading.right("gate_aware")),
-            tables.saves("leaving early saves true cost on clean images", reading),
-            tables.saves("and on attacked ones", reading, worst),
-            tables.verdict("attacked images cost more than clean ones", reading.spent(worst), reading.spent(),
-                           unit="% of the MACs")]
-
-
-def agrees(claim: str, reading: Reading, row: str, quantity: str, number: int = 3) -> dict:
-    """A verdict: does the published number lie in the 95 % interval of ours?"""
-    said, (value, low, high) = TABLES[number].value(row, quantity), tables.measured(reading, quantity)
-    return {"claim": claim, "difference": f"{value - said:+.1f} points", "images": reading.record.images,
-            "95 % interval": f"{low - said:+.1f} to {high - said:+.1f}",
-            "verdict": "held" if low <= said <= high else "did not hold"}

@@ -4,6 +4,7 @@
     python -m lib.workbook.shipping RECIPE [--images N] [--forms clean,main,...] [--folder DIR]
     python -m lib.workbook.shipping mixtures           records of PGD-AT's shipped ends, mixed
     python -m lib.workbook.shipping repeats            several trainings of FLOAT and its control, and their records
+    python -m lib.workbook.shipping trainings --folder data/runs/NAME/19_over_seeds     what that page trained
     python -m lib.workbook.shipping released           records of the RDI authors' released weights on lossless images
     python -m lib.workbook.shipping RECIPE --strong N  adds the strong suite on the first N images to its shipped record
 
@@ -12,6 +13,7 @@ The weights are stored in half precision and every number is computed from the s
 
 import argparse
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
@@ -160,6 +162,16 @@ def ship_repeats(seeds: Sequence[int] = (0, 1, 2), dataset: str = "fashion_mnist
             print(target, flush=True)
 
 
+def ship_trainings(run: Path) -> list[Path]:
+    """The records of several trainings of each defence, as notebook 19 leaves them in the folder `run`, as repeats."""
+    found = []
+    for path in sorted((run / "records").glob("*-short-seed*.safetensors")):
+        family, seed = re.match(r"((?:[^-]+-){3}).*-(seed\d+)-", path.stem).groups()
+        found.append(ATLASES / "repeats" / f"{family}{seed}.safetensors")
+        Record.load(path).lightened().save(found[-1])
+    return found
+
+
 def ship_released(folder: Path | None = None) -> Path:
     """Record the released RDI-ResNet38 on the lossless CIFAR-10 test images that are at hand: every form, and as
     control nine restarts of the average attack on the first 256 (as many tries as there are forms). On the images that
@@ -239,6 +251,8 @@ def main(argv: list[str] | None = None):
             print(*ship_mixtures(), sep="\n")
         elif name == "repeats":
             ship_repeats()
+        elif name == "trainings":
+            print(*ship_trainings(args.folder or RUNS / "interactive" / "19_over_seeds"), sep="\n")
         else:
             print(ship_released(folder) if name == "released" else ship(name, args.images, args.forms, folder))
 

@@ -101,6 +101,12 @@ def spread(found: Mapping | Number, digits: int = 2, unit: float = 1.0) -> str:
     return value if low is None else f"{value} ({low}–{high})"
 
 
+def ranged(found: Sequence[float | None], form: str = "+.1f") -> str:
+    """(value, low, high) as "+3.0 (+1.0 to +5.0)"."""
+    value, low, high = found
+    return f"{value:{form}}" + ("" if low is None else f" ({low:{form}} to {high:{form}})")
+
+
 def forms(readings: Mapping[str, Reading]) -> pd.DataFrame:
     """Accuracy in percent: a line per network, a column per view, then the two worst cases and both costs (clean)."""
     lines = {}
@@ -175,15 +181,22 @@ def verdict(claim: str, first: np.ndarray, second: np.ndarray, unit: str = "poin
     return line | {"over": ", ".join(over), "verdict": line.pop("verdict") + here}
 
 
-def within(claim: str, found: Sequence[float], unit: str, images: int | str, *, least: float = -math.inf,
+def within(claim: str, found: Sequence[float] | Mapping, unit: str, images: int | str, *, least: float = -math.inf,
            most: float = math.inf, above: float = -math.inf, form: str = "+.1f", column: str = "95 % interval") -> dict:
-    """Does a number (value, low, high) lie from `least` to `most`, or surely above `above`?
+    """Does a number (value, low, high), or a tidy row's, lie from `least` to `most`, or surely above `above`?
 
     Its whole interval does: "held"; none of it: "did not hold"; else "too small to tell".  form: of the numbers."""
-    value, low, high = found
+    value, low, high = map(found.get, ("value", "low", "high")) if isinstance(found, Mapping) else found
     inside, outside = least <= low and high <= most and low > above, high < max(least, above) or low > most
     return {"claim": claim, "difference": f"{value:{form}} {unit}".rstrip(), column: f"{low:{form}} to {high:{form}}",
             "images": images, "verdict": "held" if inside else "did not hold" if outside else UNSURE}
+
+
+def agrees(claim: str, published: float, reading: Reading, quantity: str) -> dict:
+    """A verdict: does the published number lie in the 95 % interval of ours?"""
+    value, low, high = (part - published for part in measured(reading, quantity))
+    return {"claim": claim, "difference": f"{value:+.1f} points", "95 % interval": f"{low:+.1f} to {high:+.1f}",
+            "images": reading.record.images, "verdict": "held" if low <= 0 <= high else "did not hold"}
 
 
 def saves(claim: str, reading: Reading, view: str = "clean") -> dict:
