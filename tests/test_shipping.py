@@ -79,7 +79,7 @@ def test_only_seeds_with_every_file_count(tmp_path):
 
 
 def test_the_records_of_notebook_19s_trainings_become_repeats(elsewhere, tmp_path):
-    source = lib.ATLASES / "rdi_smallcnn-digits-main-laptop.safetensors"
+    source = lib.ATLASES / "rdi_smallcnn-digits-max_average-laptop.safetensors"
     name = "rdi_smallcnn-fashion_mnist-main-laptop-short-seed4-0a1b2c3d-500-pgd-0.1-20"
     made = tmp_path / "records" / f"{name}.safetensors"
     made.parent.mkdir()
