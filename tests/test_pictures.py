@@ -67,3 +67,8 @@ def test_a_browser_killed_after_the_first_picture_is_given_up():
     begun = time.monotonic()
     assert painter.draw(FIGURE) is None and time.monotonic() - begun < 8
     assert not helper.is_running() and not any(one.is_running() for one in browser)
+
+
+def test_who_needs_the_pictures_waits_longer_for_each_and_nobody_less():
+    assert (pictures.Painter().patience, pictures.Painter(1.0).patience) == (pictures.FIRST, pictures.FIRST)
+    assert (pictures.Painter(60.0).patience, pictures.Painter(60.0).later) == (60.0, 60.0)
