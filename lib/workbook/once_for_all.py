@@ -285,7 +285,7 @@ def accuracies(found: Members, columns: Sequence[str] = tuple(COLUMNS)[:-1], lam
         for at in member.published(lambdas, switches, width):
             reading = member.read(at)
             lines[member.label, where(member, at, lambdas, switches)] = {
-                COLUMNS[who]: tables.percent(reading, who, who in ("clean", "union", "strong")) for who in columns}
+                COLUMNS[who]: tables.told(reading, who, 1, who in ("clean", "union", "strong")) for who in columns}
     table = pd.DataFrame(lines).T
     table.index.names = ["method", "operating point"]
     return tables._plain(table)

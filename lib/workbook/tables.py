@@ -35,10 +35,12 @@ def measured(reading: Reading, quantity: str) -> Number | None:
     return Number(*(None if part is None else unit * part for part in found))
 
 
-def told(reading: Reading, quantity: str, digits: int = 2) -> str:
+def told(reading: Reading, quantity: str, digits: int = 2, with_interval: bool = False) -> str:
     """`measured` in words, with the audit's flag behind an attacked number; a dash where there is none."""
     found = measured(reading, quantity)
-    return DASH if found is None else number(found.value, digits) + reading.flag(quantity)
+    if found is None:
+        return DASH
+    return (spread(found, digits) if with_interval else number(found.value, digits)) + reading.flag(quantity)
 
 
 def comparable(reading: Reading) -> bool:
@@ -220,15 +222,6 @@ def gain(first: Reading, second: Reading, what: str = "union") -> tuple[float, f
 def learned(*readings: Reading) -> bool:
     """Whether all of them answer clean images surely better than chance does."""
     return all(r.measured("clean").low >= LEARNED for r in readings)
-
-
-def percent(reading: Reading, what: str, with_interval: bool = False) -> str:
-    """An accuracy in percent, with its flag; a dash where that attack was not run."""
-    try:
-        found = reading.measured(what)
-    except WorkbookError:
-        return DASH
-    return (spread(found, 1, unit=100) if with_interval else f"{100 * found.value:.1f}") + reading.flag(what)
 
 
 def verdicts(*lines: dict | None) -> pd.DataFrame:
