@@ -21,6 +21,7 @@ import psutil
 
 from lib import ROOT, WorkbookError, checkpoints
 from lib.workbook import headless
+from lib.workbook.parameters import COMMON
 
 FOLDER = ROOT / "notebooks"
 LARGEST, LONGEST = 400_000, 25  # bytes of a file, lines of a code cell
@@ -30,7 +31,6 @@ METADATA = {"kernelspec": KERNEL, "language_info": {  # as JupyterLab writes it:
     "codemirror_mode": {"name": "ipython", "version": 3}, "file_extension": ".py", "mimetype": "text/x-python",
     "name": "python", "nbconvert_exporter": "python", "pygments_lexer": "ipython3", "version": "3.11.7"}}
 WIDGET = "application/vnd.jupyter.widget-view+json"
-COMMON = ("preset", "weights", "seed", "run_dir")
 OPENING = Path(__file__).with_name("opening.json")  # {notebook: {"cpu_seconds", "trains": how many networks}}
 
 
