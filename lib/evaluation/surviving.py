@@ -6,7 +6,6 @@
 Its attacks follow the gates, so that they hold at that point and those thresholds alone.
 """
 
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -49,13 +48,13 @@ def add(record: Record, network: Network, images: Split, threat: Threat,
     _check(record, network, x, labels, weights)
     meta = {"images": [first, first + len(y)], "suite": strong.SUITE, "weights": weights, "seed": seed,
             "batch_size": batch_size, "version": lib.__version__, "device": device_name(x.device),
-            "threads": torch.get_num_threads(), "seconds": 0.0}
+            "threads": torch.get_num_threads()}
     if held is not None and any(held.meta[key] != meta[key] for key in ("images", "suite")):
         raise WorkbookError(f"this record holds {held.meta['suite']} on images {held.meta['images']} already; take the "
                             "same ones, or leave that out first: replace(record, strong=None)")
     met = {} if held is None else {view: held.right[v] for v, view in enumerate(held.views)}
     for point, thresholds in settings:
-        at, began = read(record, point, thresholds), time.perf_counter()
+        at = read(record, point, thresholds)
         deployed, noisy = at.point.replace(thresholds=at.thresholds or None), fresh(network, at.point)
         part = folder and Path(folder) / checkpoints.digest({repr(deployed): y})[:12]
         made = strong.attacked(network, x, y, threat, point=deployed, seed=seed, batch_size=batch_size, folder=part,
@@ -67,7 +66,6 @@ def add(record: Record, network: Network, images: Split, threat: Threat,
                             thresholds_used=deployed.thresholds, draws=strong.DRAWS if noisy else 1)
                 met[view] = right.cpu().numpy().astype(np.uint8)[None]
                 shown.update(1)
-        meta["seconds"] += time.perf_counter() - began
     return replace(record, strong=Record(tuple(met), np.stack(list(met.values())), labels, meta))
 
 
