@@ -179,7 +179,7 @@ def _(tmp):
 
 @case("choose: a record without attacks")
 def _(tmp):
-    choosing.choose(Record.load(lib.ATLASES / "rdi_smallcnn-digits-main-laptop.safetensors").select(forms=("clean",)))
+    choosing.choose(Record.load(lib.ATLASES / "rdi_smallcnn-digits-max_average-laptop.safetensors").select(forms=("clean",)))
 
 
 @case("a dataset that is not there, without network")
