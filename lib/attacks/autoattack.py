@@ -7,11 +7,13 @@ and can err both ways: judge its images over many draws before believing it.
 
 import json
 import logging
+import math
 import sys
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -21,6 +23,7 @@ from lib.attacks.modes import attack_mode
 from lib.attacks.steps import check_epsilon
 from lib.models.network import Network, check_batch
 from lib.operating_point import OperatingPoint
+from lib.progress import bar
 
 ATTACKS = {"standard": ("apgd-ce", "apgd-t", "fab-t", "square"), "rand": ("apgd-ce", "apgd-dlr")}
 FEWEST_CLASSES = {"apgd-t": 4, "apgd-dlr": 3}  # the largest logits that the DLR losses look at
@@ -71,24 +74,36 @@ def run(network: Network, images: Tensor, labels: Tensor, epsilon: float, *, ver
         about = [epsilon, version, attacks, point.to_json(), decided.what, draws, seed, iterations, queries, batch_size]
         tensors = {**network.state_dict(), "images": images, "labels": labels}
         source = [checkpoints.digest(tensors), json.loads(json.dumps(about))]
-    parts = []
-    for start in range(0, len(images), batch_size):
-        x, y = images[start:start + batch_size], labels[start:start + batch_size]
-        path = None if folder is None else Path(folder) / f"autoattack-{start:06d}.safetensors"
-        part, done = _kept(path, source, x)
-        for place, attack in enumerate(attacks[done:], start=done + 1):
-            decided.generator = randomness.generator(seed, "autoattack", start, attack, device=images.device)
-            with attack_mode(network, "eval"), aside(seed), warnings_of("auto-attack") as flags:
-                made = _attacker(decided, epsilon, version, seed, images.device)
-                made.attacks_to_run = [attack]
-                _resize(made, iterations, queries, network.classes)
-                part = _continued(part, made, x, y, flags)
-            if path is not None:
-                checkpoints.save_state(path, {"adversarial": part.adversarial, "robust": part.robust},
-                                       {"source": source, "done": place, "flags": part.flags})
-        parts.append(part)
+    parts, batches = [], math.ceil(len(images) / batch_size)
+    with bar(batches * len(attacks), "AutoAttack", "attack on a batch") as shown:
+        for start in range(0, len(images), batch_size):
+            x, y = images[start:start + batch_size], labels[start:start + batch_size]
+            path = None if folder is None else Path(folder) / f"autoattack-{start:06d}.safetensors"
+            part, done = _kept(path, source, x)
+            shown.update(done)
+            for place, attack in enumerate(attacks[done:], start=done + 1):
+                decided.generator = randomness.generator(seed, "autoattack", start, attack, device=images.device)
+                with attack_mode(network, "eval"), aside(seed), warnings_of("auto-attack") as flags:
+                    made = _attacker(decided, epsilon, version, seed, images.device)
+                    made.attacks_to_run = [attack]
+                    _resize(made, iterations, queries, network.classes)
+                    part = _continued(part, made, x, y, flags)
+                if path is not None:
+                    checkpoints.save_state(path, {"adversarial": part.adversarial, "robust": part.robust},
+                                           {"source": source, "done": place, "flags": part.flags})
+                shown.update()
+            parts.append(part)
     return Verdict(torch.cat([p.adversarial for p in parts]), torch.cat([p.robust for p in parts]),
                    tuple(dict.fromkeys(flag for p in parts for flag in p.flags)))
+
+
+@torch.inference_mode()
+def judged(network: Network, images: Tensor, labels: Tensor, point: OperatingPoint, draws: int = 20) -> np.ndarray:
+    """(N,) the share of frozen draws in which each image is right; without fresh noise there is one."""
+    frozen = [point.replace(draw=d) for d in range(draws)] if fresh(network, point) else [point]
+    with attack_mode(network, "eval"):
+        right = torch.stack([network(images, at)[-1].argmax(-1) == labels for at in frozen])
+    return right.double().mean(0).cpu().numpy()
 
 
 def _continued(part: Verdict, made, x: Tensor, y: Tensor, flags: list[str]) -> Verdict:

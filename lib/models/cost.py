@@ -70,6 +70,12 @@ def cost(network: Network, point: OperatingPoint | None = None) -> Cost:
     return Cost(network.weight_count(), exits[-1].cumulative_macs, tuple(exits))
 
 
+def second_bank(network: Network) -> int:
+    """Parameters of the second set of batch norms, 0 where there is one."""
+    return sum(norm.weight.numel() + norm.bias.numel() for m in network.modules() if getattr(m, "banks", 1) == 2
+               for norm in m.norms[1::2])
+
+
 def _count(run) -> tuple[tuple[int, int], torch.Tensor]:
     """((convolution MACs, convolution + linear MACs), what `run` returned)."""
     with FlopCounterMode(display=False) as counter:
