@@ -166,3 +166,12 @@ def test_a_killed_run_goes_on_and_another_is_refused(tmp_path, monkeypatch):
             autoattack.run(network, x, y, folder=tmp_path, **other)
     with pytest.raises(WorkbookError, match="another run"):
         autoattack.run(four_class_network(2)[0], x, y, folder=tmp_path, **settings)
+
+
+def test_images_are_judged_over_frozen_draws():
+    network = small("resnet20", conditioning="float", input_shape=(3, 8, 8))
+    x, noisy, quiet = images(network, 6), OperatingPoint(noise=1.0, batch_norm=1.0), OperatingPoint(noise=0.0)
+    labels = network(x, quiet)[-1].argmax(-1)
+    assert autoattack.judged(network, x, labels, quiet).tolist() == [1.0] * 6
+    each = [(network(x, noisy.replace(draw=d))[-1].argmax(-1) == labels).double() for d in range(4)]
+    assert autoattack.judged(network, x, labels, noisy, draws=4).tolist() == torch.stack(each).mean(0).tolist()

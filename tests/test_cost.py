@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from lib.models import zoo
-from lib.models.cost import MEBI, cost
+from lib.models.cost import MEBI, cost, second_bank
 from lib.models.layers import Conv2d, Linear
 from lib.operating_point import OperatingPoint
 from tests.networks import images, small, source
@@ -155,3 +155,14 @@ def test_counting_leaves_the_network_as_it_was():
     assert network.training and all(m.training for m in network.modules())
     assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
     assert not any(m._forward_hooks for m in network.modules() if isinstance(m, nn.Module))
+
+
+def test_wrn40_2_is_counted_as_in_the_literature():
+    def millions(**options):
+        network = zoo.build("wrn40_2", input_shape=(3, 96, 96), **options)
+        counted = cost(network)
+        return [round(n / 1e6, 3) for n in (counted.parameters, counted.parameters - second_bank(network))] + [
+            round(counted.macs / 1e9, 3)]
+
+    assert millions(conditioning="oat")[0] == 3.886 and millions(conditioning="oat", code_size=1)[:2] == [3.232, 3.227]
+    assert millions()[:2] == [2.244, 2.244] and millions(conditioning="float")[1:] == [2.244, 2.948]

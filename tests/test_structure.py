@@ -21,9 +21,9 @@ FLOORS = {1: (GROUND, 200), 2: (("data", "operating_point"), 850), 3: (("models"
           4: (("attacks", "checkpoints"), 1500), 5: (("training", "evaluation"), 4300), 6: (("workbook",), 5350),
           7: (DOOR, 1300)}
 LARGEST = 300  # lines of a file
-TOO_LARGE = {"workbook.once_for_all", "workbook.lambda_study"}  # not yet shortened: this list only gets shorter
+TOO_LARGE: set[str] = set()  # not yet shortened: this list only gets shorter
 # Not yet general helpers, or cells of the one notebook that they serve: this list as well.
-FOR_ONE_NOTEBOOK = {"float_costs", "published_float", "strong_attacks"}
+FOR_ONE_NOTEBOOK: set[str] = set()
 
 
 @cache

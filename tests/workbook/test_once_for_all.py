@@ -11,7 +11,7 @@ from lib.data import Split
 from lib.evaluation import points, recording
 from lib.evaluation.stats import interval
 from lib.operating_point import OperatingPoint
-from lib.workbook import figures, once_for_all, shipping, style, tables
+from lib.workbook import comparisons, figures, once_for_all, shipping, style, tables
 from lib.workbook.networks import Trained
 from lib.workbook.once_for_all import SIZES, Member
 from lib.workbook.parameters import Settings
@@ -38,18 +38,18 @@ def settings(tmp_path):
 
 
 def test_tables_and_claims_read_the_records(members):
-    table = once_for_all.accuracies(members)
-    assert table.shape == (7 + 2 + 4 + 1 + 1, len(once_for_all.COLUMNS) - 1)  # nobody met the strong suite
+    table = comparisons.accuracies(members)
+    assert table.shape == (7 + 2 + 4 + 1 + 1, len(comparisons.COLUMNS) - 1)  # nobody met the strong suite
     assert table.loc[("control (dual BN, no noise)", "BN_A"), "PGD"] == "40.0"
     assert "noise in training only" in "".join(at for _, at in table.index)
-    crossed = once_for_all.crossing(members["float"])
+    crossed = comparisons.crossing(members["float"])
     assert crossed.shape == (7, 7) and not crossed.isna().any().any()
     assert crossed.loc["s 0, BN_C", "s 1, BN_A"] == pytest.approx(60)
-    said = once_for_all.claim(members, "more robust", ("float", 1.0), ("float", 0.0))
+    said = comparisons.claim(members, "more robust", ("float", 1.0), ("float", 0.0))
     assert (said["verdict"], said["over"]) == ("held here", "1 training, 2 draws")
     assert said["difference"] == "+50.0 points"
-    assert once_for_all.claim(members, "x", ("float", 0.2), ("oat", 0.2))["difference"].startswith("+")
-    gains = once_for_all.gains(members, {
+    assert comparisons.claim(members, "x", ("float", 0.2), ("oat", 0.2))["difference"].startswith("+")
+    gains = comparisons.gains(members, {
         "FLOAT instead of PGD-AT": [(("float", n), (f"pgd_at{n:g}", n)) for n in (0.0, 0.2, 1.0)],
         "FLOAT instead of OAT": [(("float", n), ("nowhere", n)) for n in (0.0, 1.0)]})
     assert gains.loc[("FLOAT instead of PGD-AT", "clean accuracy"), "published"] == "+6.96"
@@ -58,15 +58,15 @@ def test_tables_and_claims_read_the_records(members):
 
 
 def test_what_is_not_there_is_a_dash_or_no_line(members):
-    assert once_for_all.claim(members, "x", ("float", 1.0), ("pni", 1.0)) is None
-    assert once_for_all.claim(members, "x", ("float", 0.3), ("float", 1.0)) is None  # was not recorded
+    assert comparisons.claim(members, "x", ("float", 1.0), ("pni", 1.0)) is None
+    assert comparisons.claim(members, "x", ("float", 0.3), ("float", 1.0)) is None  # was not recorded
     line = tables.verdict("a", np.ones(4), np.zeros(4))
     assert len(tables.verdicts(line, None)) == 1
-    assert once_for_all.accuracies({"dual_bn": members["dual_bn"]})["draw known"].tolist() == ["–", "–"]
+    assert comparisons.accuracies({"dual_bn": members["dual_bn"]})["draw known"].tolist() == ["–", "–"]
     without = members["float"].record
     fewer = replace(members["float"], record=without.take([
         v for v, view in enumerate(without.views) if view.threat is None or view.threat.draws == 1]))
-    table = once_for_all.accuracies({"float": fewer})["EOT-PGD"]  # not run: where there is noise, nobody knows
+    table = comparisons.accuracies({"float": fewer})["EOT-PGD"]  # not run: where there is noise, nobody knows
     assert [cell == "–" for cell in table] == ["s 0," not in at for _, at in table.index]
 
 
@@ -78,18 +78,18 @@ def test_a_network_at_chance_decides_nothing(members):
 
 
 def test_figures_have_a_mark_for_every_point(members):
-    plane = figures.plane({"": once_for_all.trade_off(members)}, "t", "c", "x", "y").data
+    plane = figures.plane({"": comparisons.trade_off(members)}, "t", "c", "x", "y").data
     assert {t.name: len(t.x) for t in plane} == {"FLOAT": 7, "control (dual BN, no noise)": 2, "OAT": 4, "PGD-AT": 2}
     assert plane[0].marker.color == style.DEFENCES["float"] and list(plane[3].text) == ["PGD-AT λ 0", "PGD-AT λ 1"]
     robust = plane[1].x[1], plane[1].error_x.arrayminus[1]
     assert robust[0] == pytest.approx(40) and 40 - robust[1] == pytest.approx(100 * interval(
         np.arange(IMAGES) < 16).low)
     pairs = {"noise": (("float", 1.0), ("float", QUIET)), "not there": (("float", 1.0), ("pni", 1.0))}
-    added = once_for_all.differences(members, pairs, "union")
+    added = comparisons.differences(members, pairs, "union")
     assert list(added) == ["noise"] and added["noise"][0] == pytest.approx(20)
     lines = figures.differences({"clean": added, "robust": added}, "t", "c").data
     assert [len(line.x) for line in lines] == [1, 1]
-    assert figures.heatmap(once_for_all.crossing(members["float"]), "t", "c", "x", "y").data[0].z.shape == (7, 7)
+    assert figures.heatmap(comparisons.crossing(members["float"]), "t", "c", "x", "y").data[0].z.shape == (7, 7)
     ones = {0.0: members["float"].read(0.0).measured("clean"), 1.0: members["float"].read(1.0).measured("clean")}
     curve = figures.curves({"a": {"one": ones}, "b": {"one": ones}}, "t", "c", "x", "y", {"one": {"dash": "dot"}}).data
     assert [list(c.y) for c in curve] == [[90.0, 60.0]] * 2 and [c.line.dash for c in curve] == ["dot"] * 2
@@ -144,9 +144,9 @@ def test_slim_networks_are_read_at_every_width():
     pictures = Split((images(network, 4) * 255).byte(), torch.arange(4))
     made = recording.record(network, pictures, points.views(network, THREAT, widths=(1.0, 0.5)))
     slim = {"dual_bn_slim": Member("dual_bn_slim", Trained("resnet20-made-dual_bn_slim-quick", network, ""), made)}
-    at = [once_for_all.accuracies(slim, width=w).index.get_level_values("operating point").tolist() for w in (1, 0.5)]
+    at = [comparisons.accuracies(slim, width=w).index.get_level_values("operating point").tolist() for w in (1, 0.5)]
     assert at == [["BN_C, width 1", "BN_A, width 1"], ["BN_C, width 0.5", "BN_A, width 0.5"]]
-    assert len(once_for_all.trade_off(slim, width=0.5)["dual_bn_slim"]) == 2
+    assert len(comparisons.trade_off(slim, width=0.5)["dual_bn_slim"]) == 2
     assert 3 < made.macs() / made.macs(OperatingPoint(width=0.5)) < 4.2
     assert not [c for c in made.views if c.attacked and c.crafted_at.width != c.evaluated_at.width]
 
@@ -193,7 +193,7 @@ def test_what_is_read_has_a_row_per_training(trainings):
     assert reading.right("clean").mean(1) == pytest.approx([0.9, 0.8, 0.7], abs=0.01)
     assert reading.right("EOT").mean() == pytest.approx(0.4, abs=0.01)
     assert trainings["float"].read(1.0).point == FULL  # by λ_n, as a single training is read
-    noise = [once_for_all.differences({m: t.runs[n] for m, t in trainings.items()}, {
+    noise = [comparisons.differences({m: t.runs[n] for m, t in trainings.items()}, {
         "noise": (("float", 1.0), ("dual_bn", 1.0))}, "union")["noise"][0] for n in range(3)]
     assert noise == pytest.approx([20, 20, 0])
 
