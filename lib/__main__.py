@@ -1,4 +1,4 @@
-"""The front door: python3 -m lib run | test | lab | doctor | train | fleet | evaluate | choose | cost | bench.
+"""The front door: python3 -m lib run | test | lab | doctor | train | fleet | evaluate | choose | page | cost | bench.
 
 A bare Python is enough to start: the standard library alone up to the moment a verb begins, so that help and wrong
 flags answer at once. Written plainly enough for an old Python to read it and be told that it is too old.
@@ -21,7 +21,8 @@ from lib.flags import count, image_range, input_shape, macs, names, number, path
 
 # What a verb needs before it starts: only the core packages, all of them, or nothing but Python.
 NEEDS = {"run": "all", "test": "all", "lab": "all", "doctor": None,
-         "train": "core", "fleet": "core", "evaluate": "core", "choose": "core", "cost": "core", "bench": "core"}
+         "train": "core", "fleet": "core", "evaluate": "core", "choose": "core", "page": "all", "cost": "core",
+         "bench": "core"}
 
 
 def add_run(add):
@@ -123,6 +124,12 @@ def add_choose(add):
     verb.add_argument("--json", type=path, metavar="FILE", help="write the numbers there as well")
 
 
+def add_page(add):
+    verb = add("page", "write a record as one HTML file with sliders, which needs neither kernel nor network")
+    verb.add_argument("source", type=path, metavar="CHECKPOINT_OR_RECORD", help="as for choose")
+    verb.add_argument("file", type=path, metavar="FILE", help="the page, such as page.html")
+
+
 def add_cost(add):
     verb = add("cost", "parameters and multiply-accumulates, per exit and width")
     verb.add_argument("model", metavar="MODEL", help="such as smallcnn, resnet38 or wrn40_2")
@@ -167,8 +174,8 @@ def build_parser():
     def add(name, summary, **more):
         return verbs.add_parser(name, help=summary, description=summary.capitalize() + ".", allow_abbrev=False, **more)
 
-    for one in (add_run, add_test, add_lab, add_doctor, add_train, add_fleet, add_evaluate, add_choose, add_cost,
-                add_bench):
+    for one in (add_run, add_test, add_lab, add_doctor, add_train, add_fleet, add_evaluate, add_choose, add_page,
+                add_cost, add_bench):
         one(add)
     return parser
 

@@ -88,6 +88,12 @@ def choose(args) -> None:
                            "doubts": choice.reading.doubts})
 
 
+def page(args) -> None:
+    """A record as one HTML file. args: source, as for `choose`; file."""
+    check_output(args.file, inputs=[args.source])
+    print(importlib.import_module("lib.workbook.page").write(recorded(args.source), args.file))
+
+
 def recorded(path: str) -> Record:
     """The record of a file, or the one that came along of the network in it. Raises WorkbookError without."""
     try:

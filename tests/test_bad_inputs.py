@@ -30,9 +30,10 @@ from lib.models.parts import Backbone, Tap
 from lib.operating_point import OperatingPoint
 from lib.randomness import generator
 from lib.training import loop, recipes
-from lib.workbook import networks, parameters, released_record, runs
+from lib.workbook import networks, page, parameters, released_record, runs
 
 TABLE = Path(__file__).with_name("bad_inputs.md")
+SHIPPED = lib.ATLASES / "rdi_smallcnn-digits-max_average-laptop.safetensors"
 CASES: dict[str, object] = {}
 
 
@@ -179,7 +180,14 @@ def _(tmp):
 
 @case("choose: a record without attacks")
 def _(tmp):
-    choosing.choose(Record.load(lib.ATLASES / "rdi_smallcnn-digits-max_average-laptop.safetensors").select(forms=("clean",)))
+    choosing.choose(Record.load(SHIPPED).select(forms=("clean",)))
+
+
+@case("page: a record that makes too large a page")
+def _(tmp):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(page, "LARGEST", 2**16)
+        page.write(Record.load(SHIPPED), Path(tmp) / "page.html")
 
 
 @case("a dataset that is not there, without network")

@@ -93,7 +93,8 @@ def test_a_module_of_the_workbook_serves_several_notebooks():
     pages: dict[str, set[str]] = {}
     starts = {path.stem: imported("\n".join("".join(cell["source"]) for cell in json.loads(path.read_bytes())["cells"]
                                             if cell["cell_type"] == "code")) for path in notebooks.paths()}
-    machinery = {"workbook.runs", "workbook.shipping", "workbook.readme", "workbook.notebooks", "workbook.headless"}
+    machinery = {"workbook.runs", "workbook.page", "workbook.shipping", "workbook.readme", "workbook.notebooks",
+                 "workbook.headless"}
     starts |= {name: {name} for name in machinery}
     for page, todo in starts.items():
         todo = set(todo)

@@ -7,6 +7,7 @@ recorded points it says nothing. The setting is in the address, so that a point 
 """
 
 import base64
+import html
 import json
 import math
 from pathlib import Path
@@ -58,18 +59,19 @@ def contents(record: Record) -> dict:
     readings.sort(key=lambda r: tuple(getattr(r.point, knob) or 0.0 for knob in ("code", "batch_norm", "noise")))
     attacks = list(dict.fromkeys(called for r in readings for called in r.views if called != "clean"))
     found = {
-        "title": ", ".join(filter(None, (record.model, style.label(record.meta.get("defence") or "")))), "about": subject.title(), "images": record.images, "exits": record.num_exits,
+        "title": ", ".join(filter(None, (record.model, style.label(record.meta.get("defence") or "")))),
+        "about": subject.title(), "images": record.images, "exits": record.num_exits,
         "plain": record.costs()["trunk"][-1], "first": record.meta["images"][0], "terms": TERMS,
         "exit_names": style.exit_names(record.num_exits), "classes": list(map(str, subject.classes)),
-        "entropies": math.log(max(2, len(subject.classes))), "attacks": {a: _said(a, record) for a in attacks},
+        "entropies": math.log(max(2, len(subject.classes))),
+        "attacks": {attack: html.unescape(spoken(attack, record.num_exits)) for attack in attacks},
         "points": [_point(subject, reading) for reading in readings], "right": _packed(record.right, np.uint8),
         "sample": sample.tolist(), "labels": record.labels[sample].tolist(), "pictures": None}
     if record.num_exits > 1:
-        readings[0].leaving  # noqa: B018  refuses where the record kept no entropies of each draw
+        readings[0].right("clean")  # refuses where the record kept no entropies of each draw
         found["entropy"] = _packed(record.entropy[:, :-1], "<f4")
     if record.pictures is not None:
         found["pictures"] = microscope.png_uri(np.concatenate(list(microscope.as_pixels(record.pictures)), axis=1))
-        found["side"] = record.pictures.shape[-1]
         found["said"] = _packed(record.prediction[:, :, sample], "<u2")
     return found
 
@@ -80,8 +82,9 @@ def _point(subject: Subject, reading: Reading) -> dict:
     costs = record.exit_costs(at)
     views = {called: {"places": places, "draws": sum(record.views[v].draws for v in places)}
              for called, places in reading.views.items()}
-    return {"name": name(at.replace(width=None)), "width": at.width, "views": views, "suite": reading.suite,
-            "trunk": costs.trunk.tolist(), "heads": costs.heads.tolist(), "doubts": reading.doubts,
+    return {"name": name(at.replace(width=None)), "width": at.width, "point": at.to_json(), "views": views,
+            "suite": reading.suite, "trunk": costs.trunk.tolist(), "heads": costs.heads.tolist(),
+            "doubts": reading.doubts,
             "sources": {source: _gates(gates) for source, gates in subject.stops(at).items()},
             "curve": _curve(trade_off(record, at)), "strong": _strong(record, at)}
 
@@ -107,10 +110,6 @@ def _strong(record: Record, at: OperatingPoint) -> list[dict]:
 
 def _gates(thresholds) -> list[float | str]:
     return [float(t) if math.isfinite(t) else "open" if t > 0 else "closed" for t in thresholds]
-
-
-def _said(attack: str, record: Record) -> str:
-    return spoken(attack, record.num_exits)
 
 
 def _packed(array: np.ndarray, kind) -> str:
