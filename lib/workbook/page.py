@@ -21,6 +21,7 @@ from lib.evaluation.reading import Reading, read
 from lib.evaluation.record import Record
 from lib.operating_point import OperatingPoint
 from lib.workbook import microscope, style
+from lib.workbook.published import suited
 from lib.workbook.subject import Subject
 from lib.workbook.view import TERMS, spoken
 
@@ -44,8 +45,8 @@ def write(record: Record, path: Path | str) -> Path:
     whole = page.encode()
     if len(whole) > LARGEST:
         fits = int(record.images * LARGEST / len(whole))
-        raise WorkbookError(f"the page would have {len(whole) / 2**20:.1f} MB, above {LARGEST / 2**20:.0f}; give fewer "
-                            f"images, such as record.select(images=slice({fits})), or fewer points or forms")
+        raise WorkbookError(f"the page would have {len(whole) / 2**20:.1f} MB, above {LARGEST / 2**20:.2g}; give "
+                            f"fewer images, such as record.select(images=slice({fits})), or fewer points or forms")
     checkpoints.replace(path, whole)
     return Path(path)
 
@@ -63,6 +64,7 @@ def contents(record: Record) -> dict:
         "about": subject.title(), "images": record.images, "exits": record.num_exits,
         "plain": record.costs()["trunk"][-1], "first": record.meta["images"][0], "terms": TERMS,
         "exit_names": style.exit_names(record.num_exits), "classes": list(map(str, subject.classes)),
+        "usual": {"paper": "paper", "calibrated": "equal share"}[suited(record)],
         "entropies": math.log(max(2, len(subject.classes))),
         "attacks": {attack: html.unescape(spoken(attack, record.num_exits)) for attack in attacks},
         "points": [_point(subject, reading) for reading in readings], "right": _packed(record.right, np.uint8),

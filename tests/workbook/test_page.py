@@ -58,7 +58,7 @@ def test_what_it_cannot_show_is_refused_and_nothing_written(tmp_path, monkeypatc
     with pytest.raises(WorkbookError, match="no clean images"):
         page.write(record.select(forms=("main",)), tmp_path / "page.html")
     monkeypatch.setattr(page, "LARGEST", 2**16)
-    with pytest.raises(WorkbookError, match=r"above 0; give fewer images, such as record.select"):
+    with pytest.raises(WorkbookError, match=r"above 0.062; give fewer images, such as record.select"):
         page.write(record, tmp_path / "page.html")
     assert not list(tmp_path.iterdir())
 
