@@ -8,8 +8,11 @@ import torch
 
 import lib
 from lib import checkpoints, data
+from lib.attacks.steps import Threat
 from lib.evaluation import recording
 from lib.evaluation.record import Record
+from lib.models import zoo
+from lib.training import recipes
 from lib.workbook import networks, shipping
 from tests.networks import small
 
@@ -44,6 +47,19 @@ def test_a_once_for_all_network_is_recorded_at_its_points(elsewhere):
     shutil.copy(lib.CHECKPOINTS / f"{name}.safetensors", elsewhere / "run" / "last.safetensors")
     path = shipping.ship(name, 4, folder=elsewhere / "run")
     assert path.name == f"{name}.safetensors" and Record.load(path).meta["data_variant"] == "embedded"
+
+
+def test_every_knob_is_recorded_under_attacks_on_calibrated_gates(elsewhere, monkeypatch):
+    monkeypatch.setattr(networks, "customary", lambda dataset: Threat(0.1, 0.1, 1))
+    name = "cheap_resnet38-digits-float_slim-quick"
+    checkpoints.save(elsewhere / "last.safetensors", zoo.build(**recipes.find(name).network, seed=0))
+    found = Record.load(shipping.ship(name, 4, folder=elsewhere))
+    forms = {view.form for view in found.views}
+    assert forms == {"clean", "main", "average", "gate_aware"} and found.num_exits == 7 and found.images == 4
+    assert {point.width for point in found.points} == {1.0, 0.5} and found.pictures is None  # digits are at hand
+    for view in found.views:
+        if view.form == "gate_aware":
+            assert view.exact_at(found.thresholds_of("calibrated", view.point))
 
 
 @pytest.mark.parametrize("path", sorted(lib.ATLASES.rglob("*.safetensors")), ids=lambda path: path.stem)
