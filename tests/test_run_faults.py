@@ -4,6 +4,7 @@ Notebooks of a second each go through the real runner, kernels and all; only the
 need not load PyTorch again.
 """
 
+import contextlib
 import multiprocessing
 import os
 import random
@@ -82,7 +83,11 @@ class Place:
         return found
 
     def kernels(self, word: str = "ipykernel_launcher") -> list[psutil.Process]:
-        return [one for one in self.processes() if word in " ".join(one.cmdline())]
+        found = []
+        for one in self.processes():
+            with contextlib.suppress(psutil.Error):  # it has ended since
+                found += [one] if word in " ".join(one.cmdline()) else []
+        return found
 
     def rows(self, name: str) -> bytes:
         return (self.folder / name / "metrics.csv").read_bytes()
