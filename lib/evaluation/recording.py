@@ -208,7 +208,8 @@ def _about(network: Network, views: Sequence[View], device: torch.device) -> dic
         costs[f"{width:g}"] = {"paper_mflops": [e.paper_mflops for e in every], "trunk": trunk,
                                "heads": np.diff(np.subtract(heads, trunk), prepend=0).tolist()}
     modes = sorted({v.mode for v in views if v.mode} - {"eval"})
-    return {"model": network.config, "weights": checkpoints.digest(network.state_dict()), "costs": costs,
+    config = json.loads(json.dumps(network.config))  # as a part that was kept tells it
+    return {"model": config, "weights": checkpoints.digest(network.state_dict()), "costs": costs,
             "paper_thresholds": network.paper_thresholds and list(network.paper_thresholds),
             "attacked_on": "the network itself" if modes else "its folded copy",
             "device": device_name(device), "threads": torch.get_num_threads(), "version": lib.__version__}
