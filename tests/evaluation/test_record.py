@@ -15,6 +15,7 @@ from lib.evaluation.reading import read
 from lib.evaluation.record import Record, combine, join
 from lib.evaluation.recording import hold_out, record, suite
 from lib.models import cost, exits, zoo
+from lib.models.mixture import mixture
 from lib.models.view import AttackView
 from lib.operating_point import OperatingPoint
 from tests.evaluation.made_record import made, view
@@ -309,3 +310,12 @@ def test_a_gpu_records_what_a_cpu_records(network, split):
     assert np.allclose(gpu.entropy[0], here.entropy[0], atol=1e-3)
     for v, form in enumerate(ALL):  # random draws its weights from the device's own generator
         assert form == "random" or (gpu.prediction[v] == here.prediction[v]).mean() > 0.97
+
+
+def test_a_mixture_of_networks_goes_on_from_its_kept_parts(tmp_path, split):
+    """Whose description nests theirs: what was kept tells it in JSON's lists."""
+    ends = [zoo.build("smallcnn", input_shape=(1, 28, 28), width_multiplier=0.25, seed=s).eval() for s in (0, 1)]
+    both, images = mixture(*ends, 0.25), split[:4]
+    views = suite(both, Threat(0.1, 0.1, 1), ("clean", "main"))
+    first, again = (record(both, images, views, folder=tmp_path) for _ in range(2))
+    assert np.array_equal(first.prediction, again.prediction)
