@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "data"
 CHECKPOINTS = DATA / "checkpoints"  # committed, small
 ATLASES = DATA / "atlases"  # committed, small
+IMAGES = DATA / "images"  # committed: the first test images of datasets that a reader may lack
 
 
 def place(named, default):

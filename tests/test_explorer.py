@@ -12,7 +12,8 @@ import plotly.graph_objects as go
 import pytest
 import torch
 
-from lib import WorkbookError, data
+import lib
+from lib import WorkbookError, checkpoints, data
 from lib.attacks.steps import Threat
 from lib.data import Split
 from lib.evaluation import points, recording
@@ -514,23 +515,28 @@ def test_the_microscope_shows_a_clean_image_without_an_attack(tiny):
     assert (seen.attacked == seen.clean).all()
 
 
-def test_pictures_that_came_with_the_record_go_under_the_microscope(tiny, tmp_path):
-    """Without the dataset: the same look as with it; any other image, and a computation, is one sentence."""
+def test_images_that_came_along_stand_for_the_dataset(tiny, tmp_path, monkeypatch):
+    """The same look and computation as with it; images that did not come, or are others than the recorded: a sentence."""
     digits, record = data.load("digits").test, recorded(images=200)
-    record = replace(record, labels=digits.labels[:200].numpy(), pictures=digits.images[record.sampled].numpy())
-    record = replace(record, meta={**record.meta, "dataset": "photos", "classes": list("0123456789")})
+    record = replace(record, labels=digits.labels[:200].numpy())
+    record = replace(record, meta={**record.meta, "dataset": "photos", "data_variant": "mine"})
+    monkeypatch.setattr(lib, "IMAGES", tmp_path)
+    about = {"data_variant": "mine", "classes": list("0123456789")}
+    checkpoints.write(tmp_path / "photos.safetensors", "images",
+                      {"images": digits.images[:200], "labels": digits.labels[:200]}, about)
     with_dataset, without = (Subject(record, images, lambda: tiny) for images in (digits, None))
     view, at = record.views[-1], record.points[0]
-    index = int(record.sampled[5])
-    seen, expected = (subject.examine(index, view, at, (1.0, 1.0)) for subject in (without, with_dataset))
-    assert np.array_equal(seen.attacked, expected.attacked) and (seen.label, seen.index) == (expected.label, index)
+    seen, expected = (subject.examine(5, view, at, (1.0, 1.0)) for subject in (without, with_dataset))
+    assert np.array_equal(seen.attacked, expected.attacked) and (seen.label, seen.index) == (expected.label, 5)
+    assert np.array_equal(*(subject.compute(at, (1.0, 1.0), 20).right for subject in (without, with_dataset)))
     live = Panel(Explorer(without, tmp_path))
     live.clicked(shown(live, "pictures"), type("Points", (), {"point_inds": [2]}), None)
     assert "<svg" in live.picture.value and not live.errors.value
-    live.number.value = 1
-    assert "image 1 is not here; the record brought 0, 3, 6, 8, …" in live.errors.value
+    with pytest.raises(WorkbookError, match="image 200 is not here: .*photos"):
+        without.examine(200, view, at, (1.0, 1.0))
+    other = replace(record, labels=np.roll(record.labels, 1))
     with pytest.raises(WorkbookError, match="computing here needs the images: .*photos"):
-        without.compute(at, (1.0, 1.0), 20)
+        Subject(other, None, lambda: tiny).compute(at, (1.0, 1.0), 20)
 
 
 def test_clicking_a_picture_looks_at_its_image(tiny, tmp_path):

@@ -97,7 +97,6 @@ class Record:
     right (V, exits, N) uint8: in how many of the view's draws each exit, by itself, is right.  Of the first draw:
     prediction (V, exits, N), the class; entropy (V, exits, N) float32, natural log, as the gates compare it; logits
     (V, exits, N, classes) float16.  What an old or lightened record lacks is None; whoever needs it refuses.
-    pictures: (M, C, H, W) uint8, the images numbered `sampled`, for those who lack the dataset; or None.
     held_out: the same network's clean held-out images, on which thresholds may be chosen, or None.
     strong: what `surviving` adds, or None: the deployed decision, as the one exit, on the first images, after each
     attack of the strong suite, at the thresholds that a view names; meta: suite, images, ….
@@ -111,7 +110,6 @@ class Record:
     entropy: np.ndarray | None = None
     logits: np.ndarray | None = None
     held_out: "Record | None" = None
-    pictures: np.ndarray | None = None
     strong: "Record | None" = None
 
     @property
@@ -195,7 +193,7 @@ class Record:
 
     @property
     def sampled(self) -> np.ndarray:
-        """(M,) which of the recorded images are shown, and may come along as pictures: evenly spread."""
+        """(M,) which of the recorded images are shown: evenly spread."""
         return np.unique(np.linspace(0, self.images - 1, SAMPLE).round().astype(int))
 
     def lightened(self) -> "Record":
@@ -216,10 +214,9 @@ class Record:
             raise WorkbookError(f"nothing is left of a record of {held}")
         offset = self.meta["images"][0]
         cut = self.take(keep)._each(lambda array: array[:, :, images])
-        whole = stop - first == self.images
         met = 0 if self.strong is None else min(stop, self.strong.images)
         strong = self.strong.select(images=slice(first, met)) if first < met else None
-        return replace(cut, labels=self.labels[images], pictures=self.pictures if whole else None, strong=strong,
+        return replace(cut, labels=self.labels[images], strong=strong,
                        meta={**self.meta, "images": [offset + first, offset + stop]})
 
     def take(self, places: Sequence[int]) -> "Record":
@@ -236,8 +233,10 @@ class Record:
         parts = {"": self, "held_out.": self.held_out, "strong.": self.strong}
         parts = {prefix: part for prefix, part in parts.items() if part is not None}
         tensors = {prefix + name: torch.from_numpy(np.ascontiguousarray(getattr(part, name)))
-                   for prefix, part in parts.items() for name in (*ARRAYS, "labels", "pictures")
+                   for prefix, part in parts.items() for name in (*ARRAYS, "labels")
                    if getattr(part, name) is not None}
+        tensors |= {name: labels.to(torch.uint8) for name, labels in tensors.items()
+                    if name.endswith("labels") and len(labels) and labels.max() < 256}
         about = {prefix + "about": {"views": [v.to_json() for v in part.views], "meta": part.meta}
                  for prefix, part in parts.items()}
         checkpoints.write(path, "record", tensors, about)
@@ -249,9 +248,10 @@ class Record:
 
         def part(prefix: str, **more) -> Record:
             about = values[prefix + "about"]
-            held = {n: tensors[prefix + n].numpy() if prefix + n in tensors else None
-                    for n in (*ARRAYS, "labels", "pictures")}
-            return cls(tuple(View.from_json(v) for v in about["views"]), meta=about["meta"], **held, **more)
+            held = {n: tensors[prefix + n].numpy() if prefix + n in tensors else None for n in ARRAYS}
+            labels = tensors[prefix + "labels"].long().numpy() if prefix + "labels" in tensors else None
+            return cls(tuple(View.from_json(v) for v in about["views"]), labels=labels, meta=about["meta"],
+                       **held, **more)
 
         return part("", **{name: part(f"{name}.") for name in ("held_out", "strong") if f"{name}.about" in values})
 
@@ -276,7 +276,7 @@ def join(records: Sequence[Record]) -> Record:
     meta = {name: value for name, value in first.meta.items() if name != "pixels" or len(records) == 1}
     meta |= {"images": [first.meta["images"][0], records[-1].meta["images"][1]],
              "seconds": sum(r.meta["seconds"] for r in records)}
-    return replace(_together(records, 2), labels=np.concatenate([r.labels for r in records]), pictures=None, meta=meta)
+    return replace(_together(records, 2), labels=np.concatenate([r.labels for r in records]), meta=meta)
 
 
 def combine(records: Sequence[Record]) -> Record:

@@ -72,8 +72,8 @@ def contents(record: Record) -> dict:
     if record.num_exits > 1:
         readings[0].right("clean")  # refuses where the record kept no entropies of each draw
         found["entropy"] = _packed(record.entropy[:, :-1], "<f4")
-    if record.pictures is not None:
-        found["pictures"] = microscope.png_uri(np.concatenate(list(microscope.as_pixels(record.pictures)), axis=1))
+    if subject.pixels is not None:
+        found["pictures"] = microscope.png_uri(np.concatenate(list(subject.pixels.values()), axis=1))
         found["said"] = _packed(record.prediction[:, :, sample], "<u2")
     return found
 

@@ -6,6 +6,7 @@
     python -m lib.workbook.shipping repeats            several trainings of FLOAT and its control, and their records
     python -m lib.workbook.shipping trainings --folder data/runs/NAME/19_over_seeds     what that page trained
     python -m lib.workbook.shipping released           records of the RDI authors' released weights on lossless images
+    python -m lib.workbook.shipping images [--images N]     the first lossless CIFAR-10 test images
     python -m lib.workbook.shipping RECIPE --strong N  adds the strong suite on the first N images to its shipped record
 
 The weights are stored in half precision and every number is computed from the stored file. A killed recording goes on.
@@ -21,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from lib import ATLASES, CHECKPOINTS, DATASETS, RUNS, WorkbookError, checkpoints, data
+from lib import ATLASES, CHECKPOINTS, DATASETS, IMAGES, RUNS, WorkbookError, checkpoints, data
 from lib.attacks import forms as attack_forms
 from lib.evaluation import points, recording, surviving, tuning
 from lib.evaluation.record import Record, combine
@@ -81,7 +82,7 @@ def ship(name: str, images: int | None = None, forms: tuple[str, ...] | None = N
         views += recording.suite(network, threat, ("gate_aware",), thresholds=calibrated(held_out))
     found = recording.record(network, dataset.test[:images], views, batch_size=BATCH, held_out=held_out,
                              dataset=dataset.name, data_variant=dataset.variant, audited=AUDITED, **told)
-    return save(with_pictures(found, dataset), ATLASES / f"{name}.safetensors")
+    return save(found, ATLASES / f"{name}.safetensors")
 
 
 def calibrated(held_out: Record) -> tuple[float, ...]:
@@ -89,10 +90,12 @@ def calibrated(held_out: Record) -> tuple[float, ...]:
     return replace(held_out, held_out=held_out).thresholds_of("calibrated")
 
 
-def with_pictures(found: Record, dataset: data.Dataset) -> Record:
-    """The record with the images that explorers show, where a reader may lack the dataset."""
-    lossless = dataset.name in JUDGED.values()
-    return replace(found, pictures=dataset.test.images[found.sampled].numpy()) if lossless else found
+def bring_images(name: str, count: int) -> Path:
+    """Store the first test images of a dataset that a reader may lack, for explorers of records made of them."""
+    dataset, path = data.load(name), IMAGES / f"{name}.safetensors"
+    tensors = {"images": dataset.test.images[:count], "labels": dataset.test.labels[:count]}
+    checkpoints.write(path, "images", tensors, {"data_variant": dataset.variant, "classes": list(dataset.classes)})
+    return path
 
 
 def save(found: Record, target: Path) -> Path:
@@ -106,13 +109,13 @@ def save_points(name: str, network: Network, dataset: data.Dataset, images: int 
     todo, draws = once_for_all.planned(network, networks.customary(dataset), **once_for_all.SIZES["laptop"])
     found = recording.record(network, dataset.test[:images], todo, draws=draws, dataset=dataset.name,
                              data_variant=dataset.variant, audited=AUDITED, **told)
-    return save(with_pictures(found, dataset), ATLASES / f"{name}.safetensors")
+    return save(found, ATLASES / f"{name}.safetensors")
 
 
 def save_every_knob(name: str, network: Network, source: data.Dataset, images: int | None, held_out: data.Split,
                     folder: Path, **told) -> Path:
     """Record and store a network with exits and a knob lambda: at both ends and between, at each width, under attacks
-    on the main exit, on the average of all, and on the exit that fires at equal shares; pictures of some images."""
+    on the main exit, on the average of all, and on the exit that fires at equal shares."""
     how = dict(lambdas=(0.0, 0.5, 1.0), switches=(0.0,))
     at = points.published(network, *how.values(), network.widths if "width" in network.knobs else (None,))
     gates = recording.hold_out(network, held_out, at, draws=1, folder=folder / "held_out")
@@ -120,7 +123,7 @@ def save_every_knob(name: str, network: Network, source: data.Dataset, images: i
                               forms=("main", "average", "gate_aware"), **how)
     found = recording.record(network, source.test[:images], views, held_out=gates.lightened(), draws=3,
                              batch_size=BATCH, audited=AUDITED, folder=folder / "attacked", **told)
-    return save(with_pictures(found, source), ATLASES / f"{name}.safetensors")
+    return save(found, ATLASES / f"{name}.safetensors")
 
 
 def ship_mixtures(dataset: str = "digits") -> list[Path]:
@@ -247,6 +250,8 @@ def main(argv: list[str] | None = None):
         folder = args.folder and args.folder / name
         if args.strong:
             print(add_strong(name, args.strong, folder, args.device))
+        elif name == "images":
+            print(*(bring_images(dataset, args.images or 250) for dataset in JUDGED.values()), sep="\n")
         elif name == "mixtures":
             print(*ship_mixtures(), sep="\n")
         elif name == "repeats":

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
-import torch
 
-from lib import WorkbookError, data
+import lib
+from lib import WorkbookError, checkpoints, data
 from lib.attacks.steps import Threat
 from lib.data import Split
 from lib.evaluation import points, recording, routing
@@ -26,11 +26,23 @@ BY_HAND = ("noise", "batch_norm", "code")
 CHUNK = 25  # images attacked between two signs of progress
 
 
+def brought(record: Record) -> Split | None:
+    """The images that a record was made of, where they came along with the repository, else None."""
+    path = lib.IMAGES / f"{record.meta.get('dataset')}.safetensors"
+    if not path.is_file():
+        return None
+    tensors, about, _ = checkpoints.read(path, "images")
+    same = about["data_variant"] == record.meta.get("data_variant")
+    if not same or not np.array_equal(tensors["labels"][slice(*record.meta["images"])], record.labels):
+        return None
+    return Split(tensors["images"], tensors["labels"], tuple(about["classes"]))
+
+
 @dataclass(frozen=True, eq=False)
 class Subject:
     """A record, and where they are at hand the images that it was made of and the network.
 
-    source: the images, or what reads them when they are looked for.
+    source: the images, or what reads them when they are looked for; None: those that came with the repository.
     """
 
     record: Record
@@ -40,7 +52,8 @@ class Subject:
 
     @cached_property
     def images(self) -> Split | None:
-        return self.source() if callable(self.source) else self.source
+        found = self.source() if callable(self.source) else self.source
+        return brought(self.record) if found is None else found
 
     @cached_property
     def knobs(self) -> frozenset[str]:
@@ -117,13 +130,11 @@ class Subject:
 
     @cached_property
     def pixels(self) -> dict[int, np.ndarray] | None:
-        """The sampled images as uint8 (H, W, 3), or None where they are neither at hand nor in the record."""
-        shown = self.record.pictures
-        if shown is None and self.images is not None:
-            shown = self.images.images[self.record.meta["images"][0] + self.sample].cpu()
-        if shown is None:
+        """The sampled images as uint8 (H, W, 3), or None where they are not at hand."""
+        if self.images is None:
             return None
-        return dict(zip(self.sample.tolist(), microscope.as_pixels(torch.as_tensor(shown)), strict=True))
+        shown = self.images.images[self.record.meta["images"][0] + self.sample].cpu()
+        return dict(zip(self.sample.tolist(), microscope.as_pixels(shown), strict=True))
 
     def examine(self, index: int, view: View, at: OperatingPoint, thresholds: tuple) -> microscope.Look:
         """An image of the dataset attacked as a view was, at a point. Raises WorkbookError without it or network."""
@@ -138,19 +149,10 @@ class Subject:
         return self.network()
 
     def _image(self, index: int) -> Split:
-        """One image of the dataset, from those at hand or from the record's pictures. Raises WorkbookError without."""
-        if self.images is not None:
-            return self.images[index]
-        pictured = self.record.meta["images"][0] + self.sample
-        if self.record.pictures is None:
+        """One image of the dataset. Raises WorkbookError where it is not at hand."""
+        if self.images is None or index >= len(self.images):
             raise WorkbookError(f"image {index} is not here: {self.missing}")
-        if index not in pictured:
-            some = ", ".join(map(str, pictured[:4]))
-            raise WorkbookError(f"image {index} is not here; the record brought {some}, …; others need the dataset: "
-                                f"{self.missing}")
-        place, names = pictured == index, self.record.meta.get("classes")
-        return Split(torch.from_numpy(self.record.pictures[place]),
-                     torch.from_numpy(self.record.labels[self.sample[place]]), names and tuple(names))
+        return self.images[index]
 
     def gates(self, at: OperatingPoint, source: str | float | tuple) -> tuple[float, ...]:
         """Thresholds from this source at a point: chosen on the held-out images at the nearest recorded one."""

@@ -133,12 +133,12 @@ def test_a_move_takes_less_than_50_ms(opened):
 
 
 def test_it_fits_a_phone_and_pictures_are_framed_where_the_answer_is_wrong(opened):
-    record, page, _ = opened
+    _, page, told = opened
     page.set_viewport_size({"width": 390, "height": 844})
     page.wait_for_timeout(50)
     assert page.evaluate("document.documentElement.scrollWidth") == 390
     cells = page.locator("#strip i")
-    assert (cells.count() > 0) == (record.pictures is not None)
+    assert (cells.count() > 0) == (told["pictures"] is not None)
     for title, kind in cells.evaluate_all("cells => cells.map(cell => [cell.title, cell.className])"):
         truth, answer = title.partition(": ")[2].split("; answer: ")
         assert (truth != answer) == (kind == "wrong")
