@@ -516,7 +516,7 @@ def test_the_microscope_shows_a_clean_image_without_an_attack(tiny):
 
 
 def test_images_that_came_along_stand_for_the_dataset(tiny, tmp_path, monkeypatch):
-    """The same look and computation as with it; images that did not come, or are others than the recorded: a sentence."""
+    """The same look and computation as with it; images that did not come, or are others than recorded: a sentence."""
     digits, record = data.load("digits").test, recorded(images=200)
     record = replace(record, labels=digits.labels[:200].numpy())
     record = replace(record, meta={**record.meta, "dataset": "photos", "data_variant": "mine"})
