@@ -10,6 +10,7 @@ import functools
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import lib
@@ -92,20 +93,24 @@ class Member:
 Members = Mapping[str, Member]
 
 
-def resolve(namespace: dict, notebook: str, methods: Sequence[str], **by_preset) -> Settings:
+def resolve(namespace: dict, notebook: str, methods: Sequence[str], order: Sequence[str] = ("cifar10_jpeg", "digits"),
+            **by_preset) -> Settings:
     """`parameters.resolve` for notebooks on these methods, whose network and dataset are parameters, too.
 
-    Shipped weights: a network of which these methods came along on that dataset, else the quick size is trained.
+    Shipped weights: the first dataset of `order`, unless one is named, and network of which these methods came along,
+    else the quick size is trained.
     """
     by_preset = dict(network=("resnet20", "resnet20", "resnet34"), dataset=("digits", "digits", "cifar10")) | by_preset
     settings = parameters.resolve(namespace, notebook, **by_preset)
     if settings.weights == "train":
         return settings
-    came = [name for name in recipes.NETWORKS if all(networks.shipped(
-        lib.CHECKPOINTS, f"{name}-{settings.dataset}-{method}", settings.preset) for method in methods)]
-    if "network" not in settings.named and came and settings.network not in came:
-        settings.network = came[0]
-    return settings if settings.network in came else studies.trained_here(namespace, notebook, **by_preset)
+    allowed = [(settings.dataset,) if "dataset" in settings.named else order,
+               (settings.network,) if "network" in settings.named else (settings.network, *recipes.NETWORKS)]
+    for settings.dataset, settings.network in product(*allowed):
+        if all(networks.shipped(lib.CHECKPOINTS, f"{settings.network}-{settings.dataset}-{method}", settings.preset)
+               for method in methods):
+            return settings
+    return studies.trained_here(namespace, notebook, **by_preset)
 
 
 def dataset(settings: Settings) -> data.Dataset:

@@ -127,7 +127,8 @@ def test_the_network_is_one_that_came_along_on_the_dataset(tmp_path, monkeypatch
         return found.network, found.dataset, found.weights
 
     assert resolved("float", "oat") == ("resnet20", "digits", "shipped")
-    assert resolved("float", dataset="cifar10_jpeg") == ("cheap_resnet38", "cifar10_jpeg", "shipped")
+    assert resolved("float") == ("cheap_resnet38", "cifar10_jpeg", "shipped")
+    assert resolved("float", dataset="digits") == ("resnet20", "digits", "shipped")
     assert resolved("float", network="cheap_resnet38", dataset="cifar10_jpeg")[0] == "cheap_resnet38"
     assert "trained right" not in capsys.readouterr().out
     assert resolved("float", "oat", dataset="cifar10_jpeg") == ("resnet20", "cifar10_jpeg", "train")
