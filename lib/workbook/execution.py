@@ -9,8 +9,7 @@ from tqdm import tqdm
 
 from lib import ROOT, WorkbookError, checkpoints
 from lib.workbook import report
-from lib.workbook.children import Child
-from lib.workbook.headless import FAILED, KILLED
+from lib.workbook.headless import FAILED, KILLED, Child
 
 LOOK, FAREWELL = 0.1, 10.0  # seconds between looks at running notebooks; seconds to end in after the first Ctrl-C
 

@@ -38,10 +38,24 @@ def paths(folder: Path = FOLDER) -> list[Path]:
     return sorted(folder.glob("[0-9][0-9]_*.ipynb"))
 
 
+def cells(path: Path) -> list[dict]:
+    """The cells of a notebook. Raises WorkbookError for a file that is none, or not a whole one."""
+    try:
+        return json.loads(path.read_bytes())["cells"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise WorkbookError(f"{path} is not a whole notebook; fetch it again or run it again") from None
+
+
 def title(path: Path) -> str:
-    """The first heading: "11 RDI-SmallCNN: which defence survives?"."""
-    first = "".join(json.loads(path.read_bytes())["cells"][0]["source"])
-    return first.splitlines()[0].removeprefix("# ").strip()
+    """The first heading: "11 RDI-SmallCNN: which defence survives?"; where there is none, the file's name."""
+    lines = (line for cell in cells(path) if cell["cell_type"] == "markdown"
+             for line in "".join(cell["source"]).splitlines() if line.startswith("# "))
+    return next(lines, path.stem).removeprefix("# ").strip()
+
+
+def question(path: Path) -> str:
+    """`title` without the number."""
+    return title(path).lstrip("0123456789 ")
 
 
 def clean(path: Path) -> None:

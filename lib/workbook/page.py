@@ -25,7 +25,6 @@ from lib.workbook.published import suited
 from lib.workbook.subject import Subject
 from lib.workbook.view import TERMS, spoken
 
-TEMPLATE = Path(__file__).parent / "templates" / "page.html"
 LARGEST = 4 * 2**20  # bytes, so that a page can be mailed and opened on a phone
 DARK = {"INK": "#e4e8ed", "MUTED": "#98a3b0", "RULE": "#2c343d", "PAPER": "#14181d", "CLEAN": "#56b4e9",
         "ATTACKED": "#f2884b", "UNION": "#e4e8ed", "GHOST": "#66717d"}  # the same hues, as light as a dark page needs
@@ -38,7 +37,7 @@ def write(record: Record, path: Path | str) -> Path:
     """
     told = json.dumps(contents(record), ensure_ascii=False, allow_nan=False)
     light = {tone: getattr(style, tone) for tone in DARK}
-    page = TEMPLATE.read_text("utf-8")
+    page = (style.HTML / "page.html").read_text("utf-8")
     for mark, text in (("/*light*/", _tones(light)), ("/*dark*/", _tones(DARK)), ("/*font*/", style.FONT),
                        ("{record}", told.replace("<", "\\u003c"))):  # no text of a record ends the script
         page = page.replace(mark, text, 1)

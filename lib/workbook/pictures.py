@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from PIL import Image
 
-from lib.workbook import children
+from lib.workbook import headless
 
 FIRST, NEXT = 10.0, 5.0  # seconds that the first picture (the browser starts) and each later one may take
 
@@ -49,7 +49,7 @@ class Painter:
 
     def _ask(self, figure: str, options: dict) -> bytes:
         if self.helper is None:
-            self.helper = children.Child(__name__, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+            self.helper = headless.Child(__name__, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         self.helper.tell(f'[{figure}, {json.dumps({"format": "png"} | options)}]'.encode())
         if not (answer := self.helper.process.stdout.readline()).endswith(b"\n"):
             raise OSError("the helper ended")
@@ -61,7 +61,7 @@ async def serve() -> None:
     import kaleido
 
     lines = queue.SimpleQueue()
-    children.obey(lines.put, grace=3.0)  # time for the browser to leave nothing behind
+    headless.obey(lines.put, grace=3.0)  # time for the browser to leave nothing behind
     async with kaleido.Kaleido(n=1) as browser:
         while line := await asyncio.to_thread(lines.get):
             print(base64.b64encode(await browser.calc_fig(*json.loads(line))).decode(), flush=True)

@@ -10,7 +10,8 @@ from lib import ATLASES, CHECKPOINTS, ROOT, checkpoints
 from lib.evaluation.reading import Reading, read
 from lib.evaluation.record import Record
 from lib.training import methods
-from lib.workbook import once_for_all, report, style
+from lib.workbook import notebooks as pages
+from lib.workbook import once_for_all, style
 from lib.workbook.networks import Trained
 from lib.workbook.once_for_all import Member
 from lib.workbook.parameters import Settings
@@ -24,8 +25,8 @@ MARK = "<!-- {}: written by python -m lib.workbook.readme -->"
 def notebooks() -> str:
     """One line per notebook: its file and the question it asks."""
     lines = ["| notebook | what it asks |", "|---|---|"]
-    for path in sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb")):
-        lines.append(f"| [{path.stem}](notebooks/{path.name}) | {report.title(path)} |")
+    for path in pages.paths():
+        lines.append(f"| [{path.stem}](notebooks/{path.name}) | {pages.question(path)} |")
     return "\n".join(lines)
 
 

@@ -1,41 +1,24 @@
 """What a run leaves for people: each executed notebook as a page, and an index of them that opens without network."""
 
 import functools
-import json
 import platform
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
-from lib import WorkbookError, __version__, checkpoints
+from lib import __version__, checkpoints
 from lib.evaluation import rows
-from lib.workbook import templates
+from lib.workbook import style
+from lib.workbook.notebooks import cells, question
 
 PLOTLY = "application/vnd.plotly.v1+json"
 TITLE = "The trade-off workbook"
 
 
-def cells(notebook: Path) -> list[dict]:
-    """The cells of a notebook. Raises WorkbookError for a file that is none, or not a whole one."""
-    try:
-        return json.loads(notebook.read_bytes())["cells"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise WorkbookError(f"{notebook} is not a whole notebook; fetch it again or run it again") from None
-
-
-def title(notebook: Path) -> str:
-    """The first heading of a notebook, without its number."""
-    for cell in cells(notebook):
-        for line in "".join(cell["source"]).splitlines():
-            if cell["cell_type"] == "markdown" and line.startswith("# "):
-                return line[2:].strip().lstrip("0123456789 ·.-—")
-    return notebook.stem
-
-
 def page(executed: Path) -> Path:
     """An executed notebook as an HTML file beside it that needs no network: code left out, Plotly's script in the run's
     folder."""
-    return _write(executed.with_suffix(".html"), "notebook.html", title=title(executed), outputs=_outputs(executed))
+    return _write(executed.with_suffix(".html"), "notebook.html", title=question(executed), outputs=_outputs(executed))
 
 
 def headline(executed: Path) -> str:
@@ -98,5 +81,5 @@ def _outputs(executed: Path, chosen: Callable = lambda cell: True) -> str:
 
 
 def _write(target: Path, template: str, **values) -> Path:
-    checkpoints.replace(target, templates.render(template, **values).encode())
+    checkpoints.replace(target, style.render(template, **values).encode())
     return target

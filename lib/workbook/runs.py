@@ -21,11 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lib import ATLASES, CHECKPOINTS, ROOT, RUNS, WorkbookError, checkpoints, locks, writable
+from lib.workbook import notebooks, report
 from lib.workbook import parameters as checks
-from lib.workbook import report
 from lib.workbook.execution import cores, execute
 
-NOTEBOOKS = ROOT / "notebooks"
+NOTEBOOKS = notebooks.FOLDER
 MOST_AT_ONCE = 4  # notebooks side by side on CPUs, unless told: small networks gain little from more threads each
 
 
@@ -39,7 +39,7 @@ class Notebook:
     @classmethod
     def read(cls, path: Path) -> "Notebook":
         """Raises WorkbookError for a damaged file, or one without a cell tagged `parameters` (papermill goes on)."""
-        cells = [c for c in report.cells(path) if "parameters" in c["metadata"].get("tags", [])]
+        cells = [c for c in notebooks.cells(path) if "parameters" in c["metadata"].get("tags", [])]
         if not cells:
             raise WorkbookError(f"{path.name} has no cell tagged parameters; tag the one that holds preset, weights, …")
         declared = [line for line in ast.parse("".join(cells[0]["source"])).body if isinstance(line, ast.AnnAssign)]
@@ -53,7 +53,7 @@ class Notebook:
 
     @property
     def title(self) -> str:
-        return report.title(self.path)
+        return notebooks.question(self.path)
 
 
 @functools.cache
@@ -84,7 +84,7 @@ class Job:
     @property
     def digest(self) -> str:
         """Over what the notebook says (not its stored outputs), its parameters and the code."""
-        sources = [cell["source"] for cell in report.cells(self.notebook.path)]
+        sources = [cell["source"] for cell in notebooks.cells(self.notebook.path)]
         inputs = json.dumps([sources, self.parameters, code()], sort_keys=True)
         return hashlib.sha256(inputs.encode()).hexdigest()[:16]
 
@@ -116,9 +116,9 @@ def read_json(path: Path) -> dict:
 
 def main(args) -> int:
     """`python3 -m lib run`: plan, refuse what cannot work, execute, write the index; 1 if a notebook failed."""
-    notebooks = choose(args.only)
+    chosen = choose(args.only)
     if args.list:
-        for notebook in notebooks:
+        for notebook in chosen:
             print(f"{notebook.name:32} {notebook.title}")
         return 0
     given = dict(args.parameters) | ({"dataset": args.dataset} if args.dataset else {})
@@ -126,7 +126,7 @@ def main(args) -> int:
         name: given[name] for name in ("dataset",) if name in given}
     name = args.name or re.sub(r"[^\w.+-]", "_", "-".join(map(str, settings.values())))
     folder = writable(RUNS / checked_name(name), "name another place with --runs or WORKBOOK_RUNS")
-    jobs = plan(notebooks, folder, args.preset, args.weights, args.seed, given)
+    jobs = plan(chosen, folder, args.preset, args.weights, args.seed, given)
     if args.allow_cpu:
         os.environ["WORKBOOK_ALLOW_CPU"] = "1"
     device = checks.pick_device()
@@ -167,9 +167,9 @@ def checked_name(name: str) -> str:
     return name
 
 
-def choose(only: tuple[str, ...] | None = None, folder: Path | None = None) -> list[Notebook]:
+def choose(only: tuple[str, ...] | None = None) -> list[Notebook]:
     """The notebooks in their order; `only` names some by number or name, and an unknown one is a WorkbookError."""
-    paths = sorted((folder or NOTEBOOKS).glob("[0-9][0-9]_*.ipynb"))
+    paths = notebooks.paths(NOTEBOOKS)
     if only is not None:
         chosen = []
         for name in only:
@@ -183,13 +183,13 @@ def choose(only: tuple[str, ...] | None = None, folder: Path | None = None) -> l
     return [Notebook.read(path) for path in paths]
 
 
-def plan(notebooks: list[Notebook], folder: Path, preset: str, weights: str, seed: int, given: dict) -> list[Job]:
+def plan(chosen: list[Notebook], folder: Path, preset: str, weights: str, seed: int, given: dict) -> list[Job]:
     """One job per notebook. A parameter goes to the notebooks that have it.
 
     Raises WorkbookError, before anything starts, for a parameter that none of them has or a value of the wrong type
     (papermill itself would let both pass).
     """
-    known = {name for notebook in notebooks for name in notebook.parameters}
+    known = {name for notebook in chosen for name in notebook.parameters}
     for name in given:
         if name in checks.COMMON:
             raise WorkbookError(f"{name} is not set with -p; use --{'name' if name == 'run_dir' else name}")
@@ -200,7 +200,7 @@ def plan(notebooks: list[Notebook], folder: Path, preset: str, weights: str, see
             raise WorkbookError(f"no chosen notebook has a parameter '{name}'{hint}; they have "
                                 f"{', '.join(own) or 'none of their own'}")
     jobs = []
-    for notebook in notebooks:
+    for notebook in chosen:
         own = {name: checks.coerce(name, value, notebook.parameters[name])
                for name, value in given.items() if name in notebook.parameters}
         where = folder / notebook.name

@@ -1,7 +1,9 @@
-"""The house style of figures: one template, colours for colour-blind eyes, names as people say them."""
+"""The house style: one template of figures, colours for colour-blind eyes, names as people say them, and HTML."""
 
 import html
+from pathlib import Path
 
+import jinja2
 import plotly.graph_objects as go
 
 INK, MUTED, RULE, PAPER = "#1f2933", "#6b7785", "#e3e7ec", "#ffffff"
@@ -14,6 +16,8 @@ DEFENCES |= {"float": "#0072b2", "dual_bn": "#7d8894", "oat": "#e69f00", "pni": 
 CYCLE = ("#0072b2", "#d55e00", "#009e73", "#e69f00", "#cc79a7", "#56b4e9", "#7d8894")
 LIVE_INK, LIVE_MUTED = f"var(--jp-ui-font-color1, {INK})", f"var(--jp-ui-font-color2, {MUTED})"  # as JupyterLab's theme
 FONT = "Inter, 'Helvetica Neue', 'Liberation Sans', Arial, 'DejaVu Sans Condensed', sans-serif"
+HTML = Path(__file__).parent / "templates"
+_FILLED = jinja2.Environment(loader=jinja2.FileSystemLoader(HTML), autoescape=True, trim_blocks=True)
 
 _AXIS = dict(gridcolor=RULE, linecolor=GHOST, zeroline=False, ticks="outside", ticklen=4, tickcolor=RULE,
              title=dict(font=dict(size=12, color=MUTED), standoff=8), automargin=False, fixedrange=True)
@@ -87,3 +91,8 @@ def figure(title: str, subtitle: str, **layout) -> go.Figure:
 def title_y(height: float) -> float:
     """Where a title of two lines stands whole, 28 pixels below the upper edge."""
     return 1 - 28 / height
+
+
+def render(template: str, **values) -> str:
+    """The HTML of a template in HTML; whatever is filled in is escaped."""
+    return _FILLED.get_template(template).render(values)

@@ -17,7 +17,7 @@ from plotly.subplots import make_subplots
 from lib import WorkbookError
 from lib.evaluation import points
 from lib.evaluation.between import Spot, called
-from lib.workbook import microscope, style, templates
+from lib.workbook import microscope, style
 from lib.workbook.explorer import Explorer
 
 ALONG = [round(v, 9) for v in np.linspace(0, 1, 41).tolist()]
@@ -288,8 +288,8 @@ def tiles(explorer: Explorer) -> str:
     lacking = "" if subject.pixels else f"Pictures need the images: {subject.missing}"
     where = (f"{points.name(here.at) if here.at.used() else here.network}: {exact}{bound}{doubts}; "
              f"{reading.record.images:,} images{draws}, 95 % intervals. {lacking}")
-    return templates.render("tiles.html", tiles=shown, terms=TERMS, where=where, code=explorer.code, font=style.FONT,
-                            muted=style.LIVE_MUTED)
+    return style.render("tiles.html", tiles=shown, terms=TERMS, where=where, code=explorer.code, font=style.FONT,
+                        muted=style.LIVE_MUTED)
 
 
 def saving(share: float) -> str:
