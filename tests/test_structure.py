@@ -18,8 +18,9 @@ GROUND = ("__init__", "randomness", "progress", "locks")
 # floor: (what it holds, lines it may have: as many as it has, to the next 50). What they shall come to: 6,400
 # for floors 1 to 5 together, 2,800 for floor 6, 1,000 for floor 7.
 FLOORS = {1: (GROUND, 200), 2: (("data", "operating_point"), 850), 3: (("models",), 1900),
-          4: (("attacks", "checkpoints"), 1500), 5: (("training", "evaluation"), 4300), 6: (("workbook",), 4650),
+          4: (("attacks", "checkpoints"), 1500), 5: (("training", "evaluation"), 4300), 6: (("workbook",), 4600),
           7: (DOOR, 1300)}
+FILES = 27  # of floor 6; they shall come to 16
 LARGEST = 300  # lines of a file
 TOO_LARGE: set[str] = set()  # not yet shortened: this list only gets shorter
 # Not yet general helpers, or cells of the one notebook that they serve: this list as well.
@@ -59,6 +60,10 @@ def test_a_floor_keeps_its_budget(number):
     holds, budget = FLOORS[number]
     held = sum(lines(path) for name, path in modules().items() if name.partition(".")[0] in holds)
     assert held <= budget, f"floor {number} has {held} lines, more than its {budget}: leave something out"
+
+
+def test_the_workbook_has_no_more_files_than_it_had():
+    assert sum(floor(name) == 6 for name in modules()) <= FILES
 
 
 def test_no_file_is_too_long_to_read():
