@@ -60,6 +60,9 @@ def test_the_trade_off_figure_marks_where_each_network_stands():
 def test_names_are_spoken():
     assert style.spoken("single2") == "on exit 2" and style.spoken("max_average 3") == "max-average 3"
     assert style.exit_names(3) == ["exit 1", "exit 2", "main"]
+    told = {"dataset": "cifar10_png", "data_variant": "image folder cifar10_png"}
+    assert style.dataset(told) == "CIFAR-10, lossless" and style.dataset({"dataset": "mine"}).startswith("mine, ")
+    assert style.dataset(told | {"data_variant": "3 passed over"}) == "CIFAR-10, lossless, 3 passed over"
 
 
 def test_the_table_beside_the_paper_has_dashes_where_nothing_is_known(monkeypatch):

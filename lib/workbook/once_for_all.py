@@ -228,7 +228,7 @@ def caption(settings: Settings, found: Members) -> str:
     draws = max(m.read(p).draws for m in found.values() for p in m.record.points)
     leaving = f" · thresholds: {suited(member.record)}" if member.record.num_exits > 1 else ""
     return (f"{len(member.runs)} trainings each · " * bool(member.others) + f"{member.record.images:,} test images of "
-            f"{meta['dataset']} ({meta['data_variant']}) · PGD-{threat.steps}, ε {threat.epsilon:.3g}, step "
+            f"{style.dataset(meta)} · PGD-{threat.steps}, ε {threat.epsilon:.3g}, step "
             f"{threat.step_size:.3g} · mean over {draws} draws of the noise · seed {meta['seed']} · preset "
             f"{settings.preset}{leaving} · 95 % intervals")
 

@@ -53,7 +53,7 @@ def _line(name: str, found: Reading, source: str, lists: dict[str, str]) -> str:
     worst = DASH
     if found.paper_worst:
         worst = f"{_percent(found, 'paper_worst')} ({style.spoken(found.paper_worst)})"
-    return (f"| {name.rsplit('-', 1)[0] if name.count('-') > 2 else name} | {found.record.meta['data_variant']}, "
+    return (f"| {name.rsplit('-', 1)[0] if name.count('-') > 2 else name} | {style.dataset(found.record.meta)}: "
             f"{found.record.images:,} | {source} | {_percent(found, 'clean')} | {worst} | {_robust(found, lists)} "
             f"| {_percent(found, 'union')} | {found.cost('paper_mflops'):.2f} "
             f"| {found.cost('cumulative_macs') / 1e6:.2f} | {100 * found.measured('saving').value:.1f} % |")
@@ -101,7 +101,8 @@ def with_knob() -> str:
         shown = " | ".join(f"{_percent(end, 'clean')} | {_robust(end, lists)} | {_percent(end, 'union')}"
                            for end in ends[name])
         count = sum(p.numel() for p in member.network.parameters())
-        lines.append(f"| {name} | {member.record.meta['dataset']}, {member.record.images:,} | {shown} | {count:,} |")
+        images = f"{style.dataset(member.record.meta)}: {member.record.images:,}"
+        lines.append(f"| {name} | {images} | {shown} | {count:,} |")
     return "\n".join(lines + _footnotes(lists))
 
 

@@ -130,7 +130,7 @@ def caption(settings: Settings, readings: Mapping[str, Reading]) -> str:
     views = [v for v in first.record.views if v.threat]
     attack = f"{views[0].threat.algorithm.upper()}-{views[0].threat.steps}" if views else "no attack"
     thresholds = f" · thresholds: {', '.join(sources)}" if sources else ""
-    return (f"{first.record.images:,} test images of {meta['dataset']} ({meta['data_variant']}) · {attack} · "
+    return (f"{first.record.images:,} test images of {style.dataset(meta)} · {attack} · "
             f"seed {meta['seed']} · preset {settings.preset}{thresholds} · 95 % intervals")
 
 

@@ -44,6 +44,16 @@ _LABELS = {"main": "main branch", "max_average": "max-average", "resnet38": "Res
            "float_slim_heads": "FLOAT-slim, a head per width", "oats_heads": "OATS, a head per width (SOLAR)"}
 
 
+_DATASETS = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10", "svhn": "SVHN",
+             "cifar10_jpeg": "CIFAR-10, JPEG copy", "cifar10_png": "CIFAR-10, lossless"}
+
+
+def dataset(meta: dict) -> str:
+    """What a record's images are, by its metadata: "digits, embedded", "CIFAR-10, lossless"."""
+    name, variant = meta.get("dataset", "dataset not stated"), meta.get("data_variant", "variant not stated")
+    return _DATASETS.get(name, name) + f", {variant}" * (variant != f"image folder {name}")
+
+
 def label(network: str) -> str:
     """A network's, defence's or method's name as people say it."""
     return _LABELS.get(network, network)

@@ -18,10 +18,8 @@ from lib.evaluation.record import Record, View, join
 from lib.models.conditioning import Conditioning
 from lib.models.network import Network
 from lib.operating_point import OperatingPoint
-from lib.workbook import microscope
+from lib.workbook import microscope, style
 
-DATASETS = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10", "cifar10_jpeg": "CIFAR-10",
-            "cifar10_png": "CIFAR-10"}  # as people say them; the variant says which copy
 BY_HAND = ("noise", "batch_norm", "code")
 CHUNK = 25  # images attacked between two signs of progress
 
@@ -108,9 +106,7 @@ class Subject:
 
     def title(self) -> str:
         meta, (first, stop) = self.record.meta, self.record.meta["images"]
-        name = meta.get("dataset", "dataset not stated")
-        where = f"{DATASETS.get(name, name)}, {meta.get('data_variant', 'variant not stated')}"
-        return f"{self.record.images:,} images ({where}, {first} to {stop - 1}), seed {meta['seed']}"
+        return f"{self.record.images:,} images ({style.dataset(meta)}, {first} to {stop - 1}), seed {meta['seed']}"
 
     def stops(self, at: OperatingPoint | None = None) -> dict[str, tuple[float, ...]]:
         """Thresholds of the usual sources at a point, by name; budgets that buy no more than another are left out."""

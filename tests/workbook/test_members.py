@@ -107,7 +107,7 @@ def test_shipped_networks_are_read_without_their_dataset(settings, monkeypatch):
     monkeypatch.setattr(once_for_all.data, "load", lambda *args, **options: pytest.fail("read a dataset"))
     found = once_for_all.members(settings, once_for_all.obtain(settings, ("float", "dual_bn", "pni")))
     assert once_for_all.write(settings, found).is_file()
-    assert "500 test images of digits (embedded) · PGD-20, ε 0.15, step 0.03" in once_for_all.caption(settings, found)
+    assert "500 test images of digits, embedded · PGD-20, ε 0.15, step 0.03" in once_for_all.caption(settings, found)
 
 
 PARAMETERS = dict(preset="auto", weights="auto", seed=0, run_dir="", dataset="auto", network="auto",
