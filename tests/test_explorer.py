@@ -21,7 +21,8 @@ from lib.evaluation.between import called, corners
 from lib.evaluation.reading import read
 from lib.models import zoo
 from lib.operating_point import OperatingPoint
-from lib.workbook import microscope, panel, style, tables, view
+from lib.workbook import live, microscope, panel, style, tables, view
+from lib.workbook.controls import Chooser, choose
 from lib.workbook.explorer import Explorer
 from lib.workbook.panel import Panel
 from lib.workbook.subject import Subject
@@ -508,6 +509,33 @@ def test_the_microscope_asks_every_exit_about_both_images(tiny):
     drawn = microscope.svg(seen, (5.0, 5.0), tuple("0123456789"))
     assert seen.leaves((5.0, 5.0)) == [0, 0] and seen.leaves((-math.inf, -math.inf)) == [2, 2]
     assert drawn.startswith("<svg") and drawn.count("● leaves") == 2
+
+
+def test_the_microscope_takes_attacks_of_the_strong_suite_at_the_gates_it_is_given(tiny):
+    image, threat = data.load("digits").test[4], Threat(0.3, 0.05, 3)
+    seen = microscope.look(tiny, image, 4, "reroute 2", threat, thresholds=(0.5, 0.5))
+    assert 0.2 < np.abs(seen.attacked - seen.clean).max() <= 0.3 + 1e-6
+    with pytest.raises(WorkbookError, match="unknown attack form 'reroute 2'"):  # all of one exit: nothing to push past
+        microscope.look(tiny, image, 4, "reroute 2", threat, thresholds=(-math.inf, -math.inf))
+
+
+def test_a_chooser_draws_what_is_chosen_and_says_what_cannot_be(monkeypatch):
+    def draw(name, size):
+        if size == 2:
+            raise WorkbookError("too large")
+        return go.Figure(layout_title_text=f"{name} {size}")
+
+    found = Chooser(draw, {"name": ["a", "b"], "size": [0, 1, 2]})
+    assert found.canvas.children[0].layout.title.text == "a 0"
+    found.chosen["name"].value, found.chosen["size"].value = "b", 1
+    assert found.canvas.children[0].layout.title.text == "b 1" and not found.errors.value
+    found.chosen["size"].value = 2
+    assert "too large" in found.errors.value
+    shown = []
+    monkeypatch.setattr(live, "is_live", lambda: False)
+    monkeypatch.setattr(live, "show", lambda figure: shown.append(figure.layout.title.text))
+    choose(draw, name=["a", "b"], size=[0, 1])
+    assert shown == ["a 0"]
 
 
 def test_the_microscope_shows_a_clean_image_without_an_attack(tiny):

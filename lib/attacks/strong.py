@@ -97,7 +97,7 @@ def attacked(network: Network, images: Tensor, labels: Tensor, threat: Threat, *
             made, right = made.clone(), right.clone()
             for left in right.nonzero()[:, 0].split(batch_size) if right.any() else ():
                 stream = randomness.generator(seed, "strong", name, int(left[0]), device=images.device)
-                found = _craft(name, victim, images[left], labels[left], threat.epsilon, point, noisy, stream, seed)
+                found = craft(name, victim, images[left], labels[left], threat.epsilon, point, stream, seed)
                 now = judged(found, labels[left])
                 worse = now <= right[left]
                 made[left[worse]], right[left[worse]] = found[worse], now[worse]
@@ -106,9 +106,10 @@ def attacked(network: Network, images: Tensor, labels: Tensor, threat: Threat, *
         yield name, made, right
 
 
-def _craft(name: str, network: Network, x: Tensor, y: Tensor, epsilon: float, point: OperatingPoint, noisy: bool,
-           source: torch.Generator, seed: int) -> Tensor:
-    kind, _, number = name.partition(" ")
+def craft(name: str, network: Network, x: Tensor, y: Tensor, epsilon: float, point: OperatingPoint,
+          source: torch.Generator, seed: int = 0) -> Tensor:
+    """One attack of the suite by itself, on images x (N, C, H, W) with labels y; seed: of AutoAttack's."""
+    (kind, _, number), noisy = name.partition(" "), fresh(network, point)
     if kind.startswith("apgd"):
         return autoattack.run(network, x, y, epsilon, version="rand" if noisy else "standard", attacks=(kind,),
                               point=point, seed=seed, iterations=APGD).adversarial

@@ -1,10 +1,13 @@
-"""What the panel is made of: a knob on screen, a figure that arrives, and what each knob means."""
+"""What the panel is made of: a knob on screen, a figure that arrives, and what each knob means; and a plain chooser."""
 
 import math
+from collections.abc import Callable, Sequence
 
 import ipywidgets as widgets
 import plotly.graph_objects as go
 import traitlets
+
+from lib.workbook import live
 
 TIPS = {"λ_n": "FLOAT's knob, from most accurate (0) to most robust (1); above λ_th the adversarial batch norm is used",
         "λ_th": "where λ_n switches the batch norm from clean (BN_C) to adversarial (BN_A)",
@@ -102,3 +105,25 @@ class LiveFigure(go.FigureWidget):
         super().__init__(figure)
         self._config = {"displayModeBar": False}
         self.on_msg(lambda _, content, buffers: content == {"kind": "drawn"} and drawn(self))
+
+
+class Chooser:
+    """A drawn figure with a dropdown for each of its arguments, {argument: its options}, the first ones shown."""
+
+    def __init__(self, draw: Callable[..., go.Figure], options: dict[str, Sequence]):
+        self.errors, self.canvas = widgets.HTML(), widgets.VBox()
+        self.chosen = {name: widgets.Dropdown(options=list(held), description=name) for name, held in options.items()}
+
+        @live.on_screen(self.errors)
+        def show(_=None):
+            self.canvas.children = [LiveFigure(draw(**{name: one.value for name, one in self.chosen.items()}))]
+
+        for control in self.chosen.values():
+            control.observe(show, "value")
+        show()
+        self.box = widgets.VBox([widgets.HBox([*self.chosen.values()]), self.errors, self.canvas])
+
+
+def choose(draw: Callable[..., go.Figure], **options: Sequence):
+    """Display a `Chooser` where it can be live, and everywhere the figure of the first options."""
+    live.faces(lambda: Chooser(draw, options), lambda: live.show(draw(**{n: held[0] for n, held in options.items()})))

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from lib import randomness
-from lib.attacks import forms
+from lib.attacks import forms, strong
 from lib.attacks.steps import Threat
 from lib.data import Split
 from lib.evaluation import routing
@@ -113,7 +113,8 @@ class Look:
 
 def look(network: Network, image: Split, index: int, form: str, threat: Threat, *, thresholds=None,
          point: OperatingPoint | None = None, seed: int = 0) -> Look:
-    """Attack one image, number `index` of its dataset, in `form` ("clean": not at all) and ask every exit about both.
+    """Attack one image, number `index` of its dataset, in `form` ("clean": not at all; or an attack of the strong suite,
+    against the thresholds) and ask every exit about both.
 
     The random start is drawn for this image alone, so it differs from the one in a record.
     """
@@ -121,8 +122,12 @@ def look(network: Network, image: Split, index: int, form: str, threat: Threat, 
     attacked = images
     if form != "clean":
         source = randomness.generator(seed, "microscope", form, index, device=images.device)
-        attacked = forms.craft(form, network, images, labels, threat, generator=source, point=point,
-                               thresholds=thresholds)
+        gated = (point or OperatingPoint()).replace(thresholds=thresholds)
+        if form != "gate_aware" and form in strong.names(network, gated):
+            attacked = strong.craft(form, network, images, labels, threat.epsilon, gated, source, seed)
+        else:
+            attacked = forms.craft(form, network, images, labels, threat, generator=source, point=point,
+                                   thresholds=thresholds)
     with torch.inference_mode():
         source = randomness.generator(seed, "microscope", "look", index, device=images.device)
         logits = network(torch.cat([images, attacked]), point, source).float().transpose(0, 1)
