@@ -113,8 +113,8 @@ class Look:
 
 def look(network: Network, image: Split, index: int, form: str, threat: Threat, *, thresholds=None,
          point: OperatingPoint | None = None, seed: int = 0) -> Look:
-    """Attack one image, number `index` of its dataset, in `form` ("clean": not at all; or an attack of the strong suite,
-    against the thresholds) and ask every exit about both.
+    """Attack one image, number `index` of its dataset, in `form` ("clean": not at all; or one of the strong suite, at
+    these thresholds) and ask every exit about both.
 
     The random start is drawn for this image alone, so it differs from the one in a record.
     """
