@@ -45,13 +45,14 @@ _LABELS = {"main": "main branch", "max_average": "max-average", "resnet38": "Res
 
 
 _DATASETS = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10", "svhn": "SVHN",
-             "cifar10_jpeg": "CIFAR-10, JPEG copy", "cifar10_png": "CIFAR-10, lossless"}
+             "cifar10_jpeg": "CIFAR-10", "cifar10_png": "CIFAR-10"}
+_VARIANTS = {"image folder cifar10_jpeg": "JPEG copy", "image folder cifar10_png": "lossless"}
 
 
 def dataset(meta: dict) -> str:
     """What a record's images are, by its metadata: "digits, embedded", "CIFAR-10, lossless"."""
     name, variant = meta.get("dataset", "dataset not stated"), meta.get("data_variant", "variant not stated")
-    return _DATASETS.get(name, name) + f", {variant}" * (variant != f"image folder {name}")
+    return f"{_DATASETS.get(name, name)}, {_VARIANTS.get(variant, variant)}"
 
 
 def label(network: str) -> str:

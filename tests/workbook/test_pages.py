@@ -105,7 +105,7 @@ def test_a_page_opens_on_natural_images_as_soon_as_their_networks_come_along(pag
         ship(f"rdi_{network}-cifar10_jpeg-{defence}-laptop", small(network, exits="rdi"), tmp_path)
     found = page(stem, **changed)
     caption = found.get("caption") or found["captions"]["resnet38"]
-    assert caption.startswith("8 test images of cifar10_png (lossless, first 8)")
+    assert caption.startswith("8 test images of CIFAR-10, lossless, first 8")
     labels = {"10": {"resnet38", "mobilenet_v2"}, "14": {"main", "max_average"}}
     assert set(found["readings"]) == labels.get(stem, {"main", "max_average", "plain"})
     assert not (tmp_path / "run" / "networks").exists()
