@@ -336,6 +336,14 @@ def test_a_browser_that_rounds_to_a_step_moves_nothing(exits):
     assert exits.here.thresholds[0] == pytest.approx(10**-1.62) and live.source.value == "by hand"
 
 
+def test_a_slider_is_not_pulled_back_to_where_it_was_heard(knob):
+    """A browser's step is 0.1 + 0.2, not 0.3; a word back about it would move a slider that a hand has moved on."""
+    live, words = Panel(knob), []
+    live.lambda_th.slider.observe(lambda change: words.append(change.new), "value")
+    live.lambda_th.slider.value = 0.1 + 0.2
+    assert words == [0.1 + 0.2] and knob.here.lambda_th == live.lambda_th.value == 0.3
+
+
 def test_a_threshold_below_the_sliders_end_is_kept(exits):
     live = Panel(exits)
     live.gates[0].field.value = 1e-9

@@ -42,7 +42,9 @@ class Dial:
         self.slider.disabled = self.field.disabled = resting
         if value is not None and value != self.value:
             self.value, self.stands = value, self._step(value)
-            self.slider.value, self.field.value = self.stands, float(f"{value:.6g}")
+            if not math.isclose(self.slider.value, self.stands, abs_tol=1e-9):  # else it would pull back a moving hand
+                self.slider.value = self.stands
+            self.field.value = float(f"{value:.6g}")
 
     def watch(self, on):
         self.slider.observe(on(self._slid), "value")

@@ -19,20 +19,20 @@ import pytest
 from lib import ROOT
 from lib.attacks.steps import Threat
 from lib.workbook import notebooks
+from tests.browser.conftest import PATIENCE
 from tests.evaluation.made_record import every_knob, made
 from tests.networks import small
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-PATIENCE = 240  # seconds for one step on a busy machine
 TOKEN = secrets.token_hex(16)  # without one any user of this machine could start kernels while the test runs
 FIGURE = "document.querySelector('.jupyter-widgets .js-plotly-plot')"
 TRACE = f"{FIGURE}.data.find(trace => trace.name === '%s')"
+CODE = "document.querySelector('.widget-html-content code').textContent"  # explorer.set(…), which leads where it stands
+KERNEL = "window.jupyterapp.shell.currentWidget.context.sessionContext.session.kernel"
 NUMBERS = "[...document.querySelectorAll('.widget-html-content')].map(html => html.textContent).join()"
 SCRIPT = "<img src=x onerror='window.stolen = 1'>"  # what a record's author may call a view, a dataset, a network
 HERE = f"(({{x, y}}) => [...x, ...y].join())({TRACE % 'here'})"  # where the λ explorer's point is drawn
 
-pytestmark = [pytest.mark.browser,
-              pytest.mark.skipif(CHROMIUM is None, reason="no Chromium or Chrome is installed")]
+pytestmark = pytest.mark.browser
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +43,7 @@ def server(tmp_path_factory):
     for path in (folder / "notebooks").glob("*.ipynb"):  # as the Python that opens them would write them
         written, mine = (f'"version": "{version}"' for version in ("3.11.7", python_version()))
         path.write_text(path.read_text("utf-8").replace(written, mine), "utf-8")
+    shutil.copy(folder / "notebooks" / "00_start_here.ipynb", folder / "notebooks" / "kept.ipynb")
     hostile(folder / "notebooks")
     all_knobs(folder / "notebooks")
     with socket.socket() as free:
@@ -108,15 +109,6 @@ def wait_for(address: str, lab: subprocess.Popen):
     raise AssertionError("JupyterLab did not answer")
 
 
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with playwright.sync_playwright() as tool:
-        browser = tool.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"])
-        yield browser
-        browser.close()
-
-
 def opened(browser, server, notebook, run=True):
     """The notebook; all its cells run and its live figure drawn, unless told."""
     page = browser.new_page(viewport={"width": 1400, "height": 1200})
@@ -131,21 +123,41 @@ def opened(browser, server, notebook, run=True):
         return page
     page.evaluate("async () => { await window.jupyterapp.commands.execute('notebook:run-all-cells'); }")
     page.wait_for_selector(".widget-slider .noUi-handle", state="attached")
-    page.wait_for_function(f"{FIGURE}?.data?.length > 0")
+    page.wait_for_function(f"{FIGURE}?.data?.length > 0 && {FIGURE}.querySelector('.main-svg') !== null")
     page.locator(".jupyter-widgets .js-plotly-plot").first.scroll_into_view_if_needed()
     return page
 
 
 @pytest.fixture(scope="module")
-def page(browser, server):
+def notebook(browser, server, awaited):
+    """notebook(name): its page, run, and opened once; put back where it was at first, whatever a test did there."""
+    pages = {}
+
+    def notebook(name):
+        if name not in pages:
+            page = opened(browser, server, name)
+            pages[name] = page, awaited(page, CODE)
+        page, start = pages[name]
+        page.bring_to_front()
+        page.evaluate(f"async code => {{ await {KERNEL}.requestExecute({{code}}).done; }}", start)
+        awaited(page, f"{CODE} === old", start)
+        return page
+
+    yield notebook
+    for page, _ in pages.values():
+        page.close()
+
+
+@pytest.fixture
+def page(notebook):
     """The first notebook, with the sliders of a network's exits."""
-    return opened(browser, server, "00_start_here")
+    return notebook("00_start_here")
 
 
-@pytest.fixture(scope="module")
-def knobs(browser, server):
+@pytest.fixture
+def knobs(notebook):
     """The slim networks: λ_n, λ_th, noise, batch norm and width on one page."""
-    return opened(browser, server, "22_slim")
+    return notebook("22_slim")
 
 
 def press(page, slider, key, times=1):
@@ -160,42 +172,49 @@ def field(page, slider):
     return page.locator(".widget-hbox", has=page.locator(".widget-slider", has_text=slider)).last.locator("input")
 
 
-def moves(page, act):
-    """Do it, and wait until both the numbers and the λ figure's point are others; returns both."""
-    before = [page.evaluate(what) for what in (NUMBERS, HERE)]
-    act()
-    page.wait_for_function(f"old => {NUMBERS} !== old[0] && {HERE} !== old[1]", arg=before)
-    return [page.evaluate(what) for what in (NUMBERS, HERE)]
+@pytest.fixture(scope="module")
+def moves(awaited):
+    """moves(page, act, said=""): act, and wait until the numbers and the λ figure's point are others, the line of code
+    says this, and so nothing moves any more."""
+
+    def moves(page, act, said=""):
+        before = [awaited(page, what) for what in (NUMBERS, HERE)]
+        act()
+        awaited(page, f"{NUMBERS} !== old[0] && {HERE} !== old[1] && {CODE}.includes(old[2])", [*before, said])
+
+    return moves
 
 
-def test_a_slider_moves_the_figure(page):
+def test_a_slider_moves_the_figure(page, awaited):
     """Several steps of the first exit's threshold: the image shares, the drawn bars and the numbers above follow."""
     shares = f"{TRACE % 'clean'}.text.join()"
     bars = f"[...{FIGURE}.querySelectorAll('.bars .point path')].map(path => path.getAttribute('d')).join()"
-    before = [page.evaluate(what) for what in (shares, bars, NUMBERS)]
-    nodes = page.evaluate(f"(window.drawn = {FIGURE}.querySelector('.main-svg')) !== null")
+    before = [awaited(page, what) for what in (shares, bars, NUMBERS)]
+    awaited(page, f"window.drawn = {FIGURE}.querySelector('.main-svg')")
     press(page, "exit 1 below", "ArrowRight", 40)
-    page.wait_for_function(f"old => {shares} !== old[0] && {bars} !== old[1] && {NUMBERS} !== old[2]", arg=before)
-    assert nodes and page.evaluate(f"{FIGURE}.querySelector('.main-svg') === window.drawn"), "the figure flickered"
+    awaited(page, f"{shares} !== old[0] && {bars} !== old[1] && {NUMBERS} !== old[2]", before)
+    assert page.evaluate(f"{FIGURE}.querySelector('.main-svg') === window.drawn"), "the figure flickered"
 
 
-def test_a_click_on_a_picture_puts_it_under_the_microscope(page):
+def test_a_click_on_a_picture_puts_it_under_the_microscope(page, awaited):
     """The pictures follow the sliders, so the image is the one that was under the pointer when it was clicked."""
-    where = page.evaluate(f"""() => {{
+    where = awaited(page, f"""(() => {{
         const plot = {FIGURE}, {{x, y, xaxis, yaxis}} = {TRACE % "pictures"};
         const axis = name => plot._fullLayout[name[0] + 'axis' + name.slice(1)];
         plot.on('plotly_click', click => {{ window.clicked = click.points[0].customdata; }});
-        return [axis(xaxis)._offset + axis(xaxis).d2p(x[0]),
-                axis(yaxis)._offset + axis(yaxis).d2p(y[0])]; }}""")
-    page.locator(".jupyter-widgets .js-plotly-plot").first.click(position={"x": where[0], "y": where[1]})
-    page.wait_for_function("""() => [...document.querySelectorAll('.widget-html-content svg')]
+        return {{x: axis(xaxis)._offset + axis(xaxis).d2p(x[0]),
+                 y: axis(yaxis)._offset + axis(yaxis).d2p(y[0])}}; }})()""")
+    plot = page.locator(".jupyter-widgets .js-plotly-plot").first
+    plot.hover(position=where)
+    awaited(page, f"{FIGURE}._hoverdata.length")
+    plot.click(position=where)
+    awaited(page, """[...document.querySelectorAll('.widget-html-content svg')]
         .some(svg => svg.textContent.includes(`Image ${window.clicked}:`))""")
 
 
 def test_opening_a_notebook_changes_nothing(browser, server):
     page = opened(browser, server, "10_baselines", run=False)
-    kernel = "window.jupyterapp.shell.currentWidget.context.sessionContext.session.kernel"
-    said = page.evaluate(f"async () => (await {kernel}.info).language_info")
+    said = page.evaluate(f"async () => (await {KERNEL}.info).language_info")
     page.wait_for_timeout(3000)
     assert not page.evaluate("window.jupyterapp.shell.currentWidget.context.model.dirty")
     assert said.keys() == notebooks.METADATA["language_info"].keys()
@@ -207,111 +226,116 @@ def test_strangers_are_kept_out_of_the_server(server):
         urllib.request.urlopen(f"{server}/api/kernels", timeout=30)
 
 
-def test_the_lambda_sliders_move_the_point_and_its_numbers(knobs):
+def test_the_lambda_sliders_move_the_point_and_its_numbers(knobs, moves, awaited):
     """λ_n and λ_th each move what is drawn and said, the knobs that they turn follow, and nothing flickers."""
-    nodes = knobs.evaluate(f"(window.drawn = {FIGURE}.querySelector('.main-svg')) !== null")
+    awaited(knobs, f"window.drawn = {FIGURE}.querySelector('.main-svg')")
     scale = field(knobs, "noise s")
-    before = scale.input_value()
-    moves(knobs, lambda: press(knobs, "λ_n", "ArrowLeft", 8))
-    assert scale.input_value() != before
+    before = [scale.element_handle(), scale.input_value()]
+    moves(knobs, lambda: press(knobs, "λ_n", "ArrowLeft", 8), "lambda_n=0.92")
+    awaited(knobs, "old[0].value !== old[1]", before)
     along = f"{TRACE % 'attacked along'}.y.join()"
-    before = knobs.evaluate(along)
-    moves(knobs, lambda: press(knobs, "λ_th", "ArrowRight", 10))
-    knobs.wait_for_function(f"old => {along} !== old", arg=before)
-    assert nodes and knobs.evaluate(f"{FIGURE}.querySelector('.main-svg') === window.drawn"), "the figure flickered"
+    before = awaited(knobs, along)
+    moves(knobs, lambda: press(knobs, "λ_th", "ArrowRight", 10), "lambda_th=0.1,")
+    awaited(knobs, f"{along} !== old", before)
+    assert knobs.evaluate(f"{FIGURE}.querySelector('.main-svg') === window.drawn"), "the figure flickered"
 
 
-def test_the_width_switch_moves_the_point_and_its_cost(knobs):
-    cost = "document.body.textContent.match(/true cost([\\d.]+) M MACs/)[1]"
-    full = float(knobs.evaluate(cost))
-    moves(knobs, lambda: knobs.locator(".widget-toggle-button", has_text="0.5").click())
-    assert float(knobs.evaluate(cost)) < 0.5 * full
-    moves(knobs, lambda: knobs.locator(".widget-toggle-button", has_text=re.compile("^1$")).click())
-    assert float(knobs.evaluate(cost)) == full
+def test_the_width_switch_moves_the_point_and_its_cost(knobs, moves, awaited):
+    cost = f"Number({NUMBERS}.match(/true cost\\s+([\\d.]+) M MACs/)[1])"
+    full = awaited(knobs, cost)
+    moves(knobs, lambda: knobs.locator(".widget-toggle-button", has_text="0.5").click(), "width=0.5")
+    assert awaited(knobs, cost) < 0.5 * full
+    moves(knobs, lambda: knobs.locator(".widget-toggle-button", has_text=re.compile("^1$")).click(), "width=1.0")
+    assert awaited(knobs, cost) == full
 
 
-def test_another_attack_and_another_method_move_the_numbers(knobs):
+def test_another_attack_and_another_method_move_the_numbers(knobs, moves):
     moves(knobs, lambda: knobs.get_by_label("attack", exact=True).select_option("PGD"))
     moves(knobs, lambda: knobs.get_by_label("network").select_option(index=1))
     moves(knobs, lambda: knobs.get_by_label("network").select_option(index=0))
 
 
-def test_sliders_answer_during_a_computation_and_after_it(knobs):
+def test_sliders_answer_during_a_computation_and_after_it(knobs, moves, awaited):
     """What a slider says while the kernel computes is heard at once, the computation can be cancelled, and the next
-    hand on the slider is heard too."""
-    moves(knobs, lambda: press(knobs, "λ_n", "End"))
-    moves(knobs, lambda: press(knobs, "λ_n", "ArrowLeft", 3))
+    hand on the slider is heard too. The computation begins anew until it is cancelled, however long the hand takes."""
+    moves(knobs, lambda: press(knobs, "λ_n", "ArrowLeft", 3), "lambda_n=0.97")
+    knobs.evaluate(f"async code => {{ await {KERNEL}.requestExecute({{code}}).done; }}",
+                   "explorer.compute = lambda show, once=explorer.compute: [once(show) for _ in iter(int, 1)]")
     knobs.get_by_role("button", name="compute exactly").click()
     for _ in range(10):
         press(knobs, "λ_n", "ArrowLeft")
         knobs.wait_for_timeout(100)
-    knobs.wait_for_function("document.body.textContent.includes('lambda_n=0.87')")
+    awaited(knobs, f"{CODE}.includes('lambda_n=0.87')")
     knobs.get_by_role("button", name="cancel").click()
-    knobs.wait_for_function("document.body.textContent.includes('the computation was cancelled')")
-    moves(knobs, lambda: press(knobs, "λ_n", "ArrowRight", 3))
-    moves(knobs, lambda: press(knobs, "λ_th", "ArrowRight", 3))
+    awaited(knobs, "document.body.textContent.includes('the computation was cancelled')")
+    moves(knobs, lambda: press(knobs, "λ_n", "ArrowRight", 3), "lambda_n=0.9,")
+    moves(knobs, lambda: press(knobs, "λ_th", "ArrowRight", 3), "lambda_th=0.03")
 
 
-def test_a_slider_moved_while_an_image_is_attacked_goes_on_working(page):
+def test_a_slider_moved_while_an_image_is_attacked_goes_on_working(page, awaited):
     shares = f"{TRACE % 'clean'}.text.join()"
-    for _ in range(3):
-        before = page.evaluate(shares)
+    stands = """document.querySelectorAll('.widget-slider .noUi-target')[old].noUiSlider.get()"""
+    gates = page.locator(".widget-slider").all_inner_texts()
+    first = next(k for k, name in enumerate(gates) if "exit 1 below" in name)
+    for key in ("ArrowRight", "ArrowLeft", "ArrowRight"):
+        before = awaited(page, shares)
         page.get_by_role("button", name="look at it").click()
-        press(page, "exit 1 below", "ArrowLeft", 15)
-        page.wait_for_function(f"old => {shares} !== old", arg=before)
+        press(page, "exit 1 below", key, 40)
+        awaited(page, f"Math.abs(Math.log10({CODE}.match(/thresholds=.([\\d.e-]+)/)[1]) - {stands}) < 0.01", first)
+        awaited(page, f"{shares} !== old", before)
 
 
-def test_a_record_runs_no_script(browser, server):
+def test_a_record_runs_no_script(browser, server, awaited):
     page = opened(browser, server, "hostile")
     page.get_by_role("button", name="export").click()
     page.get_by_role("button", name="look at it").click()
-    page.wait_for_function("document.body.textContent.includes('written to')")
-    page.wait_for_function("document.body.textContent.includes('Pictures need the images')")
-    assert SCRIPT in page.evaluate(NUMBERS), "the name is shown as what it is"
+    for shown in ("written to", "Pictures need the images", SCRIPT):  # the name as what it is
+        awaited(page, f"{NUMBERS}.includes(old)", shown)
     assert page.evaluate("window.stolen") is None and page.locator("img[src='x']").count() == 0
     page.close()
 
 
-def test_a_saved_notebook_keeps_its_figures_and_tables(browser, server, page):
+def test_a_saved_notebook_keeps_its_figures_and_tables(browser, server, awaited):
     """Saved after a run and opened with a new kernel, it shows in place of the controls what they showed at first."""
-    still = ".jp-OutputArea-child:has(.jp-RenderedPlotly), .jp-OutputArea-child:has(table.dataframe)"
-    faces = page.locator(".jp-Cell:has(.jupyter-widgets .js-plotly-plot)").locator(still)
-    faces.nth(1).wait_for(state="attached")
-    assert not any(face.is_visible() for face in faces.all()), "hidden behind the live one"
+    page = opened(browser, server, "kept")
+    faces = """(cell => [...cell.querySelectorAll('.jp-OutputArea-child')].filter(
+        child => child.querySelector('.jp-RenderedPlotly, table.dataframe')).map(face => face.checkVisibility()))"""
+    live = "document.querySelector('.jupyter-widgets .js-plotly-plot').closest('.jp-Cell')"
+    awaited(page, f"(shown => shown.length > 1 && !shown.some(Boolean))({faces}({live}))")  # hidden behind the live one
     page.evaluate("""async () => { const context = window.jupyterapp.shell.currentWidget.context;
         await context.save(); await context.sessionContext.shutdown(); }""")
     page.close()
-    again = opened(browser, server, "00_start_here", run=False)
+    again = opened(browser, server, "kept", run=False)
     again.evaluate("""async () => { const {content} = window.jupyterapp.shell.currentWidget;
         await content.scrollToItem(content.widgets.length - 1); }""")
-    again.wait_for_function("document.body.textContent.includes('model not found')")
-    shown = again.locator(".jp-Cell", has_text="model not found")
-    shown.locator(".jp-RenderedPlotly .main-svg").first.wait_for()
-    assert all(face.is_visible() for face in shown.locator(still).all())
-    assert "model not found" not in shown.inner_text()
+    gone = "[...document.querySelectorAll('.jp-Cell')].find(cell => cell.textContent.includes('model not found'))"
+    awaited(again, f"{gone}.querySelector('.jp-RenderedPlotly .main-svg')")
+    awaited(again, f"(shown => shown.length > 1 && shown.every(Boolean))({faces}({gone}))")
+    awaited(again, f"!{gone}.innerText.includes('model not found')")
     again.close()
 
 
-def test_every_knob_of_one_network_on_one_page(browser, server):
+def test_every_knob_of_one_network_on_one_page(browser, server, awaited):
     """λ_n, λ_th, one threshold, the width and the attack each move numbers, figure and pictures; nothing is cut."""
     page = opened(browser, server, "every_knob")
     shown = [NUMBERS, f"(now => JSON.stringify([now.x, now.marker.size]))({TRACE % 'now'})",
              f"{FIGURE}.layout.images[0].source", f"{FIGURE}.querySelector('.imagelayer image').href.baseVal"]
     for width in (1280, 1440):
         page.set_viewport_size({"width": width, "height": 1000})
-        page.wait_for_timeout(500)
-        assert not page.evaluate("""[...document.querySelectorAll('.jp-OutputArea-output')].some(
-            output => output.scrollWidth > output.clientWidth + 1)"""), f"a scroll bar at {width} pixels"
-    hands = {"λ_n": lambda: press(page, "λ_n", "ArrowLeft", 60), "λ_th": lambda: press(page, "λ_th", "ArrowRight", 50),
-             "threshold": lambda: press(page, "exit 1 below", "ArrowLeft", 40),
-             "width": lambda: page.locator(".widget-toggle-button", has_text="0.5").click(),
-             "attack": lambda: page.get_by_label("attack", exact=True).select_option("gate-aware")}
-    for name, hand in hands.items():
-        before, begun = [page.evaluate(what) for what in shown], time.perf_counter()
+        awaited(page, """window.innerWidth === old && [...document.querySelectorAll('.jp-OutputArea-output')].every(
+            output => output.scrollWidth <= output.clientWidth + 1)""", width)  # without a scroll bar
+    hands = {"lambda_n=0.4,": lambda: press(page, "λ_n", "ArrowLeft", 60),
+             "lambda_th=0.5,": lambda: press(page, "λ_th", "ArrowRight", 50),
+             "thresholds=(": lambda: press(page, "exit 1 below", "Home"),
+             "width=0.5": lambda: page.locator(".widget-toggle-button", has_text="0.5").click(),
+             "attack='gate": lambda: page.get_by_label("attack", exact=True).select_option("gate-aware")}
+    for said, hand in hands.items():
+        before, begun = [awaited(page, what) for what in shown], time.perf_counter()
         hand()
-        page.wait_for_function(f"old => [{', '.join(shown)}].every((now, k) => now !== old[k])", arg=before)
-        print(f"{name}: {time.perf_counter() - begun:.2f} s")
+        awaited(page, f"""{CODE}.includes(old[0]) && [{', '.join(shown)}].every((now, k) => now !== old[k + 1])""",
+                [said, *before])
+        print(f"{said}: {time.perf_counter() - begun:.2f} s")
     field(page, "λ_n").fill("0.35")
     page.keyboard.press("Enter")
-    page.wait_for_function("document.body.textContent.includes('lambda_n=0.35')")
+    awaited(page, f"{CODE}.includes('lambda_n=0.35')")
     page.close()

@@ -1,7 +1,6 @@
 """The page without a kernel: a real browser opens it from file://, cut from any network, and says what Python says."""
 
 import math
-import shutil
 from dataclasses import replace
 from urllib.parse import parse_qs
 
@@ -15,24 +14,13 @@ from lib.operating_point import OperatingPoint
 from lib.workbook import page as pages
 from tests.evaluation.made_record import THREAT, view
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 SHOWN = """() => ({hash: location.hash.slice(1),
     shares: [...document.querySelectorAll('#exits i')].map(i => i.dataset.said),
     ...Object.fromEntries([...document.querySelectorAll('#tiles [id]')].map(one => [one.id, one.textContent]))})"""
 GO = "address => { history.replaceState(null, '', '#' + address); fromAddress(); }"
 SETTINGS = 50
 
-pytestmark = [pytest.mark.browser,
-              pytest.mark.skipif(CHROMIUM is None, reason="no Chromium or Chrome is installed")]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with playwright.sync_playwright() as tool:
-        browser = tool.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"])
-        yield browser
-        browser.close()
+pytestmark = pytest.mark.browser
 
 
 def met_strongly(record: Record) -> Record:
@@ -115,14 +103,13 @@ def test_fifty_settings_are_pythons_to_the_last_digit_shown(opened):
         assert {name: shown[name] for name in wanted} == wanted, shown["hash"]
 
 
-def test_the_strong_suite_is_shown_where_it_was_run_at_this_very_setting(opened):
+def test_the_strong_suite_is_shown_where_it_was_run_at_this_very_setting(opened, awaited):
     record, page, knows = opened
     index = next(k for k, point in enumerate(knows["points"]) if point["strong"])
     where = next(v for v in record.strong.views if v.point.to_json() == knows["points"][index]["point"])
     gates = ",".join("closed" if t == -math.inf else repr(t) for t in where.thresholds_used or ())
     page.evaluate("hash => { location.hash = hash; }", f"at={index}&gates={gates}")
-    page.wait_for_function("!document.getElementById('worst').textContent.includes('≤')")
-    assert "strong suite" in page.locator("#worst-note").text_content()
+    awaited(page, "!$('worst').textContent.includes('≤') && $('worst-note').textContent.includes('strong suite')")
 
 
 def test_a_move_takes_less_than_50_ms(opened):
@@ -132,11 +119,10 @@ def test_a_move_takes_less_than_50_ms(opened):
     assert min(spent) < 50, sorted(spent)
 
 
-def test_it_fits_a_phone_and_pictures_are_framed_where_the_answer_is_wrong(opened):
+def test_it_fits_a_phone_and_pictures_are_framed_where_the_answer_is_wrong(opened, awaited):
     _, page, told = opened
     page.set_viewport_size({"width": 390, "height": 844})
-    page.wait_for_timeout(50)
-    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    awaited(page, "document.documentElement.scrollWidth === 390")
     cells = page.locator("#strip i")
     assert (cells.count() > 0) == (told["pictures"] is not None)
     for title, kind in cells.evaluate_all("cells => cells.map(cell => [cell.title, cell.className])"):
