@@ -211,7 +211,8 @@ def test_shipped_repeats_are_those_of_the_seeds_asked_for(settings):
     vars(settings).update(dataset="fashion_mnist", named=frozenset())
     found = once_for_all.repeats(settings, ("float", "dual_bn"), "pgd", plan=None)
     assert [run.trained.name[-1] for run in found["dual_bn"].runs] == ["0", "1", "2"]
-    assert once_for_all.caption(settings, found).startswith("3 trainings each · 5,000 test images of Fashion-MNIST, official")
+    assert once_for_all.caption(settings, found).startswith(
+        "3 trainings each · 5,000 test images of Fashion-MNIST, official")
     vars(settings).update(seed=2)
     assert len(once_for_all.repeats(settings, ("float", "dual_bn"), "suite", plan=None)["float"].runs) == 1
     vars(settings).update(dataset="digits")
