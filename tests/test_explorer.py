@@ -1,5 +1,6 @@
 """The explorer without a browser: where it stands, what it reads there, its widgets and its still face."""
 
+import html
 import json
 import math
 import threading
@@ -435,6 +436,20 @@ def test_the_panel_moves_the_figure_in_place(knob):
     assert (here.x[0], here.y[0]) == (pytest.approx(10), pytest.approx(90)) and live.figure is figure
     assert live.noise.field.value == 0 and live.mix.field.value == 0 and "≈" not in live.tiles.value
     assert not live.errors.value
+
+
+def test_a_pinned_setting_stands_beside_with_the_line_that_leads_back(knob):
+    live, back = Panel(knob), knob.code
+    assert "pinned: " not in live.tiles.value and "pinned" not in knob.stops().index.get_level_values(0)
+    knob.set(lambda_n=0.0)
+    assert f"pinned: <code>{back}</code>" in html.unescape(live.tiles.value)
+    assert knob.stops()["clean"].iloc[:2].to_dict() == {("here", ""): "90.0", ("pinned", ""): "60.0"}
+
+
+def test_the_figure_can_be_downloaded_as_a_picture(knob):
+    figure = Panel(knob).figure
+    assert figure._config["modeBarButtons"] == [["toImage"]]
+    assert figure._config["toImageButtonOptions"]["filename"] == knob.here.network
 
 
 def test_a_computation_can_be_cancelled_and_an_error_is_a_sentence_without_markup(knob):

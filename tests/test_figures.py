@@ -14,7 +14,7 @@ from lib.evaluation.stats import wilson
 from lib.operating_point import OperatingPoint
 from lib.workbook import figures, live, published, studies, style, tables
 from lib.workbook.networks import Trained
-from lib.workbook.studies import Reading
+from lib.workbook.studies import TrainedReading
 from tests.evaluation.made_record import made
 
 FORMS = ("clean", "single1", "single2", "main", "average", "max_average")
@@ -31,9 +31,9 @@ def record(right: dict | None = None):
                 data_variant="embedded")
 
 
-def reading(label="main", **right) -> Reading:
+def reading(label="main", **right) -> TrainedReading:
     trained = Trained(f"rdi_smallcnn-digits-{label}-quick", None, "d")
-    return Reading(record(right), OperatingPoint(), (0.5, 0.5), "paper", trained=trained)
+    return TrainedReading(record(right), OperatingPoint(), (0.5, 0.5), "paper", trained=trained)
 
 
 def test_the_trade_off_runs_from_nobody_to_everybody_leaving_at_exit_1():

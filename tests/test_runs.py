@@ -12,7 +12,7 @@ from plotly.offline import get_plotlyjs
 from lib import WorkbookError, checkpoints
 from lib.evaluation import rows
 from lib.models import zoo
-from lib.workbook import execution, networks, notebooks, report, runs
+from lib.workbook import execution, networks, notebooks, runs
 from lib.workbook.headless import KILLED
 from lib.workbook.parameters import Settings
 
@@ -258,9 +258,9 @@ def test_a_page_of_an_executed_notebook_shows_pictures_and_no_code(place):
     data = {"image/png": "iVBORw0KGgo=", "text/plain": "[figure]"}
     nb.cells[-1].outputs = [nbformat.v4.new_output("display_data", data)]
     nbformat.write(nb, path)
-    page = report.page(path).read_text()
+    page = execution.page(path).read_text()
     assert "data:image/png;base64,iVBORw0KGgo=" in page and "secret" not in page
-    assert "data:image/png;base64,iVBORw0KGgo=" in report.headline(path)
+    assert "data:image/png;base64,iVBORw0KGgo=" in execution.headline(path)
 
 
 def test_what_a_run_kept_and_lost_to_a_broken_disk_is_made_again(tmp_path, monkeypatch, capsys):

@@ -15,13 +15,13 @@ from lib.workbook import figures, networks, studies, tables
 from lib.workbook.networks import Trained
 from lib.workbook.parameters import Settings
 from lib.workbook.published import TABLES
-from lib.workbook.studies import Reading
+from lib.workbook.studies import TrainedReading
 from tests.evaluation.made_record import THREAT, made, view
 
 VIEWS = ("clean", "single1", "main", "average", "max_average")
 
 
-def reading(name="rdi_smallcnn-mnist-main-paper", views=VIEWS, **meta) -> Reading:
+def reading(name="rdi_smallcnn-mnist-main-paper", views=VIEWS, **meta) -> TrainedReading:
     """Two exits, four images of class 0; at threshold 0.5 the first two leave at exit 1. Wrong: see `prediction`."""
     prediction = np.zeros((len(views), 2, 4), int)
     prediction[1, 0, 0] = 1  # single1 breaks image 0 at the exit it leaves by
@@ -31,7 +31,7 @@ def reading(name="rdi_smallcnn-mnist-main-paper", views=VIEWS, **meta) -> Readin
     entropy = np.full(prediction.shape, 0.9)
     entropy[:, 0, :2] = 0.1
     record = made(views, prediction, entropy, [0] * 4, **{"dataset": "mnist"} | meta)
-    return Reading(record, OperatingPoint(), (0.5,), "paper", trained=Trained(name, None, "0" * 64))
+    return TrainedReading(record, OperatingPoint(), (0.5,), "paper", trained=Trained(name, None, "0" * 64))
 
 
 def test_a_reading_says_which_images_are_right():

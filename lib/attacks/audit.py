@@ -74,11 +74,11 @@ def _of_network(subject: Subject) -> dict[str, Check]:
 
 
 @torch.no_grad()
-def _unmoved(subject: Subject, by: float = 1e-5) -> float:
+def _unmoved(subject: Subject) -> float:
     """Share of images whose logits stay the same, bit for bit, when every pixel moves a little."""
     with attack_mode(subject.network, "eval"):
         here, there = (subject.network(x, subject.point, subject.stream("move"))
-                       for x in (subject.images, subject.images + by))
+                       for x in (subject.images, subject.images + 1e-5))
     return (here == there).all(-1).all(0).double().mean().item()
 
 

@@ -82,14 +82,14 @@ def unbounded(subject: Subject, steps: int = 200, restarts: int = 3) -> Check:
     return Check(accuracy, 0.0, accuracy == 0)
 
 
-def fgsm_within_pgd(subject: Subject, threat: Threat, restarts: int = 3) -> Check:
+def fgsm_within_pgd(subject: Subject, threat: Threat) -> Check:
     """S7: at most 2 % of the images fall to one step but not to PGD's restarts, and one step is not the stronger."""
-    one, many = subject.broken(replace(threat, algorithm="fgsm")), subject.broken(threat, restarts)
+    one, many = subject.broken(replace(threat, algorithm="fgsm")), subject.broken(threat, restarts=3)
     only_one = _share(one & ~many)
     return Check(only_one, 0.02, only_one <= 0.02 and bool(one.sum() <= many.sum()))
 
 
-def gradient_health(subject: Subject, draws: int = 1, losses: tuple[str, ...] = ("ce", "margin")) -> Check:
+def gradient_health(subject: Subject, losses: tuple[str, ...] = ("ce", "margin")) -> Check:
     """S11: on fewer than 1 % of the images is the input gradient exactly zero or not finite, for any of the losses.
 
     Looks through the form's own loss, so "gate_aware" looks through the gate; for max_average at the mean of the exits.
@@ -100,7 +100,7 @@ def gradient_health(subject: Subject, draws: int = 1, losses: tuple[str, ...] = 
         threat = Threat(1.0, 1.0, 1, loss=loss)
         target = forms.Target.of(subject.network, subject.images, subject.labels, threat, subject.point, "eval", None)
         with attack_mode(subject.network, "eval"):
-            gradient = eot.gradient(target.loss(form, subject.stream(loss)), subject.images, draws).flatten(1)
+            gradient = eot.gradient(target.loss(form, subject.stream(loss)), subject.images).flatten(1)
         worst = max(worst, _share((gradient == 0).all(1) | ~gradient.isfinite().all(1)))
     return Check(worst, 0.01, worst < 0.01)
 

@@ -18,7 +18,7 @@ from lib.data import readers
 from lib.data.augment import augment
 from lib.data.classes import CLASSES, match
 from lib.data.folders import LAYOUT, image_folder
-from lib.data.official import COLOUR_THREAT, SOURCES, found, obtain
+from lib.data.official import COLOUR_THREAT, SOURCES, found, read_files
 from lib.data.splits import Dataset, Raw, Split, hold_out
 
 __all__ = ["CLASSES", "NAMES", "Dataset", "Raw", "Split", "augment", "find_folder", "found", "load", "match"]
@@ -47,7 +47,7 @@ def load(name: str | Path, *, device: torch.device | str = "cpu", shape: tuple[i
     elif name in SOURCES:
         source = SOURCES[name]
         check_shape(name, source.shape, shape)
-        raw, threat, augmentation = obtain(name, download), source.threat, source.augmentation
+        raw, threat, augmentation = read_files(name, download), source.threat, source.augmentation
     else:
         folder = find_folder(name)
         name, raw, threat = folder.name, image_folder(folder), COLOUR_THREAT

@@ -71,7 +71,7 @@ def download_tiny_imagenet(place: Path) -> None:
     download_and_extract_archive(SOURCES["tiny_imagenet"].page, place, md5="90528d7ca1a48142e341f4ef8d21d0de")
 
 
-def obtain(name: str, download: bool) -> Raw:
+def read_files(name: str, download: bool) -> Raw:
     """The named dataset from its files, which are unpacked or (if allowed) downloaded where they are missing.
 
     Raises WorkbookError when they are missing and cannot be had, or are not what they should be.

@@ -33,7 +33,7 @@ from lib.evaluation import routing
 from lib.evaluation.latency import device_name
 from lib.evaluation.reading import read, relation
 from lib.evaluation.record import Record, View, alike, join
-from lib.models.cost import cost
+from lib.models.cost import cost, trunk_and_heads
 from lib.models.exits import entropy
 from lib.models.network import Network, check_batch, check_labels
 from lib.models.view import AttackView
@@ -200,13 +200,12 @@ def _drawn(network: Network, view: View, draws: int) -> list[View]:
 def _about(network: Network, views: Sequence[View], device: torch.device) -> dict:
     """The metadata that follows from the network and the machine; costs for each width that the points have."""
     widths = sorted({1.0} | {v.evaluated_at.width or 1.0 for v in views}, reverse=True)
-    last, costs = (network.num_exits,) if network.num_exits > 1 else None, {}
+    costs = {}
     for width in widths:
         point = OperatingPoint(width=width if "width" in network.knobs else None)
-        every, bare = (cost(network, point.replace(exits=opened)).exits for opened in (None, last))
-        trunk, heads = [e.cumulative_macs for e in bare], [e.cumulative_macs for e in every]
-        costs[f"{width:g}"] = {"paper_mflops": [e.paper_mflops for e in every], "trunk": trunk,
-                               "heads": np.diff(np.subtract(heads, trunk), prepend=0).tolist()}
+        trunk, heads = trunk_and_heads(network, point)
+        costs[f"{width:g}"] = {"paper_mflops": [e.paper_mflops for e in cost(network, point).exits], "trunk": trunk,
+                               "heads": heads}
     modes = sorted({v.mode for v in views if v.mode} - {"eval"})
     config = json.loads(json.dumps(network.config))  # as a part that was kept tells it
     return {"model": config, "weights": checkpoints.digest(network.state_dict()), "costs": costs,

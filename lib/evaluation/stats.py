@@ -86,13 +86,13 @@ def interval(values: np.ndarray) -> Number:
     return Number(float(values.mean()), *wilson(float(values.sum()), len(values)))
 
 
-def trend(values: np.ndarray, seed: int = 0, resamples: int = 2000) -> Number:
+def trend(values: np.ndarray, seed: int = 0) -> Number:
     """Rank correlation (Spearman's) of `values` (N,) with their place, with a 95 % bootstrap over them."""
     values = np.asarray(values, float)
 
     def correlation(places: np.ndarray) -> float:
         return float(pd.Series(places).rank().corr(pd.Series(values[places]).rank()))
 
-    drawn = torch.randint(len(values), (resamples, len(values)), generator=randomness.generator(seed, "layers")).numpy()
+    drawn = torch.randint(len(values), (2000, len(values)), generator=randomness.generator(seed, "layers")).numpy()
     low, high = np.nanquantile([correlation(places) for places in drawn if len(set(places)) > 2], [0.025, 0.975])
     return Number(correlation(np.arange(len(values))), float(low), float(high))

@@ -5,6 +5,7 @@ Counted by `torch.utils.flop_counter` (2 FLOPs = 1 multiply-accumulate) on one i
 
 from dataclasses import asdict, dataclass
 
+import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -68,6 +69,14 @@ def cost(network: Network, point: OperatingPoint | None = None) -> Cost:
             exits.append(ExitCost(paper, paper / MEBI, backbone_conv + heads_conv, backbone_all + heads_all))
     network.train(was_training)
     return Cost(network.weight_count(), exits[-1].cumulative_macs, tuple(exits))
+
+
+def trunk_and_heads(network: Network, point: OperatingPoint | None = None) -> tuple[list[int], list[int]]:
+    """True MACs (exits,) each: to each tap, the last exit's head with it; of each earlier head by itself (last: 0)."""
+    last = (network.num_exits,) if network.num_exits > 1 else None
+    every, bare = ([e.cumulative_macs for e in cost(network, (point or OperatingPoint()).replace(exits=opened)).exits]
+                   for opened in (None, last))
+    return bare, np.diff(np.subtract(every, bare), prepend=0).tolist()
 
 
 def second_bank(network: Network) -> int:

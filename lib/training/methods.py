@@ -41,7 +41,7 @@ BACKBONES = {  # of RDI-Nets, and their published schedules; any other network t
     "resnet38": dict(iterations=55_000, milestones=(32_000, 48_000), learning_rate=0.1, weight_decay=1e-4),
     "mobilenet_v2": dict(iterations=76_000, milestones=(62_000, 70_000), learning_rate=0.05, weight_decay=1e-4),
 }
-DATASETS = {  # of each network; CIFAR-10's image folders come on top
+TRAINED_ON = {  # of each network; CIFAR-10's image folders come on top
     "resnet20": ("digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "svhn"),
     "resnet34": ("digits", "cifar10", "cifar100", "svhn", "tiny_imagenet"),
     "wrn16_8": ("digits", "cifar10", "svhn"),
@@ -51,7 +51,7 @@ GREY = ("mnist", "fashion_mnist")
 PNI_NORMALISATION = {"cifar10": "cifar10", "cifar100": "cifar100"}  # of its ResNet-20; other datasets: 0.5 and 0.5
 SMALLER = {"resnet20": {}, "resnet38": {}, "mobilenet_v2": {}, "resnet34": {"width_multiplier": 0.25},
            "wrn16_8": {"width_multiplier": 0.25}, "wrn40_2": {"width_multiplier": 0.5, "depth_multiplier": 0.5}}
-STUDIED = {*BACKBONES, *DATASETS}  # networks that the short presets make smaller; others stay as they are
+STUDIED = {*BACKBONES, *TRAINED_ON}  # networks that the short presets make smaller; others stay as they are
 
 
 class Images(NamedTuple):
@@ -73,7 +73,7 @@ def methods(network: str) -> tuple[str, ...]:
     """The methods for a network of `recipes.NETWORKS`; FLOAT and its control also with the exits of ResNet-38."""
     if network in ("rdi_resnet38", "cheap_resnet38"):
         return tuple(name for name, (_, recipe) in METHODS.items() if recipe["objective"] == "float")
-    return tuple(METHODS) if network in DATASETS else ()
+    return tuple(METHODS) if network in TRAINED_ON else ()
 
 
 def fields(backbone: str, images: Images, method: str, preset: str) -> dict:

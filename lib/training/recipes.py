@@ -32,7 +32,7 @@ EXIT_WEIGHTS["cheap_resnet38"] = EXIT_WEIGHTS["rdi_resnet38"]
 NETWORKS = {prefix + name: dict(name=name, exits=exits)
             for prefix, exits in (("rdi_", "rdi"), ("", "none")) for name in methods.BACKBONES}
 NETWORKS |= {"cheap_resnet38": dict(name="resnet38", exits="cheap")}  # heads that pool first
-NETWORKS |= {name: dict(name=name, exits="none") for name in methods.DATASETS}
+NETWORKS |= {name: dict(name=name, exits="none") for name in methods.TRAINED_ON}
 
 GREY, COLOUR = ("digits", "mnist", "fashion_mnist"), ("digits", "cifar10", "cifar100", "svhn")
 COPIES = {"cifar10_jpeg": "cifar10", "cifar10_png": "cifar10"}  # image folders of a named dataset's images
@@ -47,8 +47,8 @@ def names() -> tuple[str, ...]:
 
 
 def _datasets(network: str) -> tuple[str, ...]:
-    if network in methods.DATASETS:
-        return methods.DATASETS[network] + tuple(COPIES)
+    if network in methods.TRAINED_ON:
+        return methods.TRAINED_ON[network] + tuple(COPIES)
     return GREY if network.endswith("smallcnn") else COLOUR + tuple(COPIES)
 
 

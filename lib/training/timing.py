@@ -7,13 +7,11 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 import lib
 from lib import progress, randomness
 from lib.models import zoo
-from lib.models.layers import Conv2d
+from lib.models.cost import trunk_and_heads
 from lib.models.network import Network
 from lib.operating_point import OperatingPoint
 from lib.training.constraints import Unconstrained
@@ -33,34 +31,8 @@ def attacked_share(recipe: Recipe, network: Network) -> tuple[float, float]:
     return 1.0, 1.0
 
 
-@torch.no_grad()
-def parts(network: Network, point: OperatingPoint | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """(backbone between the taps, heads), (exits, 2) each: per image its multiply-accumulates, and the elements that
-    its convolutions read and write."""
-    device, was_training = next(network.parameters()).device, network.training
-    at, moved, found = network.eval().conditions(point, torch.Generator(device)), [], ([], [])
-    hooks = [layer.register_forward_hook(lambda _, inputs, y: moved.append(inputs[0].numel() + y.numel()))
-             for layer in network.modules() if isinstance(layer, Conv2d)]
-
-    def counted(kind: int, run: Callable[[], Tensor]) -> Tensor:
-        moved.clear()
-        with FlopCounterMode(display=False) as counter:
-            y = run()
-        found[kind].append((counter.get_total_flops() // 2, sum(moved)))
-        return y
-
-    x = torch.zeros(1, *network.input_shape, device=device)
-    for k, head in enumerate(network.heads):
-        x = counted(0, lambda x=x, k=k: network.advance(x, k, at))
-        counted(1, lambda x=x, head=head: head(x, at))
-    for hook in hooks:
-        hook.remove()
-    network.train(was_training)
-    return np.array(found[0], float), np.array(found[1], float)
-
-
 def needed(recipe: Recipe, network: Network, trunk: np.ndarray, heads: np.ndarray) -> np.ndarray:
-    """What one step needs per image of its batch, in the units of `trunk` and `heads` (exits, ...): `parts`.
+    """What one step needs per image of its batch, in the units of `trunk` (from tap to tap) and `heads`, (exits, ...).
 
     A forward pass counts 1, a backward pass to the input 1, one to the weights 1. A single attack goes up to its own
     exit, but in mode authors forward through everything; max_average then looks at every candidate once.
@@ -84,7 +56,8 @@ def work(recipe: Recipe, network: Network) -> float:
     Noise, FiLM, batch norm and the optimiser are not counted: what is measured beyond this is theirs.
     """
     widths = [OperatingPoint(width=w) for w in network.widths] if len(network.widths) > 1 else [None]
-    every = [tuple(part[:, 0] for part in parts(network, point)) for point in widths]
+    every = [(np.diff(trunk, prepend=0), np.array(heads)) for trunk, heads in
+             (trunk_and_heads(network, point) for point in widths)]
     return float(sum(needed(recipe, network, *found) for found in every) / sum(map(np.sum, every[0])))
 
 

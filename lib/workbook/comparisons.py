@@ -20,11 +20,11 @@ COLUMNS = {"clean": "clean", "white-box": "PGD", "EOT": "EOT-PGD", "noise-free t
            "strong": "strong suite, first images"}
 
 
-def trade_off(found: Members, lambdas=points.LAMBDAS, switches=points.SWITCHES,
+def trade_off(members: Members, lambdas=points.LAMBDAS, switches=points.SWITCHES,
               width: float | None = None) -> dict[str, dict[str, tuple[Number, Number]]]:
     """{method: {point: (robust, clean)}} for `figures.plane`; of methods with a network per weight, all in one."""
     shown: dict = {}
-    for m in found.values():
+    for m in members.values():
         for at in m.published(lambdas, switches, width):
             two = tuple(m.read(at).measured(what) for what in ("union", "clean"))
             shown.setdefault(m.family, {})[points.name(at) if m.weight is None else m.label] = two
@@ -32,19 +32,17 @@ def trade_off(found: Members, lambdas=points.LAMBDAS, switches=points.SWITCHES,
 
 
 
-def accuracies(found: Members, columns: Sequence[str] = tuple(COLUMNS)[:-1], lambdas=points.LAMBDAS,
+def accuracies(members: Members, columns: Sequence[str] = tuple(COLUMNS)[:-1], lambdas=points.LAMBDAS,
                switches=points.SWITCHES, width: float | None = None) -> pd.DataFrame:
     """Accuracy in percent: a line per method and recorded point of the paper, a column per attacker; a dash where an
     attack was not run."""
-    lines, columns = {}, (*columns, *(("strong",) * any(m.record.strong is not None for m in found.values())))
-    for member in found.values():
+    lines, columns = {}, (*columns, *(("strong",) * any(m.record.strong is not None for m in members.values())))
+    for member in members.values():
         for at in member.published(lambdas, switches, width):
             reading = member.read(at)
             lines[member.label, where(member, at, lambdas, switches)] = {
                 COLUMNS[who]: tables.told(reading, who, 1, who in ("clean", "union", "strong")) for who in columns}
-    table = pd.DataFrame(lines).T
-    table.index.names = ["method", "operating point"]
-    return tables._plain(table)
+    return pd.DataFrame(lines).T.rename_axis(["method", "operating point"])
 
 
 def where(member: Member, at: OperatingPoint, lambdas=points.LAMBDAS, switches=points.SWITCHES) -> str:
@@ -68,32 +66,32 @@ def crossing(member: Member, lambdas=points.LAMBDAS, switches=points.SWITCHES) -
     return table
 
 
-def find(found: Members, method: str, *where) -> Reading | Trainings | None:
+def find(members: Members, method: str, *where) -> Reading | Trainings | None:
     """A member's reading; None where the method did not come along, or was not recorded there."""
-    member = found.get(method)
+    member = members.get(method)
     point = member and (where[0] if isinstance(where[0], OperatingPoint) else member.point(*where))
     return member.read(point) if member and point in member.record.points else None
 
 
-def claim(found: Members, text: str, first: tuple, second: tuple, what: str = "union",
+def claim(members: Members, text: str, first: tuple, second: tuple, what: str = "union",
           other: str | None = None) -> dict | None:
     """`tables.compared` of two (method, *where); None where one of them is not there."""
-    pair = [find(found, *side) for side in (first, second)]
+    pair = [find(members, *side) for side in (first, second)]
     return tables.compared(text, *pair, what, other) if all(pair) else None
 
 
-def differences(found: Members, pairs: Mapping[str, tuple[tuple, tuple]], what: str) -> dict[str, tuple]:
+def differences(members: Members, pairs: Mapping[str, tuple[tuple, tuple]], what: str) -> dict[str, tuple]:
     """{name: `tables.gain` of two (method, *where)}, of those that are there."""
-    read = {name: [find(found, *side) for side in pair] for name, pair in pairs.items()}
+    read = {name: [find(members, *side) for side in pair] for name, pair in pairs.items()}
     return {name: tables.gain(*pair, what) for name, pair in read.items() if all(pair)}
 
 
-def gains(found: Members, pairs: Mapping[str, Sequence[tuple[tuple, tuple]]]) -> pd.DataFrame:
+def gains(members: Members, pairs: Mapping[str, Sequence[tuple[tuple, tuple]]]) -> pd.DataFrame:
     """The gains that the paper names beside ours, in points: the largest of these pairs of (method, *where), as its
     "up to"; ours is one dataset."""
     lines = {}
     for name, sides in pairs.items():
-        read = [pair for pair in ([find(found, *side) for side in two] for two in sides) if all(pair)]
+        read = [pair for pair in ([find(members, *side) for side in two] for two in sides) if all(pair)]
         for quantity, who in (("clean", "clean"), ("robust", "white-box")):
             best = max(read, key=lambda pair, who=who: tables.gain(*pair, who)[0], default=None)
             said, known = GAINS.value(name, quantity), best and tables.learned(*best)
@@ -102,6 +100,4 @@ def gains(found: Members, pairs: Mapping[str, Sequence[tuple[tuple, tuple]]]) ->
                 "published": tables.DASH if said is None else f"{said:+.2f}", "measured": value,
                 "95 % interval": f"{low} to {high}" if known else tables.DASH,
                 "at": points.name(best[0].point) if best else tables.DASH}
-    table = pd.DataFrame(lines).T
-    table.index.names = ["gain", "quantity"]
-    return tables._plain(table)
+    return pd.DataFrame(lines).T.rename_axis(["gain", "quantity"])

@@ -93,7 +93,8 @@ class LiveFigure(go.FigureWidget):
     anywidget 0.11 gives a widget's JavaScript two seconds; after that it drops every message to the widget, for good,
     and the plot stays empty. Plotly's five megabytes may need longer. So what is loaded first is a few lines that are
     ready at once and fetch Plotly from a trait of the model when the figure is drawn; later figures find it loaded.
-    `drawn(figure)` is called once the browser has drawn it: what changed before that has not reached it.
+    `drawn(figure)` is called once the browser has drawn it: what changed before that has not reached it. A button in
+    its corner downloads it as `name`.png.
     """
 
     _esm = SHIM
@@ -103,9 +104,10 @@ class LiveFigure(go.FigureWidget):
     def _plotly(self) -> str:
         return str(go.FigureWidget._esm)
 
-    def __init__(self, figure: go.Figure, drawn=lambda figure: None):
+    def __init__(self, figure: go.Figure, name: str, drawn=lambda figure: None):
         super().__init__(figure)
-        self._config = {"displayModeBar": False}
+        self._config = {"displayModeBar": True, "displaylogo": False, "modeBarButtons": [["toImage"]],
+                        "toImageButtonOptions": {"format": "png", "filename": name, "scale": 3}}
         self.on_msg(lambda _, content, buffers: content == {"kind": "drawn"} and drawn(self))
 
 

@@ -8,6 +8,7 @@ The knobs are those that the record's points use. A setting is recorded; or it l
 numbers are interpolated (≈); or an attack knew other thresholds than the present ones, which makes a bound of it (≤).
 """
 
+import contextlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -71,9 +72,9 @@ class Explorer:
             self.spot()
         except WorkbookError:
             self.here = self._completed(replace(self.here, lambda_n=None, at=start))
-        self.pinned = self.here
         if setting:
             self.set(**setting)
+        self.pin()
 
     def set(self, **changes):
         """Go to a setting: network; lambda_n, lambda_th, or noise, batch_norm, code by hand; width; thresholds (a
@@ -151,7 +152,7 @@ class Explorer:
 
     def pin(self):
         """Keep the present setting to compare with."""
-        self.pinned = self.here
+        self.pinned, self.pinned_code = self.here, self.code
         self.changed()
 
     def spot(self, here: Setting | None = None) -> Spot:
@@ -172,16 +173,13 @@ class Explorer:
 
     def along(self, lambdas: Sequence[float]) -> dict[str, list[float | None]]:
         """Accuracies "clean" and "attacked" along lambda_n; None where nothing is recorded."""
-        found = {"clean": [], "attacked": []}
+        pairs = []
         for n in lambdas:
-            try:
+            pairs.append((None, None))
+            with contextlib.suppress(WorkbookError):
                 spot = self.spot(self.at_lambda(float(n)))
-                values = spot.number().value, spot.number(self.here.attack).value
-            except WorkbookError:
-                values = None, None
-            for line, value in zip(found.values(), values, strict=True):
-                line.append(value)
-        return found
+                pairs[-1] = spot.number().value, spot.number(self.here.attack).value
+        return dict(zip(("clean", "attacked"), map(list, zip(*pairs, strict=True)), strict=True))
 
     def recorded(self, name: str) -> list[tuple[float, float]]:
         """[(clean, attacked)] accuracies of all recorded points of a network by name, where they met the attack."""
@@ -258,6 +256,7 @@ class Explorer:
     def stops(self) -> pd.DataFrame:
         """One knob at a time from the present setting, the others as they are."""
         subject, here, lines = self.subject, self.here, {("here", ""): self.here}
+        lines |= {("pinned", ""): self.pinned} if self.pinned_code != self.code else {}
         if self.turns and here.lambda_n is not None:
             lines |= {("λ_n", f"{n:g}"): self.at_lambda(n) for n in (0.0, 0.2, 0.5, 0.7, 1.0)}
         lines |= {("width", f"{w:g}"): replace(here, at=here.at.replace(width=w)) for w in subject.values("width")}
@@ -265,15 +264,13 @@ class Explorer:
                   for source, gates in subject.stops(here.at).items()}
         table = {}
         for line, setting in lines.items():
-            try:
+            with contextlib.suppress(WorkbookError):  # not recorded there
                 table[line] = self.numbers(setting)
-            except WorkbookError:
-                continue
         return pd.DataFrame(table).T.rename_axis(["knob", "set to"])
 
     def export(self) -> Path:
         """Write the setting, its point and its numbers as JSON, for `restore`; returns the file."""
-        path = self.folder / f"point-{self.here.network.replace(' ', '_').replace('/', '_')}.json"
+        path = self.folder / f"point-{file_name(self.here.network)}.json"
         meta = self.subject.record.meta
         values = {"set": self.setting, "point": self.point.to_json(), "numbers": self.numbers(), "model": meta["model"],
                   "checkpoint": meta.get("checkpoint"), "images": meta["images"], "seed": meta["seed"]}
@@ -288,6 +285,10 @@ class Explorer:
         except (OSError, ValueError, LookupError) as error:
             raise WorkbookError(f"{path} holds no exported point ({error}); name a file that export() wrote") from None
         self.set(**setting)
+
+
+def file_name(network: str) -> str:
+    return network.replace(" ", "_").replace("/", "_")
 
 
 def _lambdas(at: OperatingPoint, th: float) -> list[float]:

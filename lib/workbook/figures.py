@@ -23,10 +23,11 @@ def colour(label: str, place: int) -> str:
     return style.DEFENCES.get(label, OTHERS[place % len(OTHERS)])
 
 
-def _bar(entries: Mapping[str, Sequence[float | None]], **look) -> tuple[np.ndarray, dict]:
+def _bar(numbers: Iterable[Sequence[float | None]], **look) -> tuple[np.ndarray, dict]:
     """Values and their error bars; None, where there is no interval, becomes NaN: no bar."""
-    value, low, high = np.array(list(entries.values()), float).T
-    return value, dict(type="data", symmetric=False, array=high - value, arrayminus=value - low, **look)
+    value, low, high = np.array(list(numbers), float).T
+    return value, dict(type="data", symmetric=False, array=high - value, arrayminus=value - low, thickness=1,
+                       width=0) | look
 
 
 def dots(series: Series, title: str, caption: str) -> go.Figure:
@@ -34,7 +35,7 @@ def dots(series: Series, title: str, caption: str) -> go.Figure:
     fig = style.figure(title, caption, scattermode="group", scattergap=0.5)
     for place, (label, entries) in enumerate(series.items()):
         tint, name = colour(label, place), style.label(label)
-        value, error = _bar(entries, thickness=1, width=0, color=tint)
+        value, error = _bar(entries.values(), color=tint)
         fig.add_scatter(x=list(entries), y=value, mode="markers", name=name, marker=dict(size=9, color=tint),
                         error_y=error, hovertemplate=f"{name}, %{{x}}: %{{y:.1f}} %<extra></extra>")
     fig.update_xaxes(type="category", showgrid=False, ticks="")
@@ -48,7 +49,7 @@ def bars(series: Series, title: str, caption: str, axis: str, span: tuple[float,
     """
     fig = style.figure(title, caption, barmode="group")
     for place, (name, entries) in enumerate(series.items()):
-        value, error = _bar(entries, thickness=1, width=3, color=style.MUTED)
+        value, error = _bar(entries.values(), width=3, color=style.MUTED)
         fig.add_bar(x=list(entries), y=value, name=name, marker_color=style.CYCLE[place % len(style.CYCLE)],
                     error_y=error, hovertemplate=f"{name}, %{{x}}: %{{y:.3g}}<extra></extra>")
     fig.update_xaxes(type="category", showgrid=False, ticks="")
@@ -113,12 +114,12 @@ def against_cost(readings: Mapping[str, Reading], caption: str, swept: str | Non
     return fig.update_yaxes(PERCENT)
 
 
-def trade_offs(readings: Mapping[str, Reading], caption: str, title: str = "What leaving early buys, %") -> go.Figure:
+def trade_offs(readings: Mapping[str, Reading], caption: str) -> go.Figure:
     """TA (dotted) and the per-image worst case (solid) against true cost; marks where the readings stand.
 
     The lines go from "nobody leaves early" to "all leave at exit 1", by thresholds chosen on held-out images."""
-    fig = style.figure(title, f"{caption}<br>dotted: clean images; solid: per-image worst case", height=470,
-                       margin=dict(l=64, r=20, t=112, b=52), legend=dict(y=1.02))
+    fig = style.figure("What leaving early buys, %", f"{caption}<br>dotted: clean images; solid: per-image worst case",
+                       height=470, margin=dict(l=64, r=20, t=112, b=52), legend=dict(y=1.02))
     for place, (label, reading) in enumerate(readings.items()):
         tint, name = colour(label, place), style.label(label)
         for what, (dash, told) in {"clean": ("dot", "clean"), "union": ("solid", "per-image worst case")}.items():
@@ -191,21 +192,19 @@ def _marks(shown, title: str, caption: str, x: str, y: str, looks, mode: str, **
 
 def _errors(axis: str, numbers: Iterable[Number | float], colour: str) -> dict:
     """Percentages with their intervals as one axis of a trace; plain numbers stay as they are."""
-    parts = [np.multiply(100, np.array(n, float)) if isinstance(n, Number) else (n, np.nan, np.nan) for n in numbers]
-    value, low, high = np.array(parts, float).T
-    return {axis: value.tolist(), f"error_{axis}": dict(type="data", symmetric=False, array=high - value, thickness=1,
-                                                        arrayminus=value - low, width=0, color=colour)}
+    value, error = _bar([np.multiply(100, np.array(n, float)) if isinstance(n, Number) else (n, None, None)
+                         for n in numbers], color=colour)
+    return {axis: value.tolist(), f"error_{axis}": error}
 
 
 def differences(shown: Mapping[str, Mapping[str, tuple]], title: str, caption: str) -> go.Figure:
     """{series: {what: (difference, low, high)}} in points, a line per difference."""
     fig, names = style.figure(title, caption, height=380), list(next(iter(shown.values())))
     for (series, entries), tint, shift in zip(shown.items(), (style.CLEAN, style.ATTACKED), (-0.12, 0.12), strict=True):
-        value, low, high = np.array(list(entries.values()), float).T
+        value, error = _bar(entries.values(), thickness=1.5, color=tint)
         fig.add_scatter(x=value, y=np.arange(len(names)) + shift, mode="markers", name=series, text=names,
                         marker=dict(size=10, color=tint), hovertemplate="%{text}: %{x:+.1f} points<extra></extra>",
-                        error_x=dict(type="data", symmetric=False, array=high - value, arrayminus=value - low,
-                                     thickness=1.5, width=0, color=tint))
+                        error_x=error)
     fig.add_vline(x=0, line=dict(color=style.GHOST, width=1))
     fig.update_xaxes(title_text="difference in accuracy, points")
     fig.update_yaxes(tickvals=list(range(len(names))), ticktext=names, autorange="reversed", ticks="")

@@ -78,13 +78,13 @@ def show(figure: go.Figure) -> None:
     """
     plain = json.loads(pio.to_json(figure, validate=False))  # numpy arrays and Plotly's own objects as JSON values
     plain["config"] = {"displaylogo": False}
-    bundle = {"application/vnd.plotly.v1+json": plain, "text/plain": caption(figure)}
+    bundle = {"application/vnd.plotly.v1+json": plain, "text/plain": as_text(figure)}
     if _patience() and (picture := png(figure)):
         bundle["image/png"] = base64.b64encode(picture).decode()
     display(bundle, raw=True)
 
 
-def caption(figure: go.Figure) -> str:
+def as_text(figure: go.Figure) -> str:
     """What stands for the figure where only text is shown."""
     title = figure.layout.title.text or "figure"
     return f"[{title.replace('<br>', ' — ').replace('<b>', '').replace('</b>', '')}]"
@@ -100,8 +100,8 @@ def _picture_server() -> pictures.Painter:
     return pictures.Painter(_patience())
 
 
-def png(figure: go.Figure, scale: float = 1.1) -> bytes | None:
+def png(figure: go.Figure) -> bytes | None:
     """The figure as a picture, or None, within seconds, where no browser is there to draw it."""
-    image = _picture_server().draw(pio.to_json(figure, validate=False), scale=scale,
+    image = _picture_server().draw(pio.to_json(figure, validate=False), scale=1.1,
                                   width=figure.layout.width or 960, height=figure.layout.height or 420)
     return image and pictures.small(image)

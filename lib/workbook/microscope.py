@@ -112,7 +112,7 @@ class Look:
 
 
 def look(network: Network, image: Split, index: int, form: str, threat: Threat, *, thresholds=None,
-         point: OperatingPoint | None = None, seed: int = 0) -> Look:
+         point: OperatingPoint | None = None) -> Look:
     """Attack one image, number `index` of its dataset, in `form` ("clean": not at all; or one of the strong suite, at
     these thresholds) and ask every exit about both.
 
@@ -121,41 +121,32 @@ def look(network: Network, image: Split, index: int, form: str, threat: Threat, 
     images, labels = image.floats()
     attacked = images
     if form != "clean":
-        source = randomness.generator(seed, "microscope", form, index, device=images.device)
+        source = randomness.generator(0, "microscope", form, index, device=images.device)
         gated = (point or OperatingPoint()).replace(thresholds=thresholds)
         if form != "gate_aware" and form in strong.names(network, gated):
-            attacked = strong.craft(form, network, images, labels, threat.epsilon, gated, source, seed)
+            attacked = strong.craft(form, network, images, labels, threat.epsilon, gated, source, 0)
         else:
             attacked = forms.craft(form, network, images, labels, threat, generator=source, point=point,
                                    thresholds=thresholds)
     with torch.inference_mode():
-        source = randomness.generator(seed, "microscope", "look", index, device=images.device)
+        source = randomness.generator(0, "microscope", "look", index, device=images.device)
         logits = network(torch.cat([images, attacked]), point, source).float().transpose(0, 1)
     return Look(index, int(labels), form, threat.epsilon, images[0].cpu().numpy(), attacked[0].cpu().numpy(),
                 logits.softmax(-1).cpu().numpy(), entropy(logits).cpu().numpy())
 
 
-BAR, GAP, TOP, PICTURE, LEFT = 15, 4, 84, 128, 490
-
-
 def svg(seen: Look, thresholds, classes) -> str:
     """Three pictures (image, perturbation, attacked image), and for every exit its probabilities and entropy."""
     exits, count = seen.probabilities.shape[1:]
-    shown = np.argsort(-seen.probabilities.max((0, 1)), kind="stable")[:10] if count > 10 else np.arange(count)
-    panel = 160 if exits <= 3 else 104
-    width, height = LEFT + exits * panel + 8, TOP + len(shown) * (BAR + GAP) + 54
     leaves, names = seen.leaves(thresholds), style.exit_names(exits)
-    parts = [_text(0, 20, f"Image {seen.index}: {classes[seen.label]}", size=16, weight=600), _text(0, 40, _story(
-        seen, leaves, names, classes), size=12, colour=style.MUTED), *_pictures(seen)]
-    for k in range(exits):
-        parts += _exit(seen, k, LEFT + k * panel, panel - 28, shown, classes, thresholds, leaves, names)
-    for row, c in enumerate(shown):
-        parts.append(_text(LEFT - 8, TOP + 12 + row * (BAR + GAP), classes[c], anchor="end", size=11,
-                           weight=700 if c == seen.label else 400))
-    return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
-            f'height="{height}" style="max-width:100%;height:auto" font-family="{style.FONT}">'
-            '<rect width="100%" height="100%" fill="white"/>'
-            f"{''.join(parts)}</svg>")
+    gates = ["entropy, closed" if t < 0 else f"entropy, gate {t:.3g}" for t in thresholds] + ["entropy"]
+    pictures = [(name, png_uri(as_pixels(image[None])[0], 5)) for name, image in (
+        ("image", seen.clean), ("change", _change(seen)), ("attacked", seen.attacked))]
+    return style.render(
+        "look.svg", seen=seen, title=f"Image {seen.index}: {classes[seen.label]}", classes=classes, names=names,
+        story=_story(seen, leaves, names, classes), pictures=pictures, leaves=leaves, gates=gates, style=style,
+        shown=np.argsort(-seen.probabilities.max((0, 1)), kind="stable")[:10] if count > 10 else range(count),
+        panel=160 if exits <= 3 else 104, colours=(style.CLEAN, style.ATTACKED)[:1 if seen.form == "clean" else 2])
 
 
 def still(drawing: str) -> go.Figure:
@@ -178,17 +169,6 @@ def _story(seen: Look, leaves, names, classes) -> str:
             f"{seen.epsilon:.3f} allowed) it leaves at {names[leaves[1]]} as {answers[1]}")
 
 
-def _pictures(seen: Look) -> list[str]:
-    parts, shown = [], (("image", seen.clean), ("change", _change(seen)), ("attacked", seen.attacked))
-    for place, (title, image) in enumerate(shown):
-        x = place * (PICTURE + 14)
-        uri = png_uri(as_pixels(image[None])[0], 5)
-        parts += [_text(x, TOP - 6, title, size=12, colour=style.MUTED),
-                  f'<image x="{x}" y="{TOP}" width="{PICTURE}" height="{PICTURE}" href="{uri}"/>',
-                  f'<rect x="{x}" y="{TOP}" width="{PICTURE}" height="{PICTURE}" fill="none" stroke="{style.RULE}"/>']
-    return parts
-
-
 def _change(seen: Look) -> np.ndarray:
     """The perturbation as a picture (3, H, W): white is no change; grey images go from blue (darker) to vermilion."""
     change = (seen.attacked - seen.clean) / max(seen.epsilon, 1e-9)
@@ -197,29 +177,3 @@ def _change(seen: Look) -> np.ndarray:
     ends = np.array([style.rgb(style.CLEAN), style.rgb(style.ATTACKED)])[:, :, None, None] / 255
     strength = np.abs(change).clip(0, 1)
     return 1 - strength + strength * np.where(change < 0, ends[0], ends[1])
-
-
-def _exit(seen: Look, k: int, x: float, width: float, shown, classes, thresholds, leaves, names) -> list[str]:
-    """Probabilities of one exit as bars (clean above, attacked below, in each row), then its entropies."""
-    bottom, pairs = TOP + len(shown) * (BAR + GAP), ((0, style.CLEAN), (1, style.ATTACKED))
-    parts = [_text(x, TOP - 6, names[k], size=13, weight=600)]
-    pairs = pairs[:1] if seen.form == "clean" else pairs
-    thick = BAR / len(pairs)
-    for row, c in enumerate(shown):
-        y = TOP + row * (BAR + GAP)
-        parts.append(f'<rect x="{x}" y="{y}" width="{width}" height="{BAR}" fill="{style.RULE}" opacity="0.5"/>')
-        parts += [f'<rect x="{x}" y="{y + i * thick}" width="{width * seen.probabilities[i, k, c]:.1f}" '
-                  f'height="{thick}" fill="{colour}"/>' for i, colour in pairs]
-    gate = thresholds[k] if k < len(thresholds) else None
-    note = "entropy" if gate is None else "entropy, closed" if gate < 0 else f"entropy, gate {gate:.3g}"
-    parts.append(_text(x, bottom + 16, note, size=11, colour=style.MUTED))
-    for i, colour in pairs:
-        mark = " ● leaves" if leaves[i] == k else ""
-        parts.append(_text(x, bottom + 33 + 16 * i, f"{seen.entropies[i, k]:.4f}{mark}", size=12, colour=colour,
-                           weight=600 if mark else 400))
-    return parts
-
-
-def _text(x, y, text, size=12, colour=style.INK, weight=400, anchor="start") -> str:
-    return (f'<text x="{x}" y="{y}" font-size="{size}" font-weight="{weight}" fill="{colour}" '
-            f'text-anchor="{anchor}">{style.plain(text)}</text>')

@@ -10,7 +10,7 @@ import lib
 from lib import WorkbookError, checkpoints, data, locks
 from lib.attacks.steps import Threat
 from lib.evaluation import recording
-from lib.evaluation.record import Record
+from lib.evaluation.record import Record, View
 from lib.models.network import Network
 from lib.training import loop, recipes
 from lib.training.folder import difference
@@ -139,14 +139,6 @@ def recorded(settings: Settings, trained: Trained) -> Record | None:
     return cut(settings, found) if found.meta["seed"] == settings.seed and enough else None
 
 
-def of_seed(settings: Settings, found: Record) -> Record:
-    """The shipped record. Raises WorkbookError where another seed than its was asked for."""
-    if found.meta["seed"] != settings.seed:
-        raise WorkbookError(f"the shipped record is of seed {found.meta['seed']}, not {settings.seed}; take that "
-                            "one, or have the network attacked here (weights = \"train\", with its files at hand)")
-    return found
-
-
 def cut(settings: Settings, found: Record) -> Record:
     """The first images of a shipped record, as many as were named. Raises WorkbookError where it has fewer."""
     if "images" not in settings.named:
@@ -191,14 +183,19 @@ def record(settings: Settings, trained: Trained, dataset: data.Dataset | None, i
                             "its dataset is not on this machine; see data/README.md for how to get it")
     options = dict(threat=threat_of(settings, dataset), seed=settings.seed) | options
     label = "-".join([trained.name, trained.digest[:8], str(images), *(str(v) for v in _said(options))])
-    path = settings.run_dir / "records" / f"{label}.safetensors"
-    if not sound(path, "record"):
-        how = {name: options.pop(name) for name in ("seed", "batch_size") if name in options}
-        made = recording.record(trained.network, first(settings, dataset, images),
-                                recording.suite(trained.network, **options), held_out=dataset.validation,
-                                folder=path.with_suffix(""), dataset=dataset.name, data_variant=dataset.variant,
-                                checkpoint=trained.digest, defence=trained.defence, **how)
-        made.save(path)
+    how = {name: options.pop(name) for name in ("seed", "batch_size") if name in options}
+    return kept(settings.run_dir / "records" / f"{label}.safetensors", trained, first(settings, dataset, images),
+                recording.suite(trained.network, **options), dataset, held_out=dataset.validation, **how)
+
+
+def kept(path: Path, trained: Trained, images: data.Split, views: Sequence[View], dataset: data.Dataset,
+         **how) -> Record:
+    """The record of these views that is kept at `path`, made once; how: as for `recording.record`."""
+    with waiting_for(path):
+        if not sound(path, "record"):
+            recording.record(trained.network, images, views, folder=path.with_suffix(""), dataset=dataset.name,
+                             data_variant=dataset.variant, checkpoint=trained.digest, defence=trained.defence,
+                             **how).save(path)
     return Record.load(path)
 
 
@@ -215,11 +212,6 @@ def matching(found: Record, trained: Trained) -> Record:
     if found.meta.get("checkpoint") != trained.digest:
         raise WorkbookError(f"the record of {trained.name} was made with other weights; record it again")
     return found
-
-
-def subject(trained: Trained, found: Record, dataset: data.Dataset | None) -> Subject:
-    """What the explorer needs to show a network: its record and itself, and where it is at hand the dataset."""
-    return Subject(found, dataset and dataset.test, lambda: trained.network)
 
 
 def at_hand(name: str, **options) -> data.Dataset | None:
@@ -243,16 +235,19 @@ def explorable(folder: Path | str | None = None) -> dict[str, Subject]:
         except WorkbookError:  # weights and states of the same run
             continue
         weights = lib.CHECKPOINTS / f"{path.stem}.safetensors"
-        found[path.stem] = seen(record, (lambda file=weights: checkpoints.load(file).network) if weights.is_file()
-                                else None)
+        found[path.stem] = subject(record, (lambda file=weights: checkpoints.load(file).network) if weights.is_file()
+                                   else None)
     if not found:
         raise WorkbookError(f"there is no record in {folder or lib.ATLASES}; run one with "
                             "`python3 -m lib run`, or record one with `evaluate … --save-record FILE`")
     return found
 
 
-def seen(record: Record, network: Callable[[], Network] | None) -> Subject:
-    """What an explorer shows of a record: with pictures where the very images that it is of are on this machine."""
-    dataset = at_hand(record.meta.get("dataset") or "", shape=tuple(record.meta["model"]["input_shape"]))
-    recorded = dataset is not None and dataset.variant == record.meta.get("data_variant")
-    return Subject(record, dataset.test if recorded else None, network)
+def subject(record: Record, network: Network | Callable[[], Network] | None = None) -> Subject:
+    """What an explorer shows of a record; the images, which have to be the very ones that it is of, are read when they
+    are looked for, as the network is where a function gives it."""
+    def images() -> data.Split | None:
+        dataset = at_hand(record.meta.get("dataset") or "", shape=tuple(record.meta["model"]["input_shape"]))
+        return dataset.test if dataset and dataset.variant == record.meta.get("data_variant") else None
+
+    return Subject(record, images, (lambda: network) if isinstance(network, Network) else network)

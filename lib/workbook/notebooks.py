@@ -202,13 +202,13 @@ def run(path: Path, keep: bool = True) -> None:
 
 
 @contextlib.contextmanager
-def cpu_time(every: float = 0.5):
+def cpu_time():
     """A list that grows by the CPU seconds which this process's child, a kernel, has used: without its own children,
     which draw pictures."""
     spent, done = [0.0], threading.Event()
 
     def look():
-        while not done.wait(every):
+        while not done.wait(0.5):
             with contextlib.suppress(psutil.Error):
                 spent.extend(sum(child.cpu_times()[:2]) for child in psutil.Process().children())
 

@@ -5,7 +5,6 @@
     members["float"].read(0.2, 0.5).right("union")      # at λ_n 0.2, λ_th 0.5
 """
 
-import contextlib
 import functools
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +15,7 @@ from pathlib import Path
 import lib
 from lib import WorkbookError, checkpoints, data
 from lib.attacks.steps import Threat
-from lib.evaluation import points, recording, rows
+from lib.evaluation import points, rows
 from lib.evaluation.reading import Reading, Trainings, read
 from lib.evaluation.record import Record, View
 from lib.models.mixture import mixture
@@ -129,11 +128,8 @@ def _loaded(name: str, device: str, shape: tuple[int, int, int], download: bool)
 
 
 def obtain(settings: Settings, methods: Sequence[str]) -> dict[str, Trained]:
-    """{method: its network}, trained once per run; with shipped weights, of the methods that came along."""
-    family = f"{settings.network}-{settings.dataset}-{{}}"
-    return {method: studies.obtain(settings, settings.network, method) for method in methods
-            if settings.weights == "train"
-            or networks.shipped(lib.CHECKPOINTS, family.format(method), settings.preset)}
+    """{method: its network}, see `studies.trained`."""
+    return studies.trained(settings, {method: (settings.network, method) for method in methods})
 
 
 def mixed(trained: Mapping[str, Trained], weights: Sequence[float] = (0.25, 0.5, 0.75)) -> dict[str, Trained]:
@@ -169,13 +165,9 @@ def record(settings: Settings, trained: Trained, **options) -> Record:
     todo, draws = planned(trained.network, size.pop("threat", None) or networks.threat_of(settings, images), **size)
     told = hashlib.sha256(repr(todo).encode()).hexdigest()[:8]
     label = f"{trained.name}-{trained.digest[:8]}-{settings.images}-{draws}-{told}-s{settings.seed}"
-    path = settings.run_dir.parent / "records" / f"{label}.safetensors"
-    with networks.waiting_for(path):
-        if not path.is_file():
-            recording.record(trained.network, networks.first(settings, images, settings.images), todo, draws=draws,
-                             seed=settings.seed, folder=path.with_suffix(""), dataset=images.name,
-                             data_variant=images.variant, checkpoint=trained.digest, defence=trained.defence).save(path)
-    return Record.load(path)
+    return networks.kept(settings.run_dir.parent / "records" / f"{label}.safetensors", trained,
+                         networks.first(settings, images, settings.images), todo, images, draws=draws,
+                         seed=settings.seed)
 
 
 def planned(network: Network, threat: Threat, *, draws: int, plan: Callable | None = None,
@@ -221,11 +213,11 @@ def repeat_files(name: str, which: str) -> tuple[Path, Path]:
     return weights / f"{name}.safetensors", records / f"{name}-{which}.safetensors"
 
 
-def caption(settings: Settings, found: Members) -> str:
+def caption(settings: Settings, members: Members) -> str:
     """What every number of these members stands on, in one line."""
-    member = next(iter(found.values()))
+    member = next(iter(members.values()))
     meta, threat = member.record.meta, next(view.threat for view in member.record.views if view.attacked)
-    draws = max(m.read(p).draws for m in found.values() for p in m.record.points)
+    draws = max(m.read(p).draws for m in members.values() for p in m.record.points)
     leaving = f" · thresholds: {suited(member.record)}" if member.record.num_exits > 1 else ""
     return (f"{len(member.runs)} trainings each · " * bool(member.others) + f"{member.record.images:,} test images of "
             f"{style.dataset(meta)} · PGD-{threat.steps}, ε {threat.epsilon:.3g}, step "
@@ -233,9 +225,9 @@ def caption(settings: Settings, found: Members) -> str:
             f"{settings.preset}{leaving} · 95 % intervals")
 
 
-def write(settings: Settings, found: Members) -> Path:
+def write(settings: Settings, members: Members) -> Path:
     """All numbers of the members as tidy rows in the run's table; returns its path."""
-    for member in (run for m in found.values() for run in m.runs):
+    for member in (run for m in members.values() for run in m.runs):
         threats = dict.fromkeys(replace(v.threat, draws=1) for v in member.record.views if v.attacked)
         told = dict(experiment=settings.notebook, preset=settings.preset, weights=member.trained.weights)
         rows.append(settings.table, (row for point in member.record.points for threat in threats
@@ -243,16 +235,11 @@ def write(settings: Settings, found: Members) -> Path:
     return settings.table
 
 
-def subjects(settings: Settings, found: Members) -> dict[str, Subject | dict[float, Subject]]:
-    """What the explorer shows: a subject per method, of those with a network per lambda one for each; the images are
-    read when they are looked for."""
-    def images(record: Record) -> data.Split | None:
-        with contextlib.suppress(WorkbookError):
-            return dataset(settings).test if dataset(settings).variant == record.meta["data_variant"] else None
-
+def subjects(members: Members) -> dict[str, Subject | dict[float, Subject]]:
+    """What the explorer shows: a subject per method, of those with a network per lambda one for each."""
     shown: dict = {}
-    for m in found.values():
-        subject = Subject(m.record, functools.partial(images, m.record), lambda m=m: m.network)
+    for m in members.values():
+        subject = networks.subject(m.record, m.network)
         if m.weight is None:
             shown[m.label] = subject
         else:

@@ -13,9 +13,9 @@ import plotly.graph_objects as go
 from IPython.display import display
 
 from lib import WorkbookError
-from lib.workbook import live, microscope, style, tables, view
+from lib.workbook import live, microscope, style, view
 from lib.workbook.controls import TIPS, Dial, LiveFigure
-from lib.workbook.explorer import SOURCES, Explorer
+from lib.workbook.explorer import SOURCES, Explorer, file_name
 
 THEME = {style.INK: style.LIVE_INK, style.MUTED: style.LIVE_MUTED, style.RULE: "var(--jp-border-color2)",
          style.GHOST: "var(--jp-border-color0)"}
@@ -34,7 +34,7 @@ def still(explorer: Explorer):
     """The figure, each knob turned by itself, and of a network with exits one image under attack."""
     subject = explorer.subject
     live.show(view.drawn(explorer))
-    display(tables._plain(explorer.stops()))
+    display(explorer.stops())
     if subject.early and subject.network is not None and subject.pixels:
         live.show(microscope.still(looked_at(explorer, subject.record.meta["images"][0])))
 
@@ -213,7 +213,7 @@ class Panel:
         self.shape = shape
 
     def hang(self, fresh: go.Figure):
-        self.figure, self.stale = LiveFigure(fresh, self.arrived), False
+        self.figure, self.stale = LiveFigure(fresh, file_name(self.explorer.here.network), self.arrived), False
         next(t for t in self.figure.data if t.name == "pictures").on_click(self.clicked)
         self.canvas.children = [self.figure]
 

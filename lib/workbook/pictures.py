@@ -67,10 +67,10 @@ async def serve() -> None:
             print(base64.b64encode(await browser.calc_fig(*json.loads(line))).decode(), flush=True)
 
 
-def small(png: bytes, colours: int = 256) -> bytes:
+def small(png: bytes) -> bytes:
     """The same picture with a palette, a third to a quarter of the bytes; figures need few colours."""
     file = io.BytesIO()
-    Image.open(io.BytesIO(png)).convert("RGB").quantize(colours).save(file, "png", optimize=True)
+    Image.open(io.BytesIO(png)).convert("RGB").quantize().save(file, "png", optimize=True)
     return file.getvalue()
 
 

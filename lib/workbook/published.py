@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from lib.evaluation.record import Record
 
-DATASETS = ("mnist", "cifar10")  # whose networks the published thresholds were tuned for
+TUNED_ON = ("mnist", "cifar10")  # whose networks the published thresholds were tuned for
 DEFENCES = ("standard", "main", "average", "max_average")
 
 
@@ -92,5 +92,5 @@ TABLE_1 = Published("Table 1: OAT beside FLOAT", {
 def suited(record: Record) -> str:
     """Which thresholds a record is shown at first: "paper" on the paper's datasets, or where no images were held out to
     choose others on; else "calibrated"."""
-    fits = record.meta.get("dataset") in DATASETS or record.held_out is None
+    fits = record.meta.get("dataset") in TUNED_ON or record.held_out is None
     return "paper" if record.meta["paper_thresholds"] and fits else "calibrated"

@@ -100,9 +100,8 @@ def with_knob() -> str:
     for name, member in found:
         shown = " | ".join(f"{_percent(end, 'clean')} | {_robust(end, lists)} | {_percent(end, 'union')}"
                            for end in ends[name])
-        count = sum(p.numel() for p in member.network.parameters())
         images = f"{style.dataset(member.record.meta)}: {member.record.images:,}"
-        lines.append(f"| {name} | {images} | {shown} | {count:,} |")
+        lines.append(f"| {name} | {images} | {shown} | {member.network.weight_count():,} |")
     return "\n".join(lines + _footnotes(lists))
 
 

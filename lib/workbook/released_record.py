@@ -17,7 +17,7 @@ from lib.models.network import Network
 from lib.workbook import networks, studies
 from lib.workbook.networks import Trained
 from lib.workbook.parameters import Settings
-from lib.workbook.studies import Reading
+from lib.workbook.studies import TrainedReading
 from lib.workbook.subject import Subject
 
 FILE = "rdi_resnet38_released.pth.tar"  # as it was published
@@ -31,7 +31,7 @@ class Released:
     restarts, images, network are None where they are not on this machine.
     """
 
-    reading: Reading
+    reading: TrainedReading
     restarts: Record | None
     images: data.Dataset | None
     network: Callable[[], Network] | None
@@ -68,7 +68,11 @@ def obtain(settings: Settings) -> Released:
 
 def shipped(settings: Settings) -> Record:
     """The shipped record. Raises WorkbookError for another seed than its, or more images."""
-    return networks.cut(settings, networks.of_seed(settings, Record.load(lib.ATLASES / SHIPPED)))
+    found = Record.load(lib.ATLASES / SHIPPED)
+    if found.meta["seed"] != settings.seed:
+        raise WorkbookError(f"the shipped record is of seed {found.meta['seed']}, not {settings.seed}; take that "
+                            "one, or have the network attacked here (weights = \"train\", with its files at hand)")
+    return networks.cut(settings, found)
 
 
 def gates(record: Record, thresholds: Sequence[float]) -> np.ndarray | None:

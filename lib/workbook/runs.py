@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lib import ATLASES, CHECKPOINTS, ROOT, RUNS, WorkbookError, checkpoints, locks, writable
-from lib.workbook import notebooks, report
+from lib.workbook import notebooks
 from lib.workbook import parameters as checks
-from lib.workbook.execution import cores, execute
+from lib.workbook.execution import cores, execute, index
 
 NOTEBOOKS = notebooks.FOLDER
 MOST_AT_ONCE = 4  # notebooks side by side on CPUs, unless told: small networks gain little from more threads each
@@ -137,7 +137,7 @@ def main(args) -> int:
         try:
             claim(folder, settings, threads)
             failed = execute(jobs, at_once, threads, 60 * args.patience)
-            page = report.write(folder, jobs, seconds=time.monotonic() - begun)
+            page = index(folder, jobs, seconds=time.monotonic() - begun)
         except OSError as error:  # such as a full disk where a log begins
             raise WorkbookError(f"{error.filename or folder} could not be written ({error.strerror})") from error
     shown = page.relative_to(ROOT) if page.is_relative_to(ROOT) else page

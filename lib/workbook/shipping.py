@@ -15,7 +15,6 @@ The weights are stored in half precision and every number is computed from the s
 import argparse
 import math
 import re
-from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -126,30 +125,29 @@ def save_every_knob(name: str, network: Network, source: data.Dataset, images: i
     return save(found, ATLASES / f"{name}.safetensors")
 
 
-def ship_mixtures(dataset: str = "digits") -> list[Path]:
+def ship_mixtures() -> list[Path]:
     """Records of two shipped networks of PGD-AT, its ends, mixed: nothing new is stored but these."""
-    ends = {method: checkpoints.load(CHECKPOINTS / f"resnet20-{dataset}-{method}-laptop.safetensors")
-            for method in ("pgd_at0", "pgd_at1")}
-    ends = {method: Trained(f"resnet20-{dataset}-{method}-laptop", found.network, found.digest)
-            for method, found in ends.items()}
-    images = data.load(dataset, shape=ends["pgd_at0"].network.input_shape)
+    names = {method: f"resnet20-digits-{method}-laptop" for method in ("pgd_at0", "pgd_at1")}
+    loaded = {method: checkpoints.load(CHECKPOINTS / f"{name}.safetensors") for method, name in names.items()}
+    ends = {method: Trained(names[method], one.network, one.digest) for method, one in loaded.items()}
+    images = data.load("digits", shape=ends["pgd_at0"].network.input_shape)
     return [save_points(mixed.name, mixed.network, images, checkpoint=mixed.digest, defence=mixed.defence)
             for mixed in once_for_all.mixed(ends).values()]
 
 
-def repeat_recipe(method: str, seed: int, dataset: str = "fashion_mnist") -> Recipe:
+def repeat_recipe(method: str, seed: int) -> Recipe:
     """Of thin ResNet-20s, attacked through a folded copy, which is faster."""
-    base = recipes.find(f"resnet20-{dataset}-{method}-laptop")
+    base = recipes.find(f"resnet20-fashion_mnist-{method}-laptop")
     return replace(base, name=f"{base.name}-folded", seed=seed, attack_view="folded")
 
 
-def ship_repeats(seeds: Sequence[int] = (0, 1, 2), dataset: str = "fashion_mnist", draws: int = 5) -> None:
+def ship_repeats() -> None:
     """Train and record what is not there yet of FLOAT and its control, in pairs of one seed: PGD alone on many images,
     and on fewer of them the whole suite, whose averaging attacker takes longest."""
-    images = data.load(dataset)
+    images, draws = data.load("fashion_mnist"), 5
     threat = replace(networks.customary(images), steps=20)
-    for seed, method in product(seeds, ("float", "dual_bn")):
-        asked, name = repeat_recipe(method, seed, dataset), f"resnet20-{dataset}-{method}-laptop-seed{seed}"
+    for seed, method in product((0, 1, 2), ("float", "dual_bn")):
+        asked, name = repeat_recipe(method, seed), f"resnet20-fashion_mnist-{method}-laptop-seed{seed}"
         for which, count, averaged in (("pgd", 5000, 0), ("suite", 1000, draws)):
             weights, target = once_for_all.repeat_files(name, which)
             if not weights.is_file():

@@ -12,7 +12,7 @@ from pathlib import Path
 import lib
 from lib import data
 from lib.evaluation import rows
-from lib.evaluation.reading import Reading as Numbers
+from lib.evaluation.reading import Reading
 from lib.evaluation.reading import read as read_record
 from lib.evaluation.record import Record
 from lib.training import recipes
@@ -22,18 +22,18 @@ from lib.workbook.networks import Trained
 from lib.workbook.parameters import Settings
 from lib.workbook.subject import Subject
 
-DATASETS = ("cifar10", "cifar10_jpeg", "mnist", "fashion_mnist", "digits")  # of shipped networks, the first is taken
+PREFERRED = ("cifar10", "cifar10_jpeg", "mnist", "fashion_mnist", "digits")  # of shipped networks, the first is taken
 
 
 @dataclass(frozen=True, eq=False)
-class Reading(Numbers):
+class TrainedReading(Reading):
     """A reading that knows its network."""
 
     trained: Trained | None = None
 
 
 def resolve(namespace: dict, notebook: str, needs: Mapping[str, Mapping[str, Sequence[str]]],
-            order: Sequence[str] = DATASETS, **by_preset) -> Settings:
+            order: Sequence[str] = PREFERRED, **by_preset) -> Settings:
     """`parameters.resolve` for a notebook with parameters that name datasets.
 
     needs: {parameter: {network: defences}}. With shipped weights "auto" means the first dataset of `order` on which all
@@ -57,7 +57,7 @@ def trained_here(namespace: dict, notebook: str, **by_preset) -> Settings:
 
 
 def shipped_dataset(families: Mapping[str, Sequence[str]], asked: str, preset: str,
-                    order: Sequence[str] = DATASETS) -> str | None:
+                    order: Sequence[str] = PREFERRED) -> str | None:
     """The dataset on which all these networks came with the repository: the asked one, or for "auto" the first."""
     names = [f"{network}-{{}}-{defence}" for network, defences in families.items() for defence in defences]
     for name in order if asked == "auto" else (asked,):
@@ -94,7 +94,7 @@ def trained(settings: Settings, asked: Mapping[str, tuple[str, ...]]) -> dict[st
 
 
 def study(settings: Settings, trained: Mapping[str, Trained], thresholds: str | None = None,
-          **options) -> dict[str, Reading]:
+          **options) -> dict[str, TrainedReading]:
     """{label: its reading}: of the record that came with a network, or of one made here (options: `networks.record`).
 
     Only then its dataset is opened: a page that shows shipped records needs none.
@@ -109,13 +109,13 @@ def study(settings: Settings, trained: Mapping[str, Trained], thresholds: str | 
     return found
 
 
-def read(settings: Settings, trained: Trained, record: Record, source: str | None = None) -> Reading:
+def read(settings: Settings, trained: Trained, record: Record, source: str | None = None) -> TrainedReading:
     """A record at thresholds of `source` (default: the settings'); a single exit has none."""
     found = read_record(record, thresholds=source or settings.thresholds if record.num_exits > 1 else None)
-    return Reading(record, found.point, found.thresholds, found.source, trained=trained)
+    return TrainedReading(record, found.point, found.thresholds, found.source, trained=trained)
 
 
-def write(settings: Settings, readings: Mapping[str, Reading]) -> Path:
+def write(settings: Settings, readings: Mapping[str, TrainedReading]) -> Path:
     """All numbers of the readings as tidy rows in the run's table; returns its path."""
     told = dict(experiment=settings.notebook, preset=settings.preset)
     for reading in readings.values():
@@ -123,7 +123,7 @@ def write(settings: Settings, readings: Mapping[str, Reading]) -> Path:
     return settings.table
 
 
-def caption(settings: Settings, readings: Mapping[str, Reading]) -> str:
+def caption(settings: Settings, readings: Mapping[str, TrainedReading]) -> str:
     """What every number of these readings stands on, in one line."""
     first = next(iter(readings.values()))
     meta, sources = first.record.meta, sorted({r.source for r in readings.values()} - {"none"})
@@ -134,7 +134,7 @@ def caption(settings: Settings, readings: Mapping[str, Reading]) -> str:
             f"seed {meta['seed']} · preset {settings.preset}{thresholds} · 95 % intervals")
 
 
-def subjects(readings: Mapping[str, Reading]) -> dict[str, Subject]:
+def subjects(readings: Mapping[str, TrainedReading]) -> dict[str, Subject]:
     """What an explorer shows of these networks, the last one first."""
-    return {style.label(label): networks.seen(reading.record, lambda network=reading.trained.network: network)
+    return {style.label(label): networks.subject(reading.record, reading.trained.network)
             for label, reading in reversed(readings.items())}

@@ -4,6 +4,7 @@ import html
 from pathlib import Path
 
 import jinja2
+import pandas as pd
 import plotly.graph_objects as go
 
 INK, MUTED, RULE, PAPER = "#1f2933", "#6b7785", "#e3e7ec", "#ffffff"
@@ -19,6 +20,7 @@ FONT = "Inter, 'Helvetica Neue', 'Liberation Sans', Arial, 'DejaVu Sans Condense
 HTML = Path(__file__).parent / "templates"
 _FILLED = jinja2.Environment(loader=jinja2.FileSystemLoader(HTML), autoescape=True, trim_blocks=True)
 
+pd.set_option("display.max_colwidth", None, "display.width", 200, "display.max_rows", 200)  # tables show whole texts
 _AXIS = dict(gridcolor=RULE, linecolor=GHOST, zeroline=False, ticks="outside", ticklen=4, tickcolor=RULE,
              title=dict(font=dict(size=12, color=MUTED), standoff=8), automargin=False, fixedrange=True)
 

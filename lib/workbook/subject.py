@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
+import torch
 
 import lib
 from lib import WorkbookError, checkpoints, data
@@ -135,7 +136,7 @@ class Subject:
     def examine(self, index: int, view: View, at: OperatingPoint, thresholds: tuple) -> microscope.Look:
         """An image of the dataset attacked as a view was, at a point. Raises WorkbookError without it or network."""
         network = self._network()
-        image, _ = data.match(self._image(index), network.class_names, network.classes)
+        image, _ = data.match(self._image(index).to(_place(network)), network.class_names, network.classes)
         return microscope.look(network, image, index, view.form, view.threat, point=at,
                                thresholds=thresholds if view.thresholds_used is not None else None)
 
@@ -185,8 +186,13 @@ class Subject:
         first, total, parts = record.meta["images"][0], min(images, record.images), []
         for start in range(0, total, CHUNK):
             progress(start, total)
-            chunk = self.images[first + start:first + min(start + CHUNK, total)]
+            chunk = self.images[first + start:first + min(start + CHUNK, total)].to(_place(network))
             parts.append(recording.record(network, chunk, list(todo), draws=draws, seed=record.meta["seed"],
-                                          batch_size=CHUNK, first=first + start, progress=False))
+                                          batch_size=CHUNK, first=first + start))
         progress(total, total)
         return join(parts)
+
+
+def _place(network: Network) -> torch.device:
+    """Where the network is; images are read from files wherever that is."""
+    return next(network.parameters()).device

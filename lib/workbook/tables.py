@@ -80,7 +80,7 @@ def beside(published: Published | Sequence[Published], readings: Mapping[str, Re
                           "95 % interval": DASH if not found or found.low is None
                           else f"{found.low:.1f} to {found.high:.1f}",
                           "difference": f"{found.value - said:+.1f}" if fair else DASH})
-    return _plain(pd.DataFrame(lines).set_index(["network", "quantity"]))
+    return pd.DataFrame(lines).set_index(["network", "quantity"])
 
 
 def across(published: Published | Sequence[Published], row: str, readings: Mapping[str, Reading],
@@ -89,7 +89,7 @@ def across(published: Published | Sequence[Published], row: str, readings: Mappi
     table = beside(published, readings, quantities, row)
     told = table["measured"] + table["95 % interval"].map(lambda span: "" if span == DASH else f" ({span})")
     ways = {style.label(name): told[style.label(name)] for name in readings}
-    return _plain(pd.DataFrame({"published": table["published"].groupby(level="quantity", sort=False).first()} | ways))
+    return pd.DataFrame({"published": table["published"].groupby(level="quantity", sort=False).first()} | ways)
 
 
 def number(value: float | None, digits: int = 2) -> str:
@@ -129,7 +129,7 @@ def settings(readings: Mapping[str, Reading]) -> pd.DataFrame:
         line["leave at each exit, %"] = " ".join(f"{100 * share:.0f}" for share in reading.share())
         line |= {QUANTITIES[quantity]: told(reading, quantity) for quantity in (*COUNTED[:2], "saving")}
         lines[name] = line
-    return _plain(pd.DataFrame(lines).T)
+    return pd.DataFrame(lines).T
 
 
 def bills(readings: Mapping[str, Reading]) -> pd.DataFrame:
@@ -151,7 +151,7 @@ def costs(backbone: str, *designs: str, digits: int = 2, **options) -> pd.DataFr
                           "all heads on the way": f"{leave.cumulative_conv_macs / MEBI:.{digits}f}",
                           "true M MACs": f"{leave.cumulative_macs / 1e6:.{digits}f}",
                           "parameters": f"{counted.parameters:,}"})
-    return _plain(pd.DataFrame(lines).set_index(["exits", "leaves at"]))
+    return pd.DataFrame(lines).set_index(["exits", "leaves at"])
 
 
 def pivot(rows: Sequence[Mapping], columns: Mapping[str, tuple], index: str | Sequence[str] = "defence"
@@ -167,16 +167,16 @@ def pivot(rows: Sequence[Mapping], columns: Mapping[str, tuple], index: str | Se
 
 
 def stacked(*tables: pd.DataFrame) -> pd.DataFrame:
-    return _plain(pd.concat(tables).fillna(DASH))
+    return pd.concat(tables).fillna(DASH)
 
 
-def verdict(claim: str, first: np.ndarray, second: np.ndarray, unit: str = "points", seed: int = 0,
+def verdict(claim: str, first: np.ndarray, second: np.ndarray, unit: str = "points",
             draws: int = 1) -> dict:
     """Is `first` larger than `second` on the same images? "held", "did not hold", or "too small to tell".
 
     (N,) images each, or (S, N) of S trainings, see `stats.paired_difference`; means over so many draws of the noise.
     One training says nothing about another of its kind, so that its answer ends in "here": for these weights alone."""
-    found, trainings = paired_difference(first, second, seed), len(np.atleast_2d(first))
+    found, trainings = paired_difference(first, second), len(np.atleast_2d(first))
     over = [f"{trainings} trainings" if trainings > 1 else "1 training"] + [f"{draws} draws"] * (draws > 1)
     line = within(claim, [100 * found[name] for name in ("difference", "low", "high")], unit, first.shape[-1], above=0)
     here = " here" * (trainings == 1 and line["verdict"] != UNSURE)
@@ -226,10 +226,4 @@ def learned(*readings: Reading) -> bool:
 
 def verdicts(*lines: dict | None) -> pd.DataFrame:
     """A line per claim; None is a claim about what is not there."""
-    return _plain(pd.DataFrame([line for line in lines if line]).set_index("claim").fillna(DASH))
-
-
-def _plain(table: pd.DataFrame) -> pd.DataFrame:
-    """Whole texts, no index names above an empty corner."""
-    pd.set_option("display.max_colwidth", None, "display.width", 200, "display.max_rows", 200)
-    return table
+    return pd.DataFrame([line for line in lines if line]).set_index("claim").fillna(DASH)

@@ -46,9 +46,9 @@ def lines(explorer: Explorer) -> list[str]:
     return ["clean", *single, *(a for a in ("paper_worst", "union") if a in explorer.subject.attacks)]
 
 
-def drawn(explorer: Explorer, kind: type = go.Figure) -> go.Figure:
+def drawn(explorer: Explorer) -> go.Figure:
     """The figure at the present setting."""
-    figure = kind(build(explorer))
+    figure = build(explorer)
     update(figure, explorer)
     return figure
 
@@ -289,7 +289,7 @@ def tiles(explorer: Explorer) -> str:
     where = (f"{points.name(here.at) if here.at.used() else here.network}: {exact}{bound}{doubts}; "
              f"{reading.record.images:,} images{draws}, 95 % intervals. {lacking}")
     return style.render("tiles.html", tiles=shown, terms=TERMS, where=where, code=explorer.code, font=style.FONT,
-                        muted=style.LIVE_MUTED)
+                        muted=style.LIVE_MUTED, pinned=explorer.pinned_code)
 
 
 def saving(share: float) -> str:

@@ -5,15 +5,19 @@ The floor is the larger of two times that no code can beat on an H200: all multi
 convolution reading its input and writing its output once, with all else free.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from torch import Tensor
 from torch.autograd import DeviceType
+from torch.utils.flop_counter import FlopCounterMode
 
 from lib.models import zoo
+from lib.models.layers import Conv2d
 from lib.models.network import Network
 from lib.training import recipes, timing
 from lib.training.capture import WARM_UP
@@ -52,9 +56,35 @@ def recipe(row: str) -> Recipe:
     return replace(recipes.find(name), dataset="digits", **changes)
 
 
+@torch.no_grad()
+def parts(network: Network) -> tuple[np.ndarray, np.ndarray]:
+    """(backbone between the taps, heads), (exits, 2) each: per image its multiply-accumulates, and the elements that
+    its convolutions read and write."""
+    device, was_training = next(network.parameters()).device, network.training
+    at, moved, found = network.eval().conditions(None, torch.Generator(device)), [], ([], [])
+    hooks = [layer.register_forward_hook(lambda _, inputs, y: moved.append(inputs[0].numel() + y.numel()))
+             for layer in network.modules() if isinstance(layer, Conv2d)]
+
+    def counted(kind: int, run: Callable[[], Tensor]) -> Tensor:
+        moved.clear()
+        with FlopCounterMode(display=False) as counter:
+            y = run()
+        found[kind].append((counter.get_total_flops() // 2, sum(moved)))
+        return y
+
+    x = torch.zeros(1, *network.input_shape, device=device)
+    for k, head in enumerate(network.heads):
+        x = counted(0, lambda x=x, k=k: network.advance(x, k, at))
+        counted(1, lambda x=x, head=head: head(x, at))
+    for hook in hooks:
+        hook.remove()
+    network.train(was_training)
+    return np.array(found[0], float), np.array(found[1], float)
+
+
 def floor(recipe: Recipe, network: Network) -> Floor:
     """Of one step of the recipe on its network."""
-    needed = 2 * recipe.batch_size * timing.needed(recipe, network, *timing.parts(network))
+    needed = 2 * recipe.batch_size * timing.needed(recipe, network, *parts(network))
     flops, moved = needed.tolist()  # two operations a multiplication, two bytes an element in bf16
     return Floor(flops, moved, *max((flops / FLOPS, "arithmetic"), (moved / BYTES, "memory")))
 

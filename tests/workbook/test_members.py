@@ -11,7 +11,7 @@ from lib.data import Split
 from lib.evaluation import points, recording
 from lib.evaluation.stats import interval
 from lib.operating_point import OperatingPoint
-from lib.workbook import comparisons, figures, once_for_all, shipping, style, tables
+from lib.workbook import comparisons, figures, networks, once_for_all, shipping, style, tables
 from lib.workbook.networks import Trained
 from lib.workbook.once_for_all import SIZES, Member
 from lib.workbook.parameters import Settings
@@ -95,12 +95,13 @@ def test_figures_have_a_mark_for_every_point(members):
     assert [list(c.y) for c in curve] == [[90.0, 60.0]] * 2 and [c.line.dash for c in curve] == ["dot"] * 2
 
 
-def test_the_explorer_reads_images_when_it_looks_for_them(members, settings, monkeypatch):
+def test_the_explorer_reads_images_when_it_looks_for_them(members, monkeypatch):
     asked = []
-    monkeypatch.setattr(once_for_all, "dataset", lambda settings: asked.append(1) or pytest.fail("read"))
-    shown = once_for_all.subjects(settings, members)
+    monkeypatch.setattr(networks, "at_hand", lambda name, **options: asked.append(name))
+    shown = once_for_all.subjects(members)
     assert list(shown) == ["FLOAT", "control (dual BN, no noise)", "OAT", "PGD-AT"] and list(shown["PGD-AT"]) == [0, 1]
     assert not asked
+    assert shown["FLOAT"].images is None and len(asked) == 1
 
 
 def test_shipped_networks_are_read_without_their_dataset(settings, monkeypatch):

@@ -17,7 +17,7 @@ from lib.training import loop
 from lib.training.recipes import RDI
 from lib.workbook import style, tables
 from lib.workbook.networks import Trained
-from lib.workbook.studies import Reading
+from lib.workbook.studies import TrainedReading
 from tests import notebook_cells as pages
 from tests.evaluation.made_record import made
 from tests.networks import small
@@ -38,7 +38,7 @@ def trainings(*worst: int) -> Trainings:
         prediction[1:, :, right:] = 1
         record = made(("clean", "single1", "main", "average", "max_average"), prediction,
                       np.full(prediction.shape, 0.1), [0] * 100)
-        readings.append(Reading(record, OperatingPoint(), (0.5,), "paper", trained=Trained("made", None, "")))
+        readings.append(TrainedReading(record, OperatingPoint(), (0.5,), "paper", trained=Trained("made", None, "")))
     return Trainings(tuple(readings))
 
 
