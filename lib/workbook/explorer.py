@@ -72,9 +72,9 @@ class Explorer:
             self.spot()
         except WorkbookError:
             self.here = self._completed(replace(self.here, lambda_n=None, at=start))
+        self.pin()
         if setting:
             self.set(**setting)
-        self.pin()
 
     def set(self, **changes):
         """Go to a setting: network; lambda_n, lambda_th, or noise, batch_norm, code by hand; width; thresholds (a
@@ -256,7 +256,6 @@ class Explorer:
     def stops(self) -> pd.DataFrame:
         """One knob at a time from the present setting, the others as they are."""
         subject, here, lines = self.subject, self.here, {("here", ""): self.here}
-        lines |= {("pinned", ""): self.pinned} if self.pinned_code != self.code else {}
         if self.turns and here.lambda_n is not None:
             lines |= {("λ_n", f"{n:g}"): self.at_lambda(n) for n in (0.0, 0.2, 0.5, 0.7, 1.0)}
         lines |= {("width", f"{w:g}"): replace(here, at=here.at.replace(width=w)) for w in subject.values("width")}

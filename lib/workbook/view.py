@@ -252,9 +252,10 @@ def tiles(explorer: Explorer) -> str:
     """The numbers that matter at the present setting as HTML, beside those of the pinned one."""
     spot, here, subject = explorer.spot(), explorer.here, explorer.subject
     exits, reading = subject.record.num_exits, spot.nearest
+    moved = replace(explorer.pinned, attack=here.attack, threat=here.threat) != here
 
     def pinned(number: Callable[[Spot], str]) -> list[str]:
-        if replace(explorer.pinned, attack=here.attack, threat=here.threat) != here:
+        if moved:
             with contextlib.suppress(WorkbookError):  # pinned on a network that was not attacked so
                 return [f"pinned {number(explorer.spot(explorer.pinned))}"]
         return []
@@ -289,7 +290,7 @@ def tiles(explorer: Explorer) -> str:
     where = (f"{points.name(here.at) if here.at.used() else here.network}: {exact}{bound}{doubts}; "
              f"{reading.record.images:,} images{draws}, 95 % intervals. {lacking}")
     return style.render("tiles.html", tiles=shown, terms=TERMS, where=where, code=explorer.code, font=style.FONT,
-                        muted=style.LIVE_MUTED, pinned=explorer.pinned_code)
+                        muted=style.LIVE_MUTED, pinned=explorer.pinned_code if moved else "")
 
 
 def saving(share: float) -> str:
