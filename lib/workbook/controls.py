@@ -104,7 +104,7 @@ class LiveFigure(go.FigureWidget):
     def _plotly(self) -> str:
         return str(go.FigureWidget._esm)
 
-    def __init__(self, figure: go.Figure, name: str, drawn=lambda figure: None):
+    def __init__(self, figure: go.Figure, drawn=lambda figure: None, name: str = "figure"):
         super().__init__(figure)
         self._config = {"displayModeBar": True, "displaylogo": False, "modeBarButtons": [["toImage"]],
                         "toImageButtonOptions": {"format": "png", "filename": name, "scale": 3}}

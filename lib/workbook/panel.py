@@ -213,7 +213,8 @@ class Panel:
         self.shape = shape
 
     def hang(self, fresh: go.Figure):
-        self.figure, self.stale = LiveFigure(fresh, file_name(self.explorer.here.network), self.arrived), False
+        self.figure = LiveFigure(fresh, self.arrived, file_name(self.explorer.here.network))
+        self.stale = False
         next(t for t in self.figure.data if t.name == "pictures").on_click(self.clicked)
         self.canvas.children = [self.figure]
 
