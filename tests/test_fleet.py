@@ -82,8 +82,10 @@ def test_killed_five_times_it_goes_on_to_the_same_weights(tmp_path):
         time.sleep(draw.uniform(6, 12))
         process.kill()
         process.communicate()
-        time.sleep(0.5)
-        assert trainers(tmp_path / "killed") == []  # they died with it
+        until = time.monotonic() + 60
+        while (left := trainers(tmp_path / "killed")) and time.monotonic() < until:
+            time.sleep(0.1)
+        assert left == []  # they died with it
     assert driver(tmp_path / "killed").wait() == 0
     for member, whole in zip(fleet.members(NAMES, tmp_path / "killed"), fleet.members(NAMES, tmp_path / "whole"),
                              strict=True):
