@@ -8,7 +8,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 PATIENCE = 240  # seconds for one step on a busy machine
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # an open one keeps asyncio from all that comes after it
 def browser():
     if CHROMIUM is None:
         pytest.skip("no Chromium or Chrome is installed")
