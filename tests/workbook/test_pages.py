@@ -132,6 +132,12 @@ def test_16_counts_the_published_shapes_and_says_which_did_not_run(page):
     assert found["counted"]["r007"].exits[0].paper_mflops == pytest.approx(49.381, abs=1e-3)
 
 
+def test_18_composes_a_training_for_each_convention(page):
+    found = page("18", "trained = ")
+    exec(next(cell for cell in pages.code("18") if "asked = " in cell).partition("if settings")[0], found)
+    assert {recipe.attack_mode for recipe in found["asked"].values()} == {"eval", "authors"}
+
+
 def test_18_counts_what_heads_add(page):
     lines = page("18", "trained = ")["lines"]
     added = {key: float(line["heads add"].removesuffix(" %")) for key, line in lines.items()}
