@@ -2,7 +2,7 @@
 
     python3 -m lib train RECIPE                        the training, in data/runs/train
     python -m lib.workbook.shipping RECIPE [--images N] [--forms clean,main,...] [--folder DIR]
-    python -m lib.workbook.shipping mixtures           records of PGD-AT's shipped ends, mixed
+    python -m lib.workbook.shipping mixtures:DATASET [--images N]     records of PGD-AT's shipped ends, mixed
     python -m lib.workbook.shipping repeats            several trainings of FLOAT and its control, and their records
     python -m lib.workbook.shipping trainings --folder data/runs/NAME/19_over_seeds     what that page trained
     python -m lib.workbook.shipping released           records of the RDI authors' released weights on lossless images
@@ -125,13 +125,13 @@ def save_every_knob(name: str, network: Network, source: data.Dataset, images: i
     return save(found, ATLASES / f"{name}.safetensors")
 
 
-def ship_mixtures() -> list[Path]:
+def ship_mixtures(dataset: str, images: int | None = None) -> list[Path]:
     """Records of two shipped networks of PGD-AT, its ends, mixed: nothing new is stored but these."""
-    names = {method: f"resnet20-digits-{method}-laptop" for method in ("pgd_at0", "pgd_at1")}
+    names = {method: f"resnet20-{dataset}-{method}-laptop" for method in ("pgd_at0", "pgd_at1")}
     loaded = {method: checkpoints.load(CHECKPOINTS / f"{name}.safetensors") for method, name in names.items()}
     ends = {method: Trained(names[method], one.network, one.digest) for method, one in loaded.items()}
-    images = data.load("digits", shape=ends["pgd_at0"].network.input_shape)
-    return [save_points(mixed.name, mixed.network, images, checkpoint=mixed.digest, defence=mixed.defence)
+    judged = data.load(JUDGED.get(dataset, dataset), shape=ends["pgd_at0"].network.input_shape)
+    return [save_points(mixed.name, mixed.network, judged, images, checkpoint=mixed.digest, defence=mixed.defence)
             for mixed in once_for_all.mixed(ends).values()]
 
 
@@ -250,8 +250,8 @@ def main(argv: list[str] | None = None):
             print(add_strong(name, args.strong, folder, args.device))
         elif name == "images":
             print(*(bring_images(dataset, args.images or 250) for dataset in JUDGED.values()), sep="\n")
-        elif name == "mixtures":
-            print(*ship_mixtures(), sep="\n")
+        elif name.startswith("mixtures:"):
+            print(*ship_mixtures(name.removeprefix("mixtures:"), args.images), sep="\n")
         elif name == "repeats":
             ship_repeats()
         elif name == "trainings":
