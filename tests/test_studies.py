@@ -78,6 +78,18 @@ def test_a_table_of_the_paper_stands_beside_with_dashes_for_what_nobody_states()
     assert tables.beside(TABLES[6], found, ("random",)).iloc[0]["published"] == "44.86"
 
 
+def test_a_table_stands_there_as_the_paper_prints_it_whole():
+    table = tables.printed(TABLES[9], {"here": {"main": reading(dataset="cifar10")}})
+    assert table.columns.get_level_values(0).unique().tolist() == [
+        "standard", "main branch", "average", "max-average", "plain"]
+    assert table["standard"].loc["on exit 3"].tolist() == ["8.13", "–"]  # not trained here
+    assert table["plain"].loc["ATA, paper's worst case"].tolist() == ["51.11", "–"]
+    said = {name: row.tolist() for name, row in table["main branch"].iterrows()}
+    assert said["TA"] == ["83.74", "100.0 (51.0–100.0)"] and said["on exit 2"] == ["53.87", "–"]  # has two exits
+    assert said["MFlops as the paper counts"] == ["55.27", "1.5"]  # half of the images leave at 1, half at 2
+    assert said["saving as the paper counts, %"] == ["30.40", "25.0"]
+
+
 def test_a_number_of_another_size_has_no_difference():
     table = tables.beside(TABLES[3], {"max_average": reading("x-laptop", dataset="digits")}, ("clean",))
     assert table.iloc[0].tolist() == ["83.79", "100.00", "51.0 to 100.0", "–"]
@@ -89,8 +101,8 @@ def test_no_number_of_a_network_trained_for_seconds_stands_beside_the_papers(nam
     shown = tables.beside(TABLES[3], {"max_average": ways["one"]}, ("clean",))
     assert shown.iloc[0].tolist() == ["83.79", "–", "–", "–"]
     assert "hardly learned" in capsys.readouterr().out
-    table = tables.across(TABLES[3], "max_average", ways, ("clean",))
-    assert table.iloc[0].tolist() == ["83.79", "–", "100.00 (51.0 to 100.0)"]
+    table = tables.printed(TABLES[3], {name: {"max_average": found} for name, found in ways.items()})
+    assert table["max-average"].loc["TA"].tolist() == ["83.79", "–", "100.0 (51.0–100.0)"]
     assert "hardly learned" in capsys.readouterr().out
     tables.beside(TABLES[3], {"max_average": ways["two"]}, ("clean",))
     assert not capsys.readouterr().out

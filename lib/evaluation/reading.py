@@ -258,10 +258,10 @@ class Reading:
 
     def measured(self, quantity: str) -> Number:
         """A number: whatever `right` knows; on clean images paper_mflops, cumulative_macs, and what leaving early saves
-        by either, paper_saving and saving; attacked_mflops, under the worst form. Raises WorkbookError as `right`.
-        """
-        if quantity == "attacked_mflops":
-            return Number(self.cost("paper_mflops", self.paper_worst or self.worst_form))
+        by either, paper_saving and saving; under the worst form attacked_mflops, attacked_saving. Raises as `right`."""
+        if quantity in ("attacked_mflops", "attacked_saving"):
+            spent = self.cost("paper_mflops", self.paper_worst or self.worst_form)
+            return Number(spent if quantity == "attacked_mflops" else 1 - spent / self.plain("paper_mflops"))
         if quantity in COUNTED[:2]:
             return Number(self.cost(quantity))
         if quantity in COUNTED:

@@ -19,9 +19,13 @@ DASH, UNSURE = "–", "too small to tell"
 QUANTITIES = {"clean": "TA", "paper_worst": "ATA, paper's worst case", "union": "per-image worst case",
               "paper_mflops": "MFlops as the paper counts, clean images",
               "attacked_mflops": "MFlops as the paper counts, worst form", "cumulative_macs": "true cost, M MACs",
-              "paper_saving": "saving as the paper counts, %", "saving": "true saving, clean images, %"}
+              "paper_saving": "saving as the paper counts, %",
+              "attacked_saving": "saving as the paper counts, worst form, %", "saving": "true saving, clean images, %"}
 LEARNED = 0.25  # clean accuracy, surely above which a network of ten classes has learned something
-BESIDE = ("clean", "paper_worst", "union", "paper_mflops", "attacked_mflops", "saving")
+BESIDE = ("clean", "paper_worst", "union", "paper_mflops", "attacked_mflops", "attacked_saving", "saving")
+ATTACKED = {"paper_mflops": "attacked_mflops", "paper_saving": "attacked_saving"}  # which its costs fit
+QUICK = ("Networks of preset quick were trained for seconds and have hardly learned: what they reach says\n"
+         "nothing of the paper's networks, so a dash stands in its place.")
 AS_IN_THE_PAPER = ("mnist", "cifar10", "cifar10_png")  # numbers on these may be set against the paper's
 
 
@@ -62,14 +66,13 @@ def beside(published: Published | Sequence[Published], readings: Mapping[str, Re
     those of attacked images, which they fit (it does not say on which images they are).
     """
     if any(reading.trained.quick for reading in readings.values()):
-        print("Networks of preset quick were trained for seconds and have hardly learned: what they reach says\n"
-              "nothing of the paper's networks, so a dash stands in its place.")
+        print(QUICK)
     several, lines = [published] if isinstance(published, Published) else published, []
     for label, reading in readings.items():
         early = reading.record.num_exits > 1
-        other = {"attacked_mflops": "paper_mflops", "paper_mflops": ""} if early else {}
+        other = {ours: said for said, ours in ATTACKED.items()} | dict.fromkeys(ATTACKED, "") if early else {}
         for quantity in quantities:
-            if not early and quantity in ("attacked_mflops", "saving"):
+            if not early and quantity in (*ATTACKED.values(), "saving"):
                 continue  # the same for every image
             said = [table.value(row or label, other.get(quantity, quantity)) for table in several]
             said = next((value for value in said if value is not None), None)
@@ -90,6 +93,27 @@ def across(published: Published | Sequence[Published], row: str, readings: Mappi
     told = table["measured"] + table["95 % interval"].map(lambda span: "" if span == DASH else f" ({span})")
     ways = {style.label(name): told[style.label(name)] for name in readings}
     return pd.DataFrame({"published": table["published"].groupby(level="quantity", sort=False).first()} | ways)
+
+
+def printed(published: Published, ways: Mapping[str, Mapping[str, Reading]]) -> pd.DataFrame:
+    """A table as the paper prints it, whole: a line per quantity; for each of its networks the paper's number and ours,
+    measured in one or several ways {name: {label: reading}}; a dash where it does not stand there or was not run."""
+    if any(reading.trained.quick for readings in ways.values() for reading in readings.values()):
+        print(QUICK)
+    columns, order = {}, {what: None for row in published.values() for what in row}
+    for label, row in published.items():
+        columns[style.label(label), "paper"] = [number(row.get(what)) for what in order]
+        for way, readings in ways.items():
+            ours = readings.get(label)
+            columns[style.label(label), way] = [
+                DASH if not ours or ours.trained.quick else told(ours, _counted(what, ours), 1, True) for what in order]
+    named = [QUANTITIES.get(what, style.spoken(what)).removesuffix(", clean images") for what in order]
+    return pd.DataFrame(columns, pd.Index(named))
+
+
+def _counted(quantity: str, reading: Reading) -> str:
+    """Ours, beside a cost that the paper states: of attacked images where there are early exits."""
+    return ATTACKED.get(quantity, quantity) if reading.record.num_exits > 1 else quantity
 
 
 def number(value: float | None, digits: int = 2) -> str:
