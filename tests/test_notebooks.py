@@ -8,8 +8,9 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import torch
 
-from lib import ROOT, WorkbookError
+from lib import ROOT, WorkbookError, checkpoints
 from lib.workbook import notebooks, parameters
 
 ALL = notebooks.paths()
@@ -110,6 +111,28 @@ def test_the_lint_finds_each_fault(tmp_path, spoil, told):
     path.write_text(json.dumps(nb))
     found = notebooks.problems(path)
     assert len(found) >= 1 and any(told in problem for problem in found), found
+
+
+def test_a_page_of_other_records_than_came_along_is_not_fit(tmp_path, monkeypatch):
+    """And a page says which it shows: what its kernel read, of the files that are shipped."""
+    monkeypatch.setattr(notebooks, "DATA", tmp_path / "data")
+    kept, own, log = tmp_path / "data/atlases/a.safetensors", tmp_path / "data/runs/b.safetensors", tmp_path / "read"
+    monkeypatch.setenv("WORKBOOK_READ", str(log))
+    for place in (kept, own, kept):
+        checkpoints.write(place, "record", {"right": torch.zeros(3)}, {"seed": 0})
+        checkpoints.read(place, "record")
+    shows = notebooks.shown(log)
+    assert shows == {"atlases/a.safetensors": checkpoints.seal(kept)} and notebooks.shown(tmp_path / "none") == {}
+    path = made(tmp_path)
+    nb = nbformat.read(path, as_version=4)
+    nb.metadata["shows"] = shows
+    nbformat.write(nb, path)
+    notebooks.clean(path)
+    assert notebooks.problems(path) == []
+    checkpoints.write(kept, "record", {"right": torch.zeros(3)}, {"seed": 1})  # the same numbers, of another seed
+    assert "atlases/a.safetensors" in notebooks.problems(path)[0]
+    kept.unlink()
+    assert "atlases/a.safetensors" in notebooks.problems(path)[0]
 
 
 def test_the_cleaner_mends_what_a_run_leaves_and_links_neighbours(tmp_path):

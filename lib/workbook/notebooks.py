@@ -19,7 +19,7 @@ from pathlib import Path
 import nbformat
 import psutil
 
-from lib import ROOT, WorkbookError, checkpoints
+from lib import ATLASES, CHECKPOINTS, DATA, ROOT, WorkbookError, checkpoints
 from lib.workbook import headless
 from lib.workbook.parameters import COMMON
 
@@ -30,6 +30,7 @@ KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": 
 METADATA = {"kernelspec": KERNEL, "language_info": {  # as JupyterLab writes it: opening such a notebook changes nothing
     "codemirror_mode": {"name": "ipython", "version": 3}, "file_extension": ".py", "mimetype": "text/x-python",
     "name": "python", "nbconvert_exporter": "python", "pygments_lexer": "ipython3", "version": "3.11.7"}}
+TRACKED = (ATLASES.name, CHECKPOINTS.name)  # what the outputs rest on: a page names these files, see `shown`
 WIDGET = "application/vnd.jupyter.widget-view+json"
 OPENING = Path(__file__).with_name("opening.json")  # {notebook: {"cpu_seconds", "trains": how many networks}}
 
@@ -61,7 +62,7 @@ def question(path: Path) -> str:
 def clean(path: Path) -> None:
     """Take out what a run leaves in a notebook besides its outputs, and link the neighbours."""
     nb = nbformat.read(path, as_version=4)
-    nb.metadata = nbformat.from_dict(METADATA)
+    nb.metadata = nbformat.from_dict(METADATA | {name: nb.metadata[name] for name in ("shows",) if name in nb.metadata})
     nb.cells[0].source = re.sub(r"\n\n\*Opens in [^*]*\*", "", nb.cells[0].source) + opens(path.stem)
     nb.cells = [cell for cell in nb.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
     count = 0
@@ -132,6 +133,9 @@ def problems(path: Path) -> list[str]:
         faults.append(f"the first cell does not begin with \"# {path.stem[:2]} …\"")
     if opens(path.stem) != "".join(re.findall(r"\n\n\*Opens in [^*]*\*", "".join(cells[0]["source"]))):
         faults.append("its head does not say how long it takes as opening.json has it")
+    shows = nb["metadata"].pop("shows", {})
+    if older := [name for name, seal in shows.items() if checkpoints.seal(DATA / name) != seal]:
+        faults.append(f"its outputs are of another {' and another '.join(older)} than came along; execute it again")
     if nb["metadata"] != METADATA:
         faults.append(f"notebook metadata other than a kernelspec and language_info as JupyterLab writes them: "
                      f"{nb['metadata']}")
@@ -188,9 +192,10 @@ def run(path: Path, keep: bool = True) -> None:
     """Execute a notebook in place (keep) as it is to be committed, and note what that takes in `opening.json`: nothing
     that an earlier run made is there. Raises WorkbookError when a cell fails."""
     with tempfile.TemporaryDirectory() as folder:
-        executed, runs = Path(folder) / path.name, Path(folder) / "runs"
+        executed, runs, read = (Path(folder) / name for name in (path.name, "runs", "read"))
         os.environ.update(WORKBOOK_LIVE="0", WORKBOOK_PNG=str(PATIENCE * keep), WORKBOOK_PRESET="laptop",
-                          WORKBOOK_WEIGHTS="shipped", WORKBOOK_RUNS=str(runs), PYTHONPATH=str(ROOT))
+                          WORKBOOK_WEIGHTS="shipped", WORKBOOK_RUNS=str(runs), WORKBOOK_READ=str(read),
+                          PYTHONPATH=str(ROOT))
         with cpu_time() as spent:
             if headless.run(path, executed, {}):
                 raise WorkbookError(f"{path.name} failed; its message stands above")
@@ -198,7 +203,16 @@ def run(path: Path, keep: bool = True) -> None:
         known = json.loads(OPENING.read_bytes()) | {path.stem: {"cpu_seconds": round(max(spent)), "trains": trained}}
         checkpoints.replace(OPENING, (json.dumps(dict(sorted(known.items())), indent=1) + "\n").encode())
         if keep:
-            checkpoints.replace(path, executed.read_bytes().replace(str(runs).encode(), b"data/runs"))  # as a reader's
+            nb = json.loads(executed.read_bytes().replace(str(runs).encode(), b"data/runs"))  # as a reader's
+            nb["metadata"]["shows"] = shown(read)
+            checkpoints.replace(path, json.dumps(nb).encode())
+
+
+def shown(read: Path) -> dict[str, str]:
+    """{a record or network that came along, below data/: its seal}, of all that a process noted in `read`."""
+    noted = (line.split(" ", 1) for line in sorted(set(read.read_text("utf-8").splitlines() if read.is_file() else ())))
+    inside = {Path(path).relative_to(DATA): seal for seal, path in noted if Path(path).is_relative_to(DATA)}
+    return {name.as_posix(): seal for name, seal in sorted(inside.items()) if name.parts[0] in TRACKED}
 
 
 @contextlib.contextmanager

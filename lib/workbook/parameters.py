@@ -41,7 +41,7 @@ class Settings(SimpleNamespace):
     def __str__(self):
         folder = self.run_dir.relative_to(ROOT) if self.run_dir.is_relative_to(ROOT) else self.run_dir
         own = "".join(f" · {name} {value}" for name, value in vars(self).items()
-                      if name not in (*COMMON, "device", "notebook", "named") and value != ""
+                      if name not in (*COMMON, "device", "notebook", "named") and value not in ("", None)
                       and (name != "images" or self.weights == "train" or name in self.named))  # a record has its own
         return f"preset {self.preset} · weights {self.weights} · seed {self.seed} · {self.device}{own} · {folder}"
 
@@ -50,7 +50,7 @@ def resolve(namespace: dict, notebook: str, **by_preset) -> Settings:
     """Check the annotated names of `namespace` (a notebook's globals) and fill what is left open.
 
     by_preset: for a parameter of the notebook its values (quick, laptop, paper), taken where the cell holds the empty
-    value of its type: "auto" or "" for text, 0 for a number.
+    value of its type: "auto" or "" for text, 0 for a number; None for all there are.
     Raises WorkbookError for a notebook of another checkout, a wrong type, an unknown name, a number below 0, an unknown
     preset, or `paper` without a CUDA device.
     """

@@ -5,11 +5,13 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
+from lib import data
 from lib.attacks.steps import Threat
 from lib.evaluation import points
 from lib.training import methods
-from lib.workbook import comparisons, figures, live, once_for_all, style, tables
+from lib.workbook import comparisons, figures, live, networks, once_for_all, style, tables
 from lib.workbook.published import STEP_RATIOS
 from tests import notebook_cells as pages
 from tests.networks import small
@@ -44,6 +46,16 @@ def test_23_sets_steps_beside_what_attacked_images_predict(capsys, monkeypatch):
     monkeypatch.setattr(live, "show", lambda figure: names.update(figure=figure))
     pages.value("23", "measured = {", names)
     assert len(names["figure"].data[0].x) == 7
+
+
+@pytest.mark.parametrize("stem", ("20", "21", "22", "23", "24", "30"))
+def test_at_paper_size_all_test_images_are_attacked_as_many_as_a_dataset_has(stem, monkeypatch, tmp_path):
+    monkeypatch.setenv("WORKBOOK_ALLOW_CPU", "1")
+    how = dict(preset="paper", weights="train", dataset="svhn", run_dir=str(tmp_path / "x"))
+    settings = pages.run(stem, next(cell for cell in pages.code(stem)[2:]), **how)["settings"]
+    test = data.Split(torch.zeros(26_032, 3, 1, 1, dtype=torch.uint8), torch.zeros(26_032, dtype=torch.int64))
+    assert len(networks.first(settings, SimpleNamespace(test=test), settings.images)) == 26_032
+    assert " images " not in str(settings)
 
 
 def attackers(preset: str) -> dict[str, Threat]:
