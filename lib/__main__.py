@@ -32,6 +32,7 @@ def add_run(add):
                       help="train networks in this run (default), or take those that came along")
     verb.add_argument("--only", type=names, metavar="10,12", help="only these notebooks, by number or name")
     verb.add_argument("--list", action="store_true", help="list the notebooks and stop")
+    verb.add_argument("--dry-run", action="store_true", help="say what it would train, how long that takes, and stop")
     verb.add_argument("--name", metavar="NAME", help="folder below data/runs (default: made from the settings)")
     verb.add_argument("--seed", type=int, default=0)
     verb.add_argument("-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),

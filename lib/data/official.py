@@ -41,6 +41,7 @@ class Source:
     classes: int = 10
     archive: str | None = None  # unpacked when it is there
     elsewhere: Path | None = None  # a second place that may hold the files
+    sizes: tuple[int, int] = (45_000, 10_000)  # of the whole set: training images that are not held out, test images
 
     def missing(self, folder: Path) -> list[str]:
         return [name for name in self.files if not ((folder / name).exists() or (folder / f"{name}.gz").exists())]
@@ -168,9 +169,10 @@ CIFAR10_FILES = (*(f"data_batch_{number}" for number in range(1, 6)), "test_batc
 CIFAR100_FILES = ("train", "test", "meta")
 STL10_FILES = ("train_X.bin", "train_y.bin", "test_X.bin", "test_y.bin", "class_names.txt")
 SOURCES = {
-    "mnist": grey("MNIST", "https://ossci-datasets.s3.amazonaws.com/mnist/", MNIST_THREAT),
+    "mnist": grey("MNIST", "https://ossci-datasets.s3.amazonaws.com/mnist/", MNIST_THREAT, sizes=(55_000, 10_000)),
     "fashion_mnist": grey("FashionMNIST", "https://github.com/zalandoresearch/fashion-mnist", FASHION_THREAT,
-                          partial(readers.idx, classes=CLASSES["fashion_mnist"]), elsewhere=SYSTEM_FASHION),
+                          partial(readers.idx, classes=CLASSES["fashion_mnist"]), elsewhere=SYSTEM_FASHION,
+                          sizes=(55_000, 10_000)),
     "cifar10": colour("cifar-10-batches-py", CIFAR10_FILES, readers.cifar10,
                       partial(torchvision_download, loader="CIFAR10"), CIFAR_PAGE, 32,
                       augmentation="crop4_flip", archive="cifar-10-python.tar.gz"),
@@ -178,11 +180,12 @@ SOURCES = {
                        partial(torchvision_download, loader="CIFAR100"), CIFAR_PAGE, 32,
                        augmentation="crop4_flip", archive="cifar-100-python.tar.gz", classes=100),
     "svhn": colour("SVHN", ("train_32x32.mat", "test_32x32.mat"), readers.svhn, download_svhn,
-                   "http://ufldl.stanford.edu/housenumbers/", 32),
+                   "http://ufldl.stanford.edu/housenumbers/", 32, sizes=(68_257, 26_032)),
     "stl10": colour("stl10_binary", STL10_FILES, readers.stl10, partial(torchvision_download, loader="STL10"),
                     "https://cs.stanford.edu/~acoates/stl10/", 96,
-                    augmentation="crop4_flip", archive="stl10_binary.tar.gz"),
+                    augmentation="crop4_flip", archive="stl10_binary.tar.gz", sizes=(4_500, 8_000)),
     "tiny_imagenet": colour("tiny-imagenet-200", ("train", "val"), folders.tiny_imagenet,
                             download_tiny_imagenet, "http://cs231n.stanford.edu/tiny-imagenet-200.zip", 64,
-                            augmentation="crop8_flip", archive="tiny-imagenet-200.zip", classes=200),
+                            augmentation="crop8_flip", archive="tiny-imagenet-200.zip", classes=200,
+                            sizes=(95_000, 10_000)),
 }

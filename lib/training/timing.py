@@ -1,5 +1,6 @@
 """One training step of several methods side by side, beside what the passes they make predict."""
 
+import dataclasses
 import itertools
 import math
 import time
@@ -17,6 +18,8 @@ from lib.operating_point import OperatingPoint
 from lib.training.constraints import Unconstrained
 from lib.training.objectives import OBJECTIVES, Context, at_every_width, view_of
 from lib.training.recipe import Recipe
+
+SHAPE = ("name", "exits", "classes", "input_shape", "width_multiplier", "depth_multiplier", "inner")  # of a backbone
 
 
 def attacked_share(recipe: Recipe, network: Network) -> tuple[float, float]:
@@ -114,6 +117,23 @@ def side_by_side(recipes: dict[str, Recipe], *, rounds: int = 5, device: torch.d
                  common | {"metric": "pass_ms", "value": 1e3 * np.median(seconds) / passes[name] / recipe.batch_size},
                  common | {"metric": "parameters", "value": networks[name].weight_count()}]
     return rows
+
+
+def pass_seconds(recipe: Recipe, device: torch.device | str, rounds: int = 2) -> float:
+    """Seconds per image and forward pass of a recipe's backbone, from measured training steps on clean images: on CUDA
+    of whole batches, on a CPU of 16 images and on one core. `work` times this is an image's share of a step."""
+    device, bare = torch.device(device), {k: v for k, v in recipe.network.items() if k in SHAPE}
+    clean = dataclasses.replace(recipe, network=bare, objective="standard", threat=None, validation=None,
+                                attack_view=None, attack_mode="eval", exit_weights=None, epsilon_warmup=0.0,
+                                batch_size=recipe.batch_size if device.type == "cuda" else 16)
+    step = stepper(clean, zoo.build(**bare).to(device, memory_format=torch.channels_last), device)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        seconds = [timed(step, t, device) for t in range(rounds + 1)][1:]
+    finally:
+        torch.set_num_threads(threads)
+    return float(np.median(seconds)) / 3 / clean.batch_size
 
 
 def timed(step: Callable[[int], None], t: int, device: torch.device) -> float:

@@ -20,12 +20,15 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from lib import ATLASES, CHECKPOINTS, ROOT, RUNS, WorkbookError, checkpoints, locks, writable
+import pandas
+
+from lib import ATLASES, CHECKPOINTS, ROOT, RUNS, WorkbookError, checkpoints, data, locks, writable
 from lib.workbook import notebooks
 from lib.workbook import parameters as checks
 from lib.workbook.execution import cores, execute, index
 
 NOTEBOOKS = notebooks.FOLDER
+NEEDS = Path(__file__).with_name("trainings.csv")  # what each trains at full size
 MOST_AT_ONCE = 4  # notebooks side by side on CPUs, unless told: small networks gain little from more threads each
 
 
@@ -130,6 +133,11 @@ def main(args) -> int:
     if args.allow_cpu:
         os.environ["WORKBOOK_ALLOW_CPU"] = "1"
     device = checks.pick_device()
+    if args.weights == "train" and (args.dry_run or args.preset == "paper"):
+        print(f"{bill(jobs, device)}\nhours of this {device}{' (of one core)' * (device == 'cpu')}: measured steps of "
+              "each backbone on clean images, times the passes of the attacks; noise, FiLM and validation come on top")
+    if args.dry_run:
+        return 0
     checks.refuse_paper_on_cpu(args.preset, args.weights, device)
     at_once = args.jobs or (1 if device == "cuda" else min(MOST_AT_ONCE, cores()))
     threads, begun = max(1, cores() // at_once) if at_once > 1 else None, time.monotonic()
@@ -145,6 +153,54 @@ def main(args) -> int:
     for job in failed:
         print(f"  failed: {job.notebook.name}: {job.status['message']}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def bill(jobs: list[Job], device: str) -> str:
+    """What jobs train and record, a line each, with hours and GB to keep, before anything starts.
+
+    `trainings.csv` says what a notebook trains at full size; a training that several need counts where it is first.
+    """
+    from lib.models import zoo
+    from lib.training import recipes, timing
+
+    needs, lines, pace, known = pandas.read_csv(NEEDS), {}, {}, set()
+    for job in jobs:
+        preset, line = job.parameters["preset"], dict.fromkeys(("trainings", "hours", "to record: hours", "GB"), 0.0)
+        for need in needs[needs.notebook == job.notebook.name].itertuples():
+            given = need.dataset if need.network.endswith("smallcnn") else job.parameters.get("dataset", need.dataset)
+            train, test = data.SOURCES[given].sizes if given in data.SOURCES else (1_097, 500)
+            for method in need.methods.split():
+                recipe = recipes.compose(need.network, given, method, "glance" if preset == "quick" else preset)
+                new = need.times - (recipe.name in known)
+                known.add(recipe.name)
+                if new:
+                    shape = json.dumps([recipe.network.get(key) for key in timing.SHAPE])
+                    pace[shape] = hours = pace.get(shape) or timing.pass_seconds(recipe, device) / 3600
+                    network, images = zoo.build(**recipe.network), job.parameters.get("images") or test
+                    passes, stored = recorded(network, method, given, preset)
+                    steps = recipe.total(train) * recipe.batch_size * timing.work(recipe, network)
+                    every = (1, steps * hours, images * passes * hours,
+                             (4 * network.weight_count() + images * stored) / 1e9)
+                    line = {key: line[key] + new * value for key, value in zip(line, every, strict=True)}
+        lines[job.notebook.name] = line
+    table = pandas.DataFrame(lines).T
+    table.loc["in all"] = table.sum()
+    return table.to_string(float_format="{:,.1f}".format)
+
+
+def recorded(network, method: str, dataset: str, preset: str) -> tuple[float, float]:
+    """(passes, bytes) per image of a network's record."""
+    from lib.evaluation import recording
+    from lib.training import methods, recipes
+    from lib.workbook import networks, once_for_all
+
+    threat, draws = networks.customary(recipes.described(dataset)), 1
+    if method in methods.METHODS:
+        views, draws = once_for_all.planned(network, threat, **once_for_all.SIZES[preset])
+    else:
+        views = recording.suite(network, threat)
+    return (sum(draws + (2 * v.threat.steps * v.threat.draws if v.attacked else 0) for v in views),
+            len(views) * network.num_exits * (6 + 2 * network.classes))
 
 
 def claim(folder: Path, settings: dict, threads: int | None) -> None:
