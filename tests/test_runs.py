@@ -6,12 +6,14 @@ from argparse import Namespace
 from pathlib import Path
 
 import nbformat
+import pandas
 import pytest
 from plotly.offline import get_plotlyjs
 
 from lib import WorkbookError, checkpoints
 from lib.evaluation import rows
 from lib.models import zoo
+from lib.training import recipes
 from lib.workbook import execution, networks, notebooks, runs
 from lib.workbook.headless import KILLED
 from lib.workbook.parameters import Settings
@@ -21,6 +23,7 @@ COMMON = ('preset: str = "auto"  # size\nweights: str = "auto"  # origin\nseed: 
 MEASURE = '''
 from lib.evaluation import rows
 from lib.models import zoo
+from lib.training import recipes
 from lib.workbook import parameters
 settings = parameters.resolve(globals(), "{stem}")
 rows.append(settings.table, [dict(experiment="{stem}", metric="value", value=settings.{own})])
@@ -56,9 +59,34 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
+def test_a_run_says_what_it_costs_before_it_starts(monkeypatch, capsys):
+    """By hand: SmallCNN goes 13,100 steps of 256 images; a step is 3 passes clean, 3 attacked, 2 x 40 of the attack."""
+    monkeypatch.setattr("lib.training.timing.pass_seconds", lambda recipe, device: 1e-3)
+    monkeypatch.setattr(runs, "execute", lambda *asked: pytest.fail("it began"))
+    once = arguments(preset="paper", only=("10",), dry_run=True)
+    assert runs.main(once) == 0
+    said = capsys.readouterr().out
+    trainings, hours, record = map(float, said.splitlines()[1].replace(",", "").split()[1:4])
+    small = 13_100 * 256 * (3 + 3 + 2 * 40)
+    resnet, mobile = (steps * 128 * (3 + 3 + 2 * 10) for steps in (55_000, 76_000))
+    assert trainings == 3 and hours == pytest.approx((small + resnet + mobile) * 1e-3 / 3600, abs=0.1)
+    assert record == pytest.approx(((2 + 2 * 40) + 2 * (2 + 2 * 20)) * 10_000 * 1e-3 / 3600, abs=0.1)
+    runs.main(arguments(preset="paper", only=("12", "15"), dry_run=True))
+    both = capsys.readouterr().out.splitlines()
+    assert [line.split()[-4] for line in both[1:4]] == ["5.0", "0.0", "5.0"]  # the networks of 12 are those of 15
+
+
+def test_the_table_of_trainings_names_notebooks_and_recipes_that_there_are():
+    needs = pandas.read_csv(runs.NEEDS)
+    assert set(needs.notebook) <= {path.stem for path in notebooks.paths()}
+    for line in needs.itertuples():
+        for method in line.methods.split():
+            assert recipes.compose(line.network, line.dataset, method, "paper").name
+
+
 def arguments(**changes) -> Namespace:
-    usual = dict(preset="quick", weights="train", only=None, list=False, name="mine", seed=4, parameters=[],
-                 dataset=None, jobs=1, allow_cpu=False, patience=10.0)
+    usual = dict(preset="quick", weights="train", only=None, list=False, dry_run=False, name="mine", seed=4,
+                 parameters=[], dataset=None, jobs=1, allow_cpu=False, patience=10.0)
     return Namespace(**usual | changes)
 
 

@@ -3,6 +3,7 @@
 import itertools
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import lib
@@ -15,7 +16,7 @@ from lib.models import zoo
 from lib.operating_point import OperatingPoint
 from lib.training import loop
 from lib.training.recipes import RDI
-from lib.workbook import style, tables
+from lib.workbook import runs, style, tables
 from lib.workbook.networks import Trained
 from lib.workbook.studies import TrainedReading
 from tests import notebook_cells as pages
@@ -163,3 +164,6 @@ def test_a_page_runs_at_quick_size_to_its_last_claim(stem, tmp_path, monkeypatch
     assert len(shown) >= 4 and set(shown["verdict"]) <= {
         "held", "held here", "did not hold", "did not hold here", "too small to tell"}
     assert (found["settings"].run_dir / "metrics.csv").is_file()
+    made = {tuple(path.name.split("-")[0:3:2]) for path in found["settings"].networks.iterdir() if path.is_dir()}
+    needs = pd.read_csv(runs.NEEDS).query(f"notebook.str.startswith('{stem}')")
+    assert made == {(line.network, method) for line in needs.itertuples() for method in line.methods.split()}
