@@ -26,6 +26,6 @@ def awaited():
 
     def awaited(page, expression, old=None):
         found = f"old => {{ try {{ return {expression}; }} catch {{ return null; }} }}"
-        return page.wait_for_function(found, arg=old, timeout=1000 * PATIENCE).json_value()
+        return page.wait_for_function(found, arg=old, polling=50, timeout=1000 * PATIENCE).json_value()  # not by frames
 
     return awaited
