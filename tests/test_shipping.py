@@ -12,6 +12,7 @@ from lib.attacks.steps import Threat
 from lib.evaluation import recording
 from lib.evaluation.record import Record
 from lib.models import zoo
+from lib.operating_point import OperatingPoint
 from lib.training import recipes
 from lib.workbook import networks, shipping
 from tests.networks import small
@@ -60,6 +61,9 @@ def test_every_knob_is_recorded_under_attacks_on_calibrated_gates(elsewhere, mon
     for view in found.views:
         if view.form == "gate_aware":
             assert view.exact_at(found.thresholds_of("calibrated", view.point))
+    kept = Record.load(lib.ATLASES / "repeats" / f"{name}-logits.safetensors")
+    assert kept.points == (OperatingPoint(noise=1.0, batch_norm=1.0, width=1.0),) and len(kept.views) == 4
+    assert kept.logits.shape == (4, 7, 4, 10) and kept.held_out.logits.shape[1:] == (7, kept.held_out.images, 10)
 
 
 @pytest.mark.parametrize("path", sorted(lib.ATLASES.rglob("*.safetensors")), ids=lambda path: path.stem)

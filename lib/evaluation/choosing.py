@@ -9,6 +9,7 @@ others: what the judging images say of it stands beside it.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -57,19 +58,29 @@ class Choice:
     def judged(self) -> dict[str, Number]:
         return self._numbers(JUDGE)
 
-    def _numbers(self, half: slice) -> dict[str, Number]:
+    @cached_property
+    def met(self) -> dict[str, float]:
+        """`chosen` without its intervals."""
+        return {what: float(each.mean()) for what, each in self._each(CHOOSE).items()}
+
+    def _each(self, half: slice) -> dict[str, np.ndarray]:
         at = self.reading
-        macs = (at.spent() * at.plain("trunk"))[half]
-        drawn = paired_difference(macs, np.zeros_like(macs))
-        return {"clean": interval(at.right("clean")[half]), "robust": interval(at.right(at.robust)[half]),
+        found = {"clean": at.right("clean"), "robust": at.right(at.robust), "macs": at.spent() * at.plain("trunk")}
+        return {what: each[half] for what, each in found.items()}
+
+    def _numbers(self, half: slice) -> dict[str, Number]:
+        each = self._each(half)
+        drawn = paired_difference(each["macs"], np.zeros_like(each["macs"]))
+        return {"clean": interval(each["clean"]), "robust": interval(each["robust"]),
                 "macs": Number(drawn["difference"], drawn["low"], drawn["high"])}
 
     @property
     def missed(self) -> float:
         """By how much what was asked is missed on the images that chose, both bounds as shares of themselves; 0.0 where
         it is reached."""
-        costs, robust = self.chosen["macs"].value, self.chosen["robust"].value
-        return max(0.0, costs / self.max_macs - 1) + (self.min_robust and max(0.0, 1 - robust / self.min_robust))
+        met = self.met
+        return max(0.0, met["macs"] / self.max_macs - 1) + (
+            self.min_robust and max(0.0, 1 - met["robust"] / self.min_robust))
 
     @property
     def kept(self) -> dict[str, bool]:
@@ -93,13 +104,18 @@ def choose(record: Record, max_macs: float = math.inf, min_robust: float = 0.0) 
         for point in record.points:
             found += [Choice(at, max_macs, min_robust) for at in settings(record, point, max_macs) if at.attacks]
             shown.update(1)
+    return best(found)
+
+
+def best(found: Sequence[Choice]) -> Choice:
+    """Of these settings, which were asked for alike, the one that `choose` takes. Raises WorkbookError as that does."""
     if not found:
         raise WorkbookError("this record holds no attack, so that it cannot say what is robust; record some with it")
     if min(len(c.reading.right(c.reading.robust)) for c in found) < 2:
         raise WorkbookError("half of the images choose and half judge; give a record of two images or more")
     if reaching := [c for c in found if c.missed == 0]:
-        return max(reaching, key=lambda c: (c.chosen["clean"].value, -c.chosen["macs"].value))
-    nearest = min(found, key=lambda c: (c.missed, -c.chosen["clean"].value))
+        return max(reaching, key=lambda c: (c.met["clean"], -c.met["macs"]))
+    nearest = min(found, key=lambda c: (c.missed, -c.met["clean"]))
     return replace(nearest, reached=False)
 
 
@@ -115,15 +131,16 @@ def settings(record: Record, point: OperatingPoint, max_macs: float = math.inf) 
         gates.setdefault(record.thresholds_of("calibrated", point), "equal shares")
         cheapest = float((costs.trunk + costs.heads).min())
         for budget in np.geomspace(cheapest, max(cheapest, min(max_macs, record.macs(point))), BUDGETS):
-            gates.setdefault(record.thresholds_of(float(budget), point), f"budget of {budget / 1e6:.2f} M MACs")
+            budget = max(cheapest, float(budget))  # it is rounded on its way
+            gates.setdefault(record.thresholds_of(budget, point), f"budget of {budget / 1e6:.2f} M MACs")
     return [read(record, point, thresholds, source=source) for thresholds, source in gates.items()]
 
 
 def sentence(choice: Choice) -> str:
     """What was found, in a few lines: the setting, its numbers on the images that judge, and how the promise did."""
     at, judged, chosen = choice.reading, choice.judged, choice.chosen
-    asked = [f"at most {choice.max_macs / 1e6:.4g} M MACs"] * (choice.max_macs < math.inf)
-    asked += [f"at least {100 * choice.min_robust:.4g} % robust"] * (choice.min_robust > 0)
+    asked = [f"at most {choice.max_macs / 1e6:.4g} M MACs"] * bool(choice.max_macs < math.inf)
+    asked += [f"at least {100 * choice.min_robust:.4g} % robust"] * bool(choice.min_robust > 0)
     gates = ", ".join("closed" if t == -math.inf else f"{t:.4g}" for t in at.thresholds)
     clean, robust = (_percent(judged[what]) for what in ("clean", "robust"))
     costs = "{:.2f} ({:.2f}–{:.2f}) M MACs".format(*(v / 1e6 for v in judged["macs"]))

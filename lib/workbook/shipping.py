@@ -114,7 +114,8 @@ def save_points(name: str, network: Network, dataset: data.Dataset, images: int 
 def save_every_knob(name: str, network: Network, source: data.Dataset, images: int | None, held_out: data.Split,
                     folder: Path, **told) -> Path:
     """Record and store a network with exits and a knob lambda: at both ends and between, at each width, under attacks
-    on the main exit, on the average of all, and on the exit that fires at equal shares."""
+    on the main exit, on the average of all, and on the exit that fires at equal shares. The logits of the first draw at
+    lambda 1, full width, stay beside it: other decisions than by entropy need them."""
     how = dict(lambdas=(0.0, 0.5, 1.0), switches=(0.0,))
     at = points.published(network, *how.values(), network.widths if "width" in network.knobs else (None,))
     gates = recording.hold_out(network, held_out, at, draws=1, folder=folder / "held_out")
@@ -122,6 +123,10 @@ def save_every_knob(name: str, network: Network, source: data.Dataset, images: i
                               forms=("main", "average", "gate_aware"), **how)
     found = recording.record(network, source.test[:images], views, held_out=gates.lightened(), draws=3,
                              batch_size=BATCH, audited=AUDITED, folder=folder / "attacked", **told)
+    last = points.of_lambda(network, 1.0, width=max(network.widths) if "width" in network.knobs else None)
+    first = [v for v, view in enumerate(found.views) if view.point == last and not view.evaluated_at.draw]
+    kept = replace(found.take(first), held_out=gates.select(point=last, images=slice(HELD_OUT // 2)))
+    kept.save(ATLASES / "repeats" / f"{name}-logits.safetensors")
     return save(found, ATLASES / f"{name}.safetensors")
 
 

@@ -55,6 +55,13 @@ def test_of_equally_accurate_settings_the_cheapest():
     assert choosing.choose(slim(["xx" * 5] * 2, ["xx" * 5] * 2)).point == OperatingPoint(width=0.5)
 
 
+def test_a_budget_below_the_cheapest_exit_buys_that_one():
+    """Steps between the cheapest exit and itself are rounded, some of them below it."""
+    record = Record.load(ATLASES / "cheap_resnet38-cifar10_jpeg-float_slim-laptop.safetensors")
+    point = next(p for p in record.points if p.width == 1.0)
+    assert choosing.settings(record, point, max_macs=1e6)[-1].share()[0] == 1
+
+
 def by_loops(record: Record, thresholds, half: int) -> tuple[float, float, float]:
     """(clean, worst case, MACs) of a record of one point on the images of one half, image by image."""
     costs, clean, robust, macs = record.meta["costs"]["1"], 0, 0, 0.0

@@ -88,3 +88,24 @@ def test_of_several_draws_an_image_counts_once():
     assert several.held().entropy.shape == (2, 120)
     with pytest.raises(WorkbookError, match="40 held-out images cannot show"):
         several.thresholds_of("risk 0.05")
+
+
+def test_whether_the_promise_is_kept_is_counted_split_by_split():
+    """Against loops over the same halves, on the held-out images and on the record's own."""
+    record = Record.load(MNIST).select(images=slice(200))
+    found = reading.read(record, thresholds="paper")
+    share, means = risk.kept(found, 0.01, splits=4, seed=1)
+    entropy, correct = record.held()
+    drawn, kept, attacked, saved = np.random.default_rng(1), [], [], []
+    for _ in range(4):
+        order = drawn.permutation(entropy.shape[1])
+        mine, others = order[:(len(order) + 1) // 2], order[(len(order) + 1) // 2:]
+        thresholds = risk.at_most(0.01, entropy[:, mine], correct[:, mine])
+        left = routing.decide(entropy[:, others], thresholds)
+        gone = [correct[-1, n] and not correct[left[i], n] for i, n in enumerate(others)]
+        kept.append(np.mean(gone))
+        at = reading.read(record, thresholds=thresholds)
+        attacked.append((at.alone("average")[-1].astype(bool) & ~at.right("average")).mean())
+        saved.append(1 - at.spent().mean())
+    assert share == np.mean(np.array(kept) <= 0.01) and means["held out"] == pytest.approx(np.mean(kept))
+    assert means["average"] == pytest.approx(np.mean(attacked)) and means["saving"] == pytest.approx(np.mean(saved))

@@ -85,3 +85,15 @@ def test_where_there_is_no_effect_one_is_found_in_at_most_six_percent(trainings,
         told = stats.paired_difference(*right, resamples=1000)  # which is what `tables.verdict` answers by
         found += told["low"] > 0 or told["high"] < 0
     assert found / runs <= 0.06
+
+
+def test_the_area_under_the_curve_counts_pairs_and_holds_the_truth():
+    """Of scores drawn one standard deviation apart the area is Φ(1/√2) = 0.76; ties count one half."""
+    drawn = np.random.default_rng(0)
+    positive = np.arange(400) % 2 == 0
+    score = (drawn.normal(size=400) + positive).round(1)
+    pairs = score[positive][:, None] - score[~positive][None]
+    found = stats.auroc(score, positive)
+    assert found.value == pytest.approx(((pairs > 0) + (pairs == 0) / 2).mean())
+    assert found.low < 0.7602 < found.high and found.high - found.low < 0.12
+    assert np.isnan(stats.auroc(score, positive | True).value)
