@@ -2,11 +2,9 @@
 
 A view is an attack form with its budget, the point it was crafted at, and the point it is judged at. Views that did not
 look at thresholds hold at any; views that did (gate-aware) are exact at those alone, and say so. One format for exits,
-operating points, and both at once. `recording` makes it, in one call:
+operating points, and both at once. `recording` makes it in one call, and `reading` makes numbers of it:
 
     found = recording.record(network, dataset.test[:1000], recording.suite(network, threat), folder=…, dataset=…)
-
-`reading` makes numbers of it.
 """
 
 from collections.abc import Sequence
@@ -230,13 +228,13 @@ class Record:
 
     def save(self, path: Path | str) -> None:
         """Write one safetensors file, atomically and checksummed."""
-        parts = {"": self, "held_out.": self.held_out, "strong.": self.strong}
-        parts = {prefix: part for prefix, part in parts.items() if part is not None}
-        tensors = {prefix + name: torch.from_numpy(np.ascontiguousarray(getattr(part, name)))
-                   for prefix, part in parts.items() for name in (*ARRAYS, "labels")
-                   if getattr(part, name) is not None}
-        tensors |= {name: labels.to(torch.uint8) for name, labels in tensors.items()
-                    if name.endswith("labels") and len(labels) and labels.max() < 256}
+        parts = {p: r for p, r in {"": self, "held_out.": self.held_out, "strong.": self.strong}.items() if r}
+        arrays = {prefix + name: getattr(part, name) for prefix, part in parts.items() for name in (*ARRAYS, "labels")}
+        tensors = {name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in arrays.items() if a is not None}
+        tensors |= {name: labels.short() for name, labels in tensors.items() if name.endswith("labels")}
+        for prefix, part in parts.items():  # of one draw, what is right follows from the answers
+            if part.prediction is not None and np.array_equal(part.right, part.prediction == part.labels):
+                del tensors[prefix + "right"]
         about = {prefix + "about": {"views": [v.to_json() for v in part.views], "meta": part.meta}
                  for prefix, part in parts.items()}
         checkpoints.write(path, "record", tensors, about)
@@ -248,10 +246,12 @@ class Record:
 
         def part(prefix: str, **more) -> Record:
             about = values[prefix + "about"]
-            held = {n: tensors[prefix + n].numpy() if prefix + n in tensors else None for n in ARRAYS}
+            held = {n: tensors[prefix + n].numpy() for n in ARRAYS if prefix + n in tensors}
             labels = tensors[prefix + "labels"].long().numpy() if prefix + "labels" in tensors else None
-            return cls(tuple(View.from_json(v) for v in about["views"]), labels=labels, meta=about["meta"],
-                       **held, **more)
+            if "right" not in held:
+                held["right"] = (held["prediction"] == labels).astype(np.uint8)
+            views = tuple(View.from_json(v) for v in about["views"])
+            return cls(views, labels=labels, meta=about["meta"], **held, **more)
 
         return part("", **{name: part(f"{name}.") for name in ("held_out", "strong") if f"{name}.about" in values})
 
