@@ -121,6 +121,8 @@ def test_an_attack_on_gates_is_exact_at_those_alone(every, tmp_path):
     assert explorer.spot().mark("main") == "" and "≤" in view.tiles(explorer)
     explorer.set(lambda_n=0.6)
     assert explorer.spot().mark("gate_aware") == "≈ ≤ "
+    explorer.set(lambda_n=1.0, thresholds="last exit only")  # no gate to know
+    assert explorer.spot().mark("union") == ""
 
 
 def test_the_views_of_every_knob_name_the_gates_of_each_point(network):
@@ -293,6 +295,7 @@ def test_a_flag_stands_beside_attacked_numbers_alone_wherever_they_are_shown(tmp
     table = tables.forms({"max_average": doubtful}).loc["max-average"]
     assert [column for column in table.index if "!" in table[column]] == [
         *map(style.spoken, forms[1:]), "ATA, paper's worst case", "per-image worst case"]
+    assert table["average"] == "1̶0̶.̶0̶ !" and table["per-image worst case"] == "≤ 1̶0̶.̶0̶ !"
     tiles = view.tiles(Explorer(Subject(doubtful.record), tmp_path))
     assert "do not trust numbers with ! (zero gradients)" in tiles
     assert "10.0 % !" in tiles and "10.0 %</div>" in tiles  # attacked and clean

@@ -56,6 +56,13 @@ def test_shipped_records_give_the_images_named_and_no_others(asked):
         networks.record(asked(images=1000), trained, dataset, 1000)
 
 
+def test_a_record_kept_in_a_run_is_taken_for_its_own_thresholds_alone(asked):
+    settings, dataset = asked(images=2), data.load("digits", shape=(1, 28, 28))
+    for gates in ((0.5, 0.5), (0.5, 0.6)):
+        found = networks.record(settings, smallcnn(settings), dataset, 2, forms=("gate_aware",), thresholds=gates)
+        assert found.views[0].thresholds_used == gates
+
+
 def test_another_seed_is_attacked_anew_and_the_rows_say_what_was_read(asked, monkeypatch):
     settings = asked(seed=7, images=3)
     trained = smallcnn(settings)

@@ -72,10 +72,9 @@ class Spot:
         return math.fsum(w * r.cost(convention, called(r, attack)) for w, r in self.around)
 
     def mark(self, attack: str = "clean") -> str:
-        """What stands before a number: ≈ interpolated, ≤ attacked at other thresholds than these."""
-        bound = any(not r.view(view).exact_at(r.thresholds) for _, r in self.around
-                    for view in (r.suite if attack in ("union", "worst") else [called(r, attack)]))
-        return "≈ " * (len(self.around) > 1) + "≤ " * bound
+        """What stands before a number: ≈ interpolated, ≤ no attacker went for it who knew these very gates."""
+        bound = max(r.bound(attack if attack in TOGETHER else called(r, attack)) for _, r in self.around)
+        return "≈ " * (len(self.around) > 1) + bound
 
 
 def called(reading: Reading, attack: str) -> str:

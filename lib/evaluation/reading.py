@@ -32,8 +32,7 @@ COUNTED = ("paper_mflops", "cumulative_macs", "paper_saving", "saving")  # on cl
 
 
 def relation(view: View) -> str:
-    """Who the attacker was: "clean", "white-box", "EOT", "draw known", "restart 2", "noise-free transfer", …
-    """
+    """Who the attacker was: "clean", "white-box", "EOT", "draw known", "restart 2", "noise-free transfer", …"""
     if not view.attacked:
         return "clean"
     crafted = view.crafted_at
@@ -157,8 +156,7 @@ class Reading:
         what: a view's name; a relation, all of its forms at once; "paper_worst", the paper's worst form; "paper_union",
         under each of its forms; "union", the per-image worst case over clean and the suite; "worst", right in every
         draw of it; "strong", the first images' worst case over that and the strong suite, of fewer images (n,) where
-        not all met it. Raises WorkbookError where the record does not hold it.
-        """
+        not all met it. Raises WorkbookError where the record does not hold it."""
         every, makes = self._right, self._relations
         if what in every:
             return every[what]
@@ -256,6 +254,13 @@ class Reading:
         """What stands behind an attacked number that should not be believed."""
         return " !" if self.doubts and quantity not in ("clean", *COUNTED) else ""
 
+    def bound(self, quantity: str) -> str:
+        """"≤ " before a robust number that no attacker went for who knew these very gates, else ""."""
+        whole = quantity in ("union", "worst")
+        met = map(self.view, self.suite if whole else {quantity} & self.views.keys())
+        exact = [view.exact_at(self.thresholds) for view in met if view.thresholds_used is not None]
+        return "≤ " * (max(self.thresholds, default=-np.inf) > -np.inf and not any(exact) if whole else not all(exact))
+
     def measured(self, quantity: str) -> Number:
         """A number: whatever `right` knows; on clean images paper_mflops, cumulative_macs, and what leaving early saves
         by either, paper_saving and saving; under the worst form attacked_mflops, attacked_saving. Raises as `right`."""
@@ -281,15 +286,11 @@ class Trainings:
             return lambda *args: np.stack([getattr(reading, attribute)(*args) for reading in self.each])
         if attribute in ("record", "point", "threat", "names", "suite", "draws", "source"):  # the same for all
             return getattr(self.each[0], attribute)
+        if attribute in ("flag", "bound"):  # marked where one of them is
+            return lambda quantity: max(getattr(reading, attribute)(quantity) for reading in self.each)
+        if attribute == "robust":  # "strong" where all of them met it
+            return max(reading.robust for reading in self.each)
         raise AttributeError(attribute)
-
-    @property
-    def robust(self) -> str:
-        """As of one; "strong" where all of them met it."""
-        return "strong" if all(reading.survived for reading in self.each) else "union"
-
-    def flag(self, quantity: str) -> str:
-        return max(reading.flag(quantity) for reading in self.each)
 
     def measured(self, quantity: str) -> Number:
         """As of one; a cost is the mean of the trainings', from the cheapest to the dearest."""

@@ -5,7 +5,7 @@
     explorer.point, explorer.spot().number("clean"), explorer.export()
 
 The knobs are those that the record's points use. A setting is recorded; or it lies between recorded points, and its
-numbers are interpolated (≈); or an attack knew other thresholds than the present ones, which makes a bound of it (≤).
+numbers are interpolated (≈); or no attack knew the present thresholds, which makes a bound of a robust one (≤).
 """
 
 import contextlib

@@ -204,7 +204,8 @@ def _said(options: dict) -> list:
     threat, forms = options["threat"], options.get("forms")
     algorithm = threat.algorithm if threat.loss == "ce" else f"{threat.algorithm}_{threat.loss}"
     return [algorithm, f"{threat.epsilon:.3g}", threat.steps, f"s{options['seed']}",
-            *(f"{name}_{options[name]}" for name in ("mode", "point") if options.get(name)), *(forms or ("paper",))]
+            *(f"{name}_{options[name]}" for name in ("mode", "point") if options.get(name)),
+            *(f"{gate:.6g}" for gate in options.get("thresholds") or ()), *(forms or ("paper",))]
 
 
 def matching(found: Record, trained: Trained) -> Record:

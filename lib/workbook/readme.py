@@ -83,7 +83,7 @@ def _footnotes(lists: dict[str, str]) -> list[str]:
 
 
 def _percent(found: Reading, quantity: str) -> str:
-    return spread(found.measured(quantity), 1, unit=100)
+    return found.bound(quantity) + spread(found.measured(quantity), 1, unit=100)
 
 
 def with_knob() -> str:

@@ -40,11 +40,13 @@ def measured(reading: Reading, quantity: str) -> Number | None:
 
 
 def told(reading: Reading, quantity: str, digits: int = 2, with_interval: bool = False) -> str:
-    """`measured` in words, with the audit's flag behind an attacked number; a dash where there is none."""
+    """`measured` in words; a dash where there is none. "≤" stands before a bound (`Reading.bound`), and an attacked
+    number that the audit doubts is struck through, with its flag behind."""
     found = measured(reading, quantity)
     if found is None:
         return DASH
-    return (spread(found, digits) if with_interval else number(found.value, digits)) + reading.flag(quantity)
+    said, flag = spread(found, digits) if with_interval else number(found.value, digits), reading.flag(quantity)
+    return reading.bound(quantity) + ("".join(f"{letter}\u0336" for letter in said) + flag if flag else said)
 
 
 def comparable(reading: Reading) -> bool:

@@ -283,7 +283,7 @@ def tiles(explorer: Explorer) -> str:
     if exits > 1:
         shown.append(cost(here.attack, "attacked", style.ATTACKED))
     exact = "recorded or computed here" if len(spot.around) == 1 else "≈ interpolated between recorded points"
-    bound = "; ≤ attacked at other thresholds than these" if "≤" in spot.mark("union") else ""
+    bound = "; ≤ no attacker was tried who knew these thresholds" if "≤" in spot.mark("union") else ""
     draws = f", mean of {reading.draws} draws" if reading.draws > 1 else ""
     doubts = f"; do not trust numbers with ! ({', '.join(reading.doubts)})" if reading.doubts else ""
     lacking = "" if subject.pixels else f"Pictures need the images: {subject.missing}"

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from lib import WorkbookError
 from lib.attacks.steps import Threat
 from lib.evaluation import rows
-from lib.evaluation.reading import read
+from lib.evaluation.reading import Trainings, read
 from lib.evaluation.stats import interval
 from lib.operating_point import OperatingPoint
 from tests.evaluation.made_record import RESNET38, made, view
@@ -188,6 +188,19 @@ def test_gate_aware_views_are_exact_at_their_thresholds_alone():
     record = made(["clean", view("gate_aware", thresholds_used=(0.5,))], nothing, nothing, [0] * 3)
     for thresholds, exact in (((0.5,), True), ((0.4,), False)):
         assert read(record, thresholds=thresholds).view("gate_aware").exact_at(thresholds) == exact
+
+
+def test_a_robust_number_is_a_bound_where_no_attacker_knew_the_gates():
+    def marks(views, *gates):
+        record = made(views, *[np.zeros((len(views), 2, 3))] * 2, [0] * 3)
+        return [read(record, thresholds=(gate,)).bound("union") for gate in gates]
+
+    aware = [view("gate_aware", thresholds_used=(used,)) for used in (0.5, 0.7)]
+    assert marks(["clean", "main"], 0.5, -np.inf) == ["≤ ", ""]  # nobody looked at gates, and where none is open
+    assert marks(["clean", *aware], 0.5, 0.7, 0.6) == ["", "", "≤ "]
+    found = read(made(["clean", "main", aware[0]], *[np.zeros((3, 2, 3))] * 2, [0] * 3), thresholds=(0.6,))
+    assert [found.bound(what) for what in ("clean", "main", "gate_aware", "saving")] == ["", "", "≤ ", ""]
+    assert Trainings((found, found)).bound("union") == "≤ "
 
 
 def test_rows_hold_every_number_once():
