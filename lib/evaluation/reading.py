@@ -54,8 +54,7 @@ def read(records: Record | Sequence[Record], point: OperatingPoint | None = None
 
     thresholds: themselves, or where they come from (see `Record.thresholds_of`); the point's own if left out.  threat:
     of several budgets the one that is meant (EOT's draws aside); None = all that the record holds.
-    Raises WorkbookError for points, thresholds and threats that the record does not have.
-    """
+    Raises WorkbookError for points, thresholds and threats that the record does not have."""
     if not isinstance(records, Record):
         return Trainings(tuple(read(r, point, thresholds, threat=threat, source=source) for r in records))
     if thresholds is None and point is not None:
