@@ -1,7 +1,9 @@
 """The README's tables are the ones its own data give, and so are the numbers in its sentences."""
 
+import json
 import math
 import re
+from collections import Counter
 
 from lib import ATLASES, ROOT
 from lib.evaluation.reading import read
@@ -16,6 +18,21 @@ KNOBS = "cheap_resnet38-cifar10_jpeg-float_slim-laptop"
 def test_the_tables_of_the_readme_are_current():
     text = readme.README.read_text()
     assert readme.current(text) == text
+
+
+def test_every_table_and_figure_of_both_papers_is_listed_and_none_is_claimed_that_is_not_there():
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in readme.coverage().splitlines()[2:]]
+    assert Counter(row[0].split(",")[0] for row in rows) == {"Triple Wins": 12, "FLOAT": 20}
+    assert all(cell for row in rows for cell in row) and len({row[0] for row in rows}) == 32
+    for item, _, link, *_ in rows:
+        kind, number = re.search(r"(Table|Fig|Algorithm)\.? (\d+)", item).groups()
+        if link != "not here" and kind != "Algorithm":
+            path = ROOT / re.search(r"\((.*)\)", link)[1]
+            text = "".join("".join(cell["source"]) for cell in json.loads(path.read_text("utf-8"))["cells"])
+            named = [set(re.findall(r"\d+", said)) | {str(n) for a, b in re.findall(r"(\d+) to (\d+)", said)
+                                                      for n in range(int(a), int(b))}
+                     for said in re.findall(rf"{kind}s?\.? ((?:\d+\w?(?:, | and | to )?)+)", text)]
+            assert any(number in numbers for numbers in named), f"{path.name} does not speak of {item}"
 
 
 def test_what_is_said_of_the_network_with_every_knob_is_in_its_record():

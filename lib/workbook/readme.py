@@ -3,13 +3,17 @@
     python -m lib.workbook.readme        rewrites them between their markers; a test holds that they are current
 """
 
+import csv
+import json
+import re
 from collections import Counter
 from collections.abc import Iterable
+from pathlib import Path
 
 from lib import ATLASES, CHECKPOINTS, ROOT, checkpoints
 from lib.evaluation.reading import Reading, read
 from lib.evaluation.record import Record
-from lib.training import methods
+from lib.training import methods, recipes
 from lib.workbook import notebooks as pages
 from lib.workbook import once_for_all, style
 from lib.workbook.networks import Trained
@@ -119,9 +123,40 @@ def _repeats() -> list[tuple[str, Member]]:
             for m in found.values()]
 
 
+def coverage() -> str:
+    """One line per table and figure of both papers: where it is shown, on what, and whether that is the paper's size:
+    as the stored page itself says, or counted, where nothing has to be trained."""
+    lines = ["| paper | shows | notebook | the paper's networks | images | networks on the page | images "
+             "| the paper's size? |", "|---|---|---|---|---|---|---|---|"]
+    for row in csv.DictReader((Path(__file__).with_name("coverage.csv")).open(encoding="utf-8")):
+        here, asked = (DASH,) * 3, (f"{row['network']}: {row['dataset']}", row["images"])
+        if row["notebook"]:
+            networks, images, preset = seen_on(pages.FOLDER / f"{row['notebook']}.ipynb")
+            here = (networks, images, "yes") if preset == "paper" else (networks, images, f"no: {preset}")
+            here = (row["network"], "none", "yes, counted") if row["counted"] else here
+        link = f"[{row['notebook'][:2]}](notebooks/{row['notebook']}.ipynb)" if row["notebook"] else "not here"
+        lines.append(f"| {row['paper']}, {row['item']} | {row['what']} | {link} | {' | '.join((*asked, *here))} |")
+    return "\n".join(lines)
+
+
+def seen_on(page: Path) -> tuple[str, str, str]:
+    """(networks and their dataset, images, preset) that a stored page says its numbers are of."""
+    cells = pages.cells(page)
+    said = "\n".join("".join(o.get("text", o.get("data", {}).get("text/plain", ""))) for cell in cells
+                     for o in cell.get("outputs", ()))
+    counts = dict.fromkeys(" of ".join(one) for one in re.findall(r"([\d,]+) (?:test )?images of ([^·\n]+?) ·", said))
+    shown = " ".join((said, *json.loads(page.read_bytes())["metadata"].get("shows", ())))
+    source = "".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    found = ([name for name in recipes.NETWORKS if re.search(form.format(name), text)] for form, text in (
+        (r"(?<!\w){}-\w+-\w+-\w+", shown), (r"network {}\b", said), (r'"{}"', source)))
+    networks = ", ".join(map(style.label, next(filter(None, found))))
+    return networks, ", ".join(counts), re.search(r"preset (\w+)", said)[1]
+
+
 def current(text: str) -> str:
     """`text` of the README with its tables made anew."""
-    for name, make in (("notebooks", notebooks), ("results", results), ("once for all", with_knob)):
+    for name, make in (("notebooks", notebooks), ("results", results), ("once for all", with_knob),
+                       ("coverage", coverage)):
         begin, end = MARK.format(name), f"<!-- end of {name} -->"
         before, after = text.split(begin)[0], text.split(end)[1]
         text = f"{before}{begin}\n{make()}\n{end}{after}"
