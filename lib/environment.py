@@ -275,7 +275,9 @@ def pytest(arguments: list[str], fast: bool):
     chosen = [a for a in arguments if not a.startswith("-") and Path(a.split("::")[0]).exists()]
     targets = [] if chosen else [str(ROOT / "tests")] + ([] if fast else [str(ROOT / "notebooks")])
     few = ["-m", "not slow and not browser"] if fast else []
-    become(sys.executable, "pytest", ["--nbval-lax", "--nbval-current-env", *few, *arguments, *targets])
+    beside = min(4, len(os.sched_getaffinity(0)))  # each worker holds torch, and a file of tests, notebooks too
+    several = [f"-n{beside}", "--dist=loadfile", "--no-loadscope-reorder"] if targets and beside > 1 else []
+    become(sys.executable, "pytest", ["--nbval-lax", "--nbval-current-env", *several, *few, *arguments, *targets])
 
 
 def lab(notebook: str | None, port: int | None, no_browser: bool):

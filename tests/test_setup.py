@@ -26,7 +26,7 @@ from lib import ROOT, WorkbookError, environment, packages
 # ---- the one list of versions
 
 # used without being imported; and imported without a line of its own, as a listed package always brings it
-TOOLS = {"torchvision", "anywidget", "kaleido", "nbval", "playwright", "ruff"}
+TOOLS = {"torchvision", "anywidget", "kaleido", "nbval", "playwright", "pytest-xdist", "ruff"}
 IMPORTED_AS = {"sklearn": "scikit-learn", "PIL": "pillow", "IPython": "ipython",
                "jupyterlab_server": "jupyterlab-server"}
 COME_ALONG = {"packaging": "pytest", "pillow": "torchvision", "ipython": "ipywidgets", "scipy": "scikit-learn",
