@@ -72,9 +72,9 @@ def test_square_finds_what_gradients_find():
 def test_later_attacks_meet_only_the_images_that_are_left_in_batches_of_them(monkeypatch):
     pytest.importorskip("pyautoattack")
     network, x, y, _ = known(24)
-    met, craft = [], strong._craft
-    monkeypatch.setattr(strong, "_craft", lambda name, n, images, *rest: (met.append(len(images)),
-                                                                         craft(name, n, images, *rest))[1])
+    met, craft = [], strong.craft
+    monkeypatch.setattr(strong, "craft", lambda name, n, images, *rest: (met.append(len(images)),
+                                                                        craft(name, n, images, *rest))[1])
     monkeypatch.setattr(strong, "names", lambda *_: ("gate_aware", "margin"))
     (_, first, left), (_, second, after) = strong.attacked(network, x, y, Threat(EPSILON, 0.01, 1), batch_size=20)
     count = int(left.sum())
@@ -90,8 +90,8 @@ def test_a_killed_suite_takes_up_its_finished_attacks(tmp_path, monkeypatch):
     def whole(folder, epsilon=EPSILON):
         return list(strong.attacked(network, x, y, Threat(epsilon, 0.01, 1), folder=folder))
 
-    expected, crafted, craft = whole(None), [], strong._craft
-    monkeypatch.setattr(strong, "_craft", lambda name, *rest: (crafted.append(name), craft(name, *rest))[1])
+    expected, crafted, craft = whole(None), [], strong.craft
+    monkeypatch.setattr(strong, "craft", lambda name, *rest: (crafted.append(name), craft(name, *rest))[1])
     begun = strong.attacked(network, x, y, Threat(EPSILON, 0.01, 1), folder=tmp_path)
     next(begun), next(begun)
     again = whole(tmp_path)
