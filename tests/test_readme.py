@@ -35,6 +35,15 @@ def test_every_table_and_figure_of_both_papers_is_listed_and_none_is_claimed_tha
             assert any(number in numbers for numbers in named), f"{path.name} does not speak of {item}"
 
 
+def test_where_the_workbook_differs_is_said_line_by_line():
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in readme.differences().splitlines()]
+    assert {len(line) for line in lines} == {5} and all(cell for line in lines for cell in line)
+    about = "\n".join(" ".join(line) for line in lines)
+    for what in ("which weights are shown", "45,000", "loss of Standard", "entropy", "appendix C", "26,032",
+                 "weight decay of α"):
+        assert what in about
+
+
 def test_what_is_said_of_the_network_with_every_knob_is_in_its_record():
     record = Record.load(ATLASES / f"{KNOBS}.safetensors")
 

@@ -139,6 +139,13 @@ def coverage() -> str:
     return "\n".join(lines)
 
 
+def differences() -> str:
+    """One line per choice in which the workbook differs from what a paper says, or had to decide what it does not."""
+    table = list(csv.reader(Path(__file__).with_name("differences.csv").open(encoding="utf-8")))
+    return "\n".join(f"| {' | '.join(cell or DASH for cell in line)} |" for line in (
+        table[0], ["---"] * len(table[0]), *table[1:]))
+
+
 def seen_on(page: Path) -> tuple[str, str, str]:
     """(networks and their dataset, images, preset) that a stored page says its numbers are of."""
     cells = pages.cells(page)
@@ -156,7 +163,7 @@ def seen_on(page: Path) -> tuple[str, str, str]:
 def current(text: str) -> str:
     """`text` of the README with its tables made anew."""
     for name, make in (("notebooks", notebooks), ("results", results), ("once for all", with_knob),
-                       ("coverage", coverage)):
+                       ("coverage", coverage), ("differences", differences)):
         begin, end = MARK.format(name), f"<!-- end of {name} -->"
         before, after = text.split(begin)[0], text.split(end)[1]
         text = f"{before}{begin}\n{make()}\n{end}{after}"
