@@ -1,4 +1,4 @@
-"""The front door: python3 -m lib run | test | lab | doctor | train | fleet | evaluate | choose | page | cost | bench.
+"""The front door: python3 -m lib run | test | lab | doctor | train | fleet | evaluate | choose | page | export | …
 
 A bare Python is enough to start: the standard library alone up to the moment a verb begins, so that help and wrong
 flags answer at once. Written plainly enough for an old Python to read it and be told that it is too old.
@@ -21,8 +21,8 @@ from lib.flags import count, image_range, input_shape, macs, names, number, path
 
 # What a verb needs before it starts: only the core packages, all of them, or nothing but Python.
 NEEDS = {"run": "all", "test": "all", "lab": "all", "doctor": None,
-         "train": "core", "fleet": "core", "evaluate": "core", "choose": "core", "page": "all", "cost": "core",
-         "bench": "core"}
+         "train": "core", "fleet": "core", "evaluate": "core", "choose": "core", "page": "all",
+         "export": "core", "cost": "core", "bench": "core"}
 
 
 def add_run(add):
@@ -120,6 +120,8 @@ def add_choose(add):
                       help="a record, see evaluate --save-record, or a network that came with one")
     verb.add_argument("--max-macs", type=macs, default=float("inf"), metavar="X",
                       help="at most so many multiply-accumulates an image, such as 30e6")
+    verb.add_argument("--max-ms", type=number, default=float("inf"), metavar="T",
+                      help="at most so many milliseconds an image, measured here in batches of 32")
     verb.add_argument("--min-robust", type=unit, default=0.0, metavar="Y",
                       help="at least this share right in the per-image worst case, 0 to 1")
     verb.add_argument("--json", type=path, metavar="FILE", help="write the numbers there as well")
@@ -129,6 +131,15 @@ def add_page(add):
     verb = add("page", "write a record as one HTML file with sliders, which needs neither kernel nor network")
     verb.add_argument("source", type=path, metavar="CHECKPOINT_OR_RECORD", help="as for choose")
     verb.add_argument("file", type=path, metavar="FILE", help="the page, such as page.html")
+
+
+def add_export(add):
+    verb = add("export", "write a network at one operating point as torch.export programs and ONNX, an exit each")
+    verb.add_argument("checkpoint", type=path, metavar="CHECKPOINT")
+    verb.add_argument("folder", type=path, metavar="DIR", help="where the programs and their card go")
+    verb.add_argument("--at", required=True, metavar="FILE_OR_JSON",
+                      help="what choose --json wrote, or a point such as '{\"noise\": 0, \"width\": 0.5}'")
+    verb.add_argument("--no-onnx", action="store_true", help="torch.export alone, without the packages that ONNX needs")
 
 
 def add_cost(add):
@@ -176,7 +187,7 @@ def build_parser():
         return verbs.add_parser(name, help=summary, description=summary.capitalize() + ".", allow_abbrev=False, **more)
 
     for one in (add_run, add_test, add_lab, add_doctor, add_train, add_fleet, add_evaluate, add_choose, add_page,
-                add_cost, add_bench):
+                add_export, add_cost, add_bench):
         one(add)
     return parser
 

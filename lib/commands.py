@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import json
+import math
 import runpy
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ import pandas
 import torch
 
 from lib import ATLASES, ROOT, RUNS, WorkbookError, checkpoints, data, writable
-from lib.evaluation import choosing
+from lib.evaluation import choosing, speeds
 from lib.evaluation.record import Record
 from lib.models import zoo
 from lib.models.cost import cost as count_cost
@@ -76,16 +77,18 @@ def evaluate(args) -> None:
 
 def choose(args) -> None:
     """The most accurate setting of a recorded network within bounds. args: source, a record or a network that came with
-    one; max_macs, min_robust, json."""
+    one; max_macs, max_ms, min_robust, json."""
     check_output(args.json, inputs=[args.source])
-    choice = choosing.choose(recorded(args.source), args.max_macs, args.min_robust)
+    record = recorded(args.source)
+    clocks = speeds.clocks(record) if args.max_ms < math.inf else None
+    choice = choosing.choose(record, args.max_macs, args.min_robust, args.max_ms, clocks)
     print(choosing.sentence(choice))
     numbers = {half: {what: number._asdict() for what, number in getattr(choice, half).items()}
                for half in ("chosen", "judged")}
-    write_json(args.json, {"max_macs": plain(choice.max_macs), "min_robust": choice.min_robust,
-                           "reached": choice.reached, "point": choice.point.to_json(), "source": choice.reading.source,
-                           **numbers, "kept": choice.kept, "robust": choice.reading.robust,
-                           "doubts": choice.reading.doubts})
+    write_json(args.json, {"max_macs": plain(choice.max_macs), "max_ms": plain(choice.max_ms),
+                           "min_robust": choice.min_robust, "reached": choice.reached, "point": choice.point.to_json(),
+                           "source": choice.reading.source, **numbers, "kept": choice.kept,
+                           "robust": choice.reading.robust, "doubts": choice.reading.doubts})
 
 
 def page(args) -> None:
@@ -105,6 +108,11 @@ def recorded(path: str) -> Record:
             return record
     raise WorkbookError(f"no record of {path} came along; make one with `python3 -m lib evaluate {path} --dataset … "
                         "--save-record FILE` and give that file")
+
+
+def export(args) -> None:
+    """See `lib.exporting`."""
+    importlib.import_module("lib.exporting").main(args)
 
 
 def cost(args) -> None:

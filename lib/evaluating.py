@@ -138,14 +138,19 @@ def beyond(args, network: Network, point: OperatingPoint, threat: Threat, images
     return told
 
 
-def card(found: reading.Reading, threat: Threat, verdict: dict) -> dict:
-    """The entry that RobustBench asks for (its model_info), with what is known here."""
+def card(found: reading.Reading, threat: Threat, verdict: dict | None) -> dict:
+    """The entry that RobustBench asks for (its model_info), with what is known here, and what it does not ask: exits,
+    true cost, the per-image worst case and the attacks behind it, seed and flags. verdict: of AutoAttack, or None."""
     record, images = found.record, found.record.images
+    flags = sorted({*found.doubts, *(verdict or {}).get("flags", ())})
     return {"name": record.model, "architecture": record.model, "dataset": record.meta["dataset"], "images": images,
             "eps": f"{threat.epsilon * 255:g}/255", "clean_acc": f"{100 * found.right('clean').mean():.2f}",
-            "autoattack_acc": f"{100 * verdict['correct'] / images:.2f}", "number_forward_passes": verdict["draws"],
-            "additional_data": False,
-            "unreliable": bool(verdict["flags"]) or any(audit["flags"] for audit in record.meta["audit"].values())}
+            "autoattack_acc": verdict and f"{100 * verdict['correct'] / images:.2f}",
+            "number_forward_passes": verdict["draws"] if verdict else found.draws, "additional_data": False,
+            "unreliable": bool(flags), "flags": flags, "seed": record.meta["seed"], "exits": found.record.num_exits,
+            "leave_at_each_exit": found.share().tolist(), "true_macs": found.cost("cumulative_macs"),
+            "worst_case_acc": f"{100 * found.right(found.robust).mean():.2f}",
+            "attacks": [*found.suite, *(found.survived if found.robust == "strong" else ())]}
 
 
 def find_images(asked: tuple[int, int | None] | None, dataset: Dataset) -> tuple[int, Split]:

@@ -9,7 +9,7 @@ others: what the judging images say of it stands beside it.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -19,6 +19,7 @@ from lib import WorkbookError
 from lib.evaluation.points import name
 from lib.evaluation.reading import Reading, read
 from lib.evaluation.record import Record
+from lib.evaluation.routing import ExitCosts
 from lib.evaluation.stats import Number, interval, paired_difference
 from lib.operating_point import OperatingPoint
 from lib.progress import bar
@@ -32,7 +33,8 @@ class Choice:
     """A setting, and how it meets what was asked: at most `max_macs` MACs a clean image in the mean, at least the share
     `min_robust` right in the per-image worst case.
 
-    chosen, judged: {"clean", "robust", "macs"} on the images that chose and on the others, with 95 % intervals.
+    chosen, judged: {"clean", "robust", "macs"} on the images that chose and on the others, with 95 % intervals.  clock:
+    where given, milliseconds of the parts at this point (`speeds.time_table`); then "ms" as well, at most `max_ms`.
     reached: whether any setting met both on the images that chose; if not, this is the one that comes nearest.
     """
 
@@ -40,6 +42,8 @@ class Choice:
     max_macs: float
     min_robust: float
     reached: bool = True
+    clock: ExitCosts | None = None
+    max_ms: float = math.inf
 
     @property
     def point(self) -> OperatingPoint:
@@ -66,43 +70,49 @@ class Choice:
     def _each(self, half: slice) -> dict[str, np.ndarray]:
         at = self.reading
         found = {"clean": at.right("clean"), "robust": at.right(at.robust), "macs": at.spent() * at.plain("trunk")}
+        if self.clock is not None:
+            found["ms"] = self.clock.cumulative(at.thresholds)[at.leaving["clean"]].mean(0)
         return {what: each[half] for what, each in found.items()}
 
     def _numbers(self, half: slice) -> dict[str, Number]:
-        each = self._each(half)
-        drawn = paired_difference(each["macs"], np.zeros_like(each["macs"]))
-        return {"clean": interval(each["clean"]), "robust": interval(each["robust"]),
-                "macs": Number(drawn["difference"], drawn["low"], drawn["high"])}
+        return {what: interval(each) if what in ("clean", "robust") else Number(
+            *paired_difference(each, np.zeros_like(each)).values()) for what, each in self._each(half).items()}
 
     @property
     def missed(self) -> float:
-        """By how much what was asked is missed on the images that chose, both bounds as shares of themselves; 0.0 where
-        it is reached."""
+        """By how much what was asked is missed on the images that chose, bounds as shares of themselves; 0.0 where it
+        is reached."""
         met = self.met
-        return max(0.0, met["macs"] / self.max_macs - 1) + (
+        return max(0.0, met["macs"] / self.max_macs - 1) + max(0.0, met.get("ms", 0.0) / self.max_ms - 1) + (
             self.min_robust and max(0.0, 1 - met["robust"] / self.min_robust))
 
     @property
     def kept(self) -> dict[str, bool]:
-        """Whether the promise holds on the images that judge: {"macs", "robust"}."""
-        return {"macs": self.judged["macs"].value <= self.max_macs,
-                "robust": self.judged["robust"].value >= self.min_robust}
+        """Whether the promise holds on the images that judge: {"macs", "robust", with a clock "ms"}."""
+        spent = {"macs": self.max_macs} | ({"ms": self.max_ms} if self.clock else {})
+        return {what: self.judged[what].value <= most for what, most in spent.items()} | {
+            "robust": self.judged["robust"].value >= self.min_robust}
 
 
-def choose(record: Record, max_macs: float = math.inf, min_robust: float = 0.0) -> Choice:
-    """The most accurate setting within both bounds; of equally accurate ones the cheapest.
+def choose(record: Record, max_macs: float = math.inf, min_robust: float = 0.0, max_ms: float = math.inf,
+           clocks: Mapping[OperatingPoint, ExitCosts] | None = None) -> Choice:
+    """The most accurate setting within all bounds; of equally accurate ones the cheapest.
 
-    max_macs: multiply-accumulates of an image, the mean over clean images.  min_robust: a share, 0 to 1.
+    max_macs: multiply-accumulates of an image, the mean over clean images.  min_robust: a share, 0 to 1.  max_ms:
+    milliseconds an image, the mean over clean images, by the clock of each point (see `speeds.clocks`).
     Points that were not attacked do not count.  Raises WorkbookError for bounds out of range, and for a record of no
     attacks or fewer than two images.
     """
-    if not max_macs > 0 or not 0 <= min_robust <= 1:
-        raise WorkbookError(f"at most {max_macs:g} MACs and at least {min_robust:g} robust cannot be asked for; give "
-                            "MACs above 0 and a share between 0 and 1")
+    if not (max_macs > 0 and max_ms > 0 and 0 <= min_robust <= 1):
+        raise WorkbookError(f"at most {max_macs:g} MACs, {max_ms:g} ms and at least {min_robust:g} robust cannot be "
+                            "asked for; give MACs and ms above 0 and a share between 0 and 1")
+    if max_ms < math.inf and clocks is None:
+        raise WorkbookError("a bound on milliseconds needs to know how long each part takes here; give clocks")
     found = []
     with bar(len(record.points), "settings", "point") as shown:
         for point in record.points:
-            found += [Choice(at, max_macs, min_robust) for at in settings(record, point, max_macs) if at.attacks]
+            found += [Choice(at, max_macs, min_robust, clock=(clocks or {}).get(point), max_ms=max_ms)
+                      for at in settings(record, point, max_macs) if at.attacks]
             shown.update(1)
     return best(found)
 
@@ -140,14 +150,18 @@ def sentence(choice: Choice) -> str:
     """What was found, in a few lines: the setting, its numbers on the images that judge, and how the promise did."""
     at, judged, chosen = choice.reading, choice.judged, choice.chosen
     asked = [f"at most {choice.max_macs / 1e6:.4g} M MACs"] * bool(choice.max_macs < math.inf)
+    asked += [f"at most {choice.max_ms:.4g} ms"] * bool(choice.max_ms < math.inf)
     asked += [f"at least {100 * choice.min_robust:.4g} % robust"] * bool(choice.min_robust > 0)
     gates = ", ".join("closed" if t == -math.inf else f"{t:.4g}" for t in at.thresholds)
     clean, robust = (_percent(judged[what]) for what in ("clean", "robust"))
     costs = "{:.2f} ({:.2f}–{:.2f}) M MACs".format(*(v / 1e6 for v in judged["macs"]))
+    if choice.clock:
+        costs += ", {:.3g} ({:.3g}–{:.3g}) ms an image here".format(*judged["ms"])
     suite = "" if choice.bound else f" (strong suite, {len(at.right('strong')[JUDGE]):,} images)"
     said = (" and ".join(asked) or "no bounds") + (": reached, most accurately, by" if choice.reached else
-            f": nothing reaches it; nearest, on the images that chose at {chosen['macs'].value / 1e6:.2f} M MACs and "
-            f"{choice.bound}{100 * chosen['robust'].value:.1f} % robust, is")
+            f": nothing reaches it; nearest, on the images that chose at {chosen['macs'].value / 1e6:.2f} M MACs"
+            + (f", {chosen['ms'].value:.3g} ms" if choice.clock else "") +
+            f" and {choice.bound}{100 * chosen['robust'].value:.1f} % robust, is")
     said += f"\n  {name(at.point)}" + (f", images leaving below {gates} ({at.source})" if gates else "")
     said += (f"\n  on {len(at.right('clean')[JUDGE]):,} images that did not choose: clean {clean}, per-image worst "
              f"case {choice.bound}{robust}{suite}{at.flag('union')}, {costs}")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import lib
-from lib import randomness
+from lib import progress, randomness
 from lib.evaluation import latency, tuning
 from lib.evaluation.latency import _alternate, _time, check_sizes, device_name, median_interval
 from lib.evaluation.record import Record
@@ -88,6 +88,19 @@ def time_table(network: Network, images: Tensor, *, point: OperatingPoint | None
         heads.append(spent[1])
     per_image = [1e3 / len(images) * np.median(times[warm_up:], axis=0) for times in (trunk, heads)]
     return ExitCosts(np.cumsum(per_image[0]), per_image[1])
+
+
+def clocks(record: Record, batch_size: int = 32, seed: int = 0) -> dict[OperatingPoint, ExitCosts]:
+    """{recorded point: its `time_table` on this device}, of an untrained network of the record's shape, batch norm
+    folded: weights do not change the time. Noise is drawn once, as in a network that is deployed."""
+    network, _ = shaped(record)
+    images = torch.rand(batch_size, *network.input_shape, generator=randomness.generator(seed, "clock"))
+    with progress.bar(len(record.points), "timing", "point") as shown:
+        found = {}
+        for point in record.points:
+            found[point] = time_table(network, images, point=point.replace(draw=None if point.noise is None else 0))
+            shown.update(1)
+    return found
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from lib import ATLASES, CHECKPOINTS, WorkbookError, __main__, checkpoints
-from lib.evaluation import choosing
+from lib.evaluation import choosing, speeds
 from lib.evaluation.record import Record
+from lib.evaluation.routing import ExitCosts
 from lib.models import zoo
 from lib.operating_point import OperatingPoint
 from tests.evaluation.made_record import THREAT, made, view
@@ -49,6 +50,26 @@ def test_where_nothing_reaches_it_the_nearest_is_named():
     assert not found.reached and found.point == OperatingPoint(width=0.5) and found.missed == pytest.approx(0.5)
     assert "at most 5e-05 M MACs and at least 80 % robust: nothing reaches it; nearest" in choosing.sentence(found)
     assert "≤ 40.0 % robust" in choosing.sentence(found)
+
+
+def test_a_bound_on_milliseconds_is_by_the_clock_of_each_point():
+    """Width 1 takes 4 ms and is right more often, width 0.5 takes 1 ms."""
+    record = slim(["x" * 10, "xxxx" + "." * 6], ["x" * 10] * 2)
+    clocks = {p: ExitCosts(np.array([ms]), np.zeros(1)) for p, ms in zip(record.points, (4.0, 1.0), strict=True)}
+    assert choosing.choose(record, max_ms=5, clocks=clocks).point.width == 1.0
+    found = choosing.choose(record, max_ms=2, clocks=clocks)
+    assert found.point.width == 0.5 and found.judged["ms"] == (1, 1, 1) and found.kept["ms"]
+    said = choosing.sentence(found)
+    assert "at most 2 ms: reached" in said and "1 (1–1) ms an image here" in said
+    nearest = choosing.choose(record, max_ms=0.5, clocks=clocks)
+    assert not nearest.reached and nearest.point.width == 0.5 and nearest.missed == 1.0
+    with pytest.raises(WorkbookError, match="give clocks"):
+        choosing.choose(record, max_ms=2)
+
+
+def test_the_clock_of_a_record_times_each_part_of_each_point(mnist):
+    (clock,) = speeds.clocks(mnist, batch_size=8).values()
+    assert (np.diff(clock.trunk, prepend=0.0) > 0).all() and (clock.heads > 0).all() and len(clock.heads) == 3
 
 
 def test_of_equally_accurate_settings_the_cheapest():
@@ -115,7 +136,7 @@ def test_the_strong_suite_counts_where_it_was_run_at_this_very_setting(mnist):
 
 def test_what_cannot_be_asked_for_is_refused(mnist):
     for bounds, sentence in [((0.0, 0.5), "at most 0 MACs"), ((1e6, 1.5), "a share between 0 and 1"),
-                             ((math.nan, 0.5), "cannot be asked for")]:
+                             ((math.nan, 0.5), "cannot be asked for"), ((1e6, 0.5, math.nan), "cannot be asked for")]:
         with pytest.raises(WorkbookError, match=sentence):
             choosing.choose(mnist, *bounds)
     with pytest.raises(WorkbookError, match="holds no attack"):

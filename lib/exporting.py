@@ -1,0 +1,69 @@
+"""The verb `export`: a checkpoint at one point as programs, compared with it, timed, with a card of what is known."""
+
+import json
+from pathlib import Path
+
+import torch
+
+from lib import WorkbookError, checkpoints, randomness
+from lib.commands import check_output, plain, recorded, write_json
+from lib.evaluating import card
+from lib.evaluation import latency
+from lib.evaluation.reading import read
+from lib.models import exits, export
+from lib.operating_point import OperatingPoint
+
+NEAR, COMPARED = 1e-4, 100  # how far a logit may lie from the network's, on so many images
+
+
+@torch.no_grad()
+def main(args) -> None:
+    """args: checkpoint, folder, at (a file of `choose --json`, or a point as JSON), no_onnx.
+
+    Noise without a draw becomes draw 0.  Raises WorkbookError for no such point, and where programs answer otherwise
+    than the network.
+    """
+    folder, loaded, point = Path(args.folder), checkpoints.load(args.checkpoint), asked(args.at)
+    check_output(folder / "card.json", inputs=[args.checkpoint])
+    network, point = loaded.network, point if point.draw is not None or not point.noise else point.replace(draw=0)
+    images = torch.rand(COMPARED, *network.input_shape, generator=randomness.generator(0, "export"))
+    files = export.write(export.stages(network, point), images[:2], folder, onnx=not args.no_onnx)
+    programs, gates = [torch.export.load(path).module() for path in files], export.opened(network, point)
+    x, far = images, 0.0
+    for program, wanted in zip(programs, network(images, point.replace(thresholds=None, exits=None))[list(gates)],
+                               strict=True):
+        logits, x = program(x)
+        far = max(far, float((logits - wanted).abs().max()))
+    if not far <= NEAR:
+        raise WorkbookError(f"logits lie {far:.2g} from the network's, above {NEAR:g}; do not use what is in {folder}")
+    told = {"point": point.to_json(), "stages": [path.name for path in files], "furthest_logit": far,
+            "thresholds": [plain(gate) for gate in gates.values()], "latency_ms": {}}
+    ways = {"programs": lambda x: export.route(programs, gates.values(), x)}
+    if point.thresholds or network.num_exits == 1:
+        ways["network"] = lambda x: exits.route(network, x, point)
+    for size in (1, 32):
+        times = latency._alternate(ways, images, size, passes=30, warm_up=5, seconds=10)
+        told["latency_ms"][f"batch {size}"] = {
+            way: dict(zip(("low", "median", "high"), latency.median_interval(1e3 / size * each), strict=True))
+            for way, each in times.items()}
+    try:
+        record = recorded(args.checkpoint)
+        threat = next(view.threat for view in record.views if view.attacked)
+        told |= card(read(record, record.at(point), point.thresholds), threat, None)
+    except WorkbookError as error:
+        told["remark"] = str(error)
+    write_json(folder / "card.json", told)
+    print(f"{folder}: {len(files)} stages, logits of {COMPARED} images at most {far:.1g} from the network's",
+          *(f"  {batch}, ms an image: " + ", ".join(f"{way} {ms['median']:.3g} ({ms['low']:.3g}–{ms['high']:.3g})"
+                                                    for way, ms in took.items())
+            for batch, took in told["latency_ms"].items()), sep="\n")
+
+
+def asked(text: str) -> OperatingPoint:
+    """The point in a file that `choose --json` wrote, or in JSON such as {"noise": 0, "width": 0.5}."""
+    try:
+        values = json.loads(text if text.lstrip().startswith("{") else Path(text).read_text("utf-8"))
+        return OperatingPoint.from_json(values.get("point", values))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise WorkbookError(f"'{text}' holds no operating point ({error}); give a file of choose --json, or JSON such "
+                            'as \'{"noise": 0, "batch_norm": 1, "width": 0.5}\'') from None
