@@ -11,11 +11,14 @@ import pytest
 from lib.evaluation import between
 from lib.evaluation.reading import read
 from lib.evaluation.stats import wilson
+from lib.models import zoo
+from lib.models.cost import cost
 from lib.operating_point import OperatingPoint
 from lib.workbook import figures, live, published, studies, style, tables
 from lib.workbook.networks import Trained
 from lib.workbook.studies import TrainedReading
 from tests.evaluation.made_record import made
+from tests.networks import small
 
 FORMS = ("clean", "single1", "single2", "main", "average", "max_average")
 
@@ -136,3 +139,32 @@ def test_live_is_every_kernel_unless_the_runner_or_ci_say_otherwise(monkeypatch,
     monkeypatch.setenv("WORKBOOK_LIVE", told) if told is not None else monkeypatch.delenv("WORKBOOK_LIVE")
     monkeypatch.setattr("IPython.get_ipython", lambda: SimpleNamespace(kernel=1) if kernel else None)
     assert live.is_live() == expected
+
+
+# --- networks as they are built ---
+
+def test_a_drawing_shows_every_stage_and_exit_of_the_built_network():
+    network = zoo.build("resnet38", exits="rdi")
+    figure = figures.built(network, "RDI-ResNet38", "full size")
+    assert [int(text) for text in figure.data[0].text] == [16] * 7 + [32] * 6 + [64] * 6
+    assert list(figure.data[0].y) == [32] * 7 + [16] * 6 + [8] * 6
+    assert [note.x for note in figure.layout.annotations] == list(network.taps)
+    counted, plain = cost(network).exits, cost(zoo.build("resnet38")).macs
+    assert [note.text.split("<br>")[-1] for note in figure.layout.annotations] == [
+        f"{100 * leave.cumulative_macs / plain:.0f} %" for leave in counted]
+    assert figure.layout.annotations[0].text.startswith("<b>exit 1</b><br>5×5 to 64<br>3×3 to 32")
+    assert len(figures.built(zoo.build("resnet20"), "ResNet-20", "").layout.annotations) == 1
+
+
+def test_a_drawing_of_conditioned_blocks_says_what_conditions_them():
+    slim = {name: small("resnet20", conditioning=name, widths=(1.0, 0.5), **more) for name, more in (
+        ("float", {}), ("oat", dict(code_size=4)), ("none", {}))}
+    figure = figures.conditioned(slim, "blocks", "as built")
+    boxes = {name: [note.text for note in figure.layout.annotations if note.ay == row or note.y == row]
+             for row, name in enumerate(slim)}
+    assert [len(found) for found in boxes.values()] == [5, 7, 5]
+    channels = slim["float"].stages[1][0].main[0].weight.shape[0]
+    lines = ["<b>conv 3×3</b>", "weight + s·α·η", *(f"{c} to {c}" for c in (channels, channels // 2))]
+    assert boxes["float"][0] == "<br>".join(lines)
+    assert "BN_C | BN_A" in boxes["float"][1] and boxes["none"][1].startswith("<b>BN</b><br>width 1")
+    assert boxes["oat"][2] == f"FiLM<br>fc 4 to {2 * channels}<br>fc {2 * channels} to {2 * channels}"

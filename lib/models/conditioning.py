@@ -14,19 +14,23 @@ from lib.operating_point import OperatingPoint
 class Conditioning:
     """noisy: weights carry scaled noise.  banks: batch norms behind each convolution, 1 or 2 (BN_C and BN_A).
 
+    shared: what both banks have in common, "statistics" or "affine", None = nothing.
     film: features are modulated by the code of one of the trained lambdas, which also chooses the bank (so takes two).
     rest: scale of the noise where a point leaves it out; where it is not 0, training shows no other.
-    Raises WorkbookError for banks that cannot be.
+    Raises WorkbookError for banks that cannot be, or share what they have not.
     """
 
     noisy: bool = False
     banks: int = 1
+    shared: str | None = None
     film: bool = False
     rest: float = 0.0
 
     def __post_init__(self):
         if self.banks not in ((2,) if self.film else (1, 2)):
             raise WorkbookError(f"a conditioning has 1 or 2 banks of batch norm, with FiLM 2, not {self.banks}")
+        if self.shared and (self.banks == 1 or self.shared not in ("statistics", "affine")):
+            raise WorkbookError(f"two banks share statistics or affine, one shares nothing; not {self.shared}")
 
     @staticmethod
     def named(name: str) -> "Conditioning":
@@ -58,6 +62,8 @@ CONDITIONINGS = {
     "none": Conditioning(),
     "float": Conditioning(noisy=True, banks=2),
     "dual_bn": Conditioning(banks=2),  # FLOAT's control, the same without noise
+    "share_stats": Conditioning(banks=2, shared="statistics"),  # and the control's two halves, each by itself
+    "share_affine": Conditioning(banks=2, shared="affine"),
     "oat": Conditioning(film=True, banks=2),
     "pni": Conditioning(noisy=True, rest=1.0),
 }

@@ -81,8 +81,8 @@ def trunk_and_heads(network: Network, point: OperatingPoint | None = None) -> tu
 
 def second_bank(network: Network) -> int:
     """Parameters of the second set of batch norms, 0 where there is one."""
-    return sum(norm.weight.numel() + norm.bias.numel() for m in network.modules() if getattr(m, "banks", 1) == 2
-               for norm in m.norms[1::2])
+    return sum(p.numel() for m in network.modules() if getattr(m, "banks", 1) == 2
+               for norm in m.norms[1::2] for p in norm.parameters())
 
 
 def _count(run) -> tuple[tuple[int, int], torch.Tensor]:

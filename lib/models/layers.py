@@ -168,13 +168,38 @@ class WidthHeads(nn.Module):
         return self.heads[at.width_index](x, at)
 
 
-class BatchNorm2d(nn.Module):
-    """Batch norm with one pair of statistics and affine per bank (BN_C, BN_A) and per width, optionally with FiLM."""
+class HalfBank(nn.Module):
+    """Batch norm with an affine of its own over the statistics of `other`, or the other way round."""
 
-    def __init__(self, channels: int, banks: int = 1, widths: tuple[float, ...] = (1.0,), code_size: int | None = None):
+    def __init__(self, other: nn.BatchNorm2d, shared: str):
+        super().__init__()
+        own = nn.BatchNorm2d(other.num_features)
+        kept = (self._parameters, own._parameters) if shared == "statistics" else (self._buffers, own._buffers)
+        kept[0].update(kept[1])
+        self.other = (other,)  # in a tuple, so that it does not become a part of this one
+
+    def __getattr__(self, name: str):
+        own = name in self._parameters or name in self._buffers or "other" not in self.__dict__
+        return super().__getattr__(name) if own else getattr(self.other[0], name)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.num_batches_tracked.add_(1)
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, self.training,
+                            self.momentum, self.eps)
+
+
+class BatchNorm2d(nn.Module):
+    """Batch norm with one pair of statistics and affine per bank (BN_C, BN_A) and per width, optionally with FiLM.
+    shared: "statistics" or "affine", which the two banks then have in common."""
+
+    def __init__(self, channels: int, banks: int = 1, widths: tuple[float, ...] = (1.0,), code_size: int | None = None,
+                 shared: str | None = None):
         super().__init__()
         self.banks = banks
         self.norms = nn.ModuleList(nn.BatchNorm2d(int(channels * w)) for w in widths for _ in range(banks))
+        for i in range(1, len(self.norms), 2) if shared else ():
+            self.norms[i] = HalfBank(self.norms[i - 1], shared)
         self.film = FiLM(code_size, channels) if code_size else None
 
     def forward(self, x: Tensor, at: Conditions) -> Tensor:

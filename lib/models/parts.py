@@ -96,7 +96,7 @@ class Parts:
     def norm(self, channels, film=False):
         """Batch norm; `film=True` where OAT modulates (main path before a ReLU, never shortcuts)."""
         code_size = self.code_size if film and self.traits.film else None
-        return BatchNorm2d(channels, self.traits.banks, self.widths, code_size)
+        return BatchNorm2d(channels, self.traits.banks, self.widths, code_size, self.traits.shared)
 
     def classifier(self, channels, classes):
         """Global average pool and a linear classifier."""

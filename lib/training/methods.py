@@ -24,6 +24,8 @@ SLIM = {"widths": [1.0, 0.5]}
 METHODS = {  # name: (arguments of the network, fields of the recipe)
     "float": (FLOAT, {"objective": "float"}),
     "dual_bn": (CONTROL, {"objective": "float"}),  # FLOAT's steps without noise
+    "share_stats": ({"conditioning": "share_stats"}, {"objective": "float"}),  # … with two affines alone
+    "share_affine": ({"conditioning": "share_affine"}, {"objective": "float"}),  # … with two sets of statistics alone
     "oat": (OAT, {"objective": "oat"}),
     "float_slim": (FLOAT | SLIM, {"objective": "float"}),
     "dual_bn_slim": (CONTROL | SLIM, {"objective": "float"}),

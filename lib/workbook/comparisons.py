@@ -21,28 +21,30 @@ COLUMNS = {"clean": "clean", "white-box": "PGD", "EOT": "EOT-PGD", "noise-free t
 
 
 def trade_off(members: Members, lambdas=points.LAMBDAS, switches=points.SWITCHES,
-              width: float | None = None) -> dict[str, dict[str, tuple[Number, Number]]]:
+              width: float | None = None, robust: str = "union") -> dict[str, dict[str, tuple[Number, Number]]]:
     """{method: {point: (robust, clean)}} for `figures.plane`; of methods with a network per weight, all in one."""
     shown: dict = {}
     for m in members.values():
         for at in m.published(lambdas, switches, width):
-            two = tuple(m.read(at).measured(what) for what in ("union", "clean"))
+            two = tuple(m.read(at).measured(what) for what in (robust, "clean"))
             shown.setdefault(m.family, {})[points.name(at) if m.weight is None else m.label] = two
     return shown
 
 
-
 def accuracies(members: Members, columns: Sequence[str] = tuple(COLUMNS)[:-1], lambdas=points.LAMBDAS,
-               switches=points.SWITCHES, width: float | None = None) -> pd.DataFrame:
+               switches=points.SWITCHES, width: float | None = None, seven: Members | None = None) -> pd.DataFrame:
     """Accuracy in percent: a line per method and recorded point of the paper, a column per attacker; a dash where an
-    attack was not run."""
+    attack was not run. seven: what the same networks do under FLOAT's own attack, which is in no worst case."""
     lines, columns = {}, (*columns, *(("strong",) * any(m.record.strong is not None for m in members.values())))
     for member in members.values():
         for at in member.published(lambdas, switches, width):
             reading = member.read(at)
-            lines[member.label, where(member, at, lambdas, switches)] = {
-                COLUMNS[who]: tables.told(reading, who, 1, who in ("clean", "union", "strong")) for who in columns}
-    return pd.DataFrame(lines).T.rename_axis(["method", "operating point"])
+            lines[member.label, where(member, at, lambdas, switches)] = line = {}
+            for who in columns:
+                line[COLUMNS[who]] = tables.told(reading, who, 1, who in ("clean", "union", "strong"))
+                if who == "clean" and (papers := find(seven or {}, member.method, at)):
+                    line["PGD-7, the paper's"] = tables.told(papers, "white-box", 1)
+    return pd.DataFrame(lines).T.fillna(tables.DASH).rename_axis(["method", "operating point"])
 
 
 def where(member: Member, at: OperatingPoint, lambdas=points.LAMBDAS, switches=points.SWITCHES) -> str:

@@ -5,11 +5,17 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+import torch
 from plotly.subplots import make_subplots
+from torch import nn
 
 from lib.evaluation.between import trade_off
 from lib.evaluation.reading import Reading
 from lib.evaluation.stats import Number
+from lib.models.cost import cost
+from lib.models.layers import BatchNorm2d, Chain, Conv2d, FiLM
+from lib.models.network import Network
+from lib.operating_point import OperatingPoint
 from lib.workbook import style, tables
 
 OTHERS = ("#56b4e9", "#0072b2", "#d55e00", "#b8860b", "#6b7785")
@@ -240,3 +246,54 @@ def panels(fig: go.Figure, title: str, caption: str, **layout) -> go.Figure:
     fig.update_layout(**base | layout, title_text=style.heading(title, caption))
     fig.update_layout(legend=dict(y=1.12), title_y=style.title_y(fig.layout.height))
     return fig.update_annotations(font=dict(size=12, color=style.INK))
+
+
+def built(network: Network, title: str, caption: str) -> go.Figure:
+    """A network as it is built: a bar per stage, as high as its feature maps, its channels in it; above, the exits that
+    tap the stages: each head's convolutions, and what leaving there costs, all heads on the way."""
+    x, maps, at = torch.zeros(1, *network.input_shape), [], network.eval().conditions(None)
+    with torch.no_grad():
+        for stage in network.stages:
+            maps.append((x := stage(x, at)).shape[1:])
+    sizes, last = [height for _, height, _ in maps], network.num_exits
+    alone = cost(network, OperatingPoint(exits=(last,)) if last > 1 else None).macs
+    fig = style.figure(title, f"{caption}<br>in bars: channels; %: MACs, all heads on the way, of the plain network's",
+                       height=400, margin=dict(l=20, r=20, t=84, b=20), xaxis_visible=False)
+    fig.add_bar(x=list(range(len(maps))), y=sizes, text=[str(channels) for channels, *_ in maps], textangle=0,
+                marker_color=[style.CYCLE[sorted({*sizes}, reverse=True).index(size) % 7] for size in sizes],
+                textposition="inside", hovertemplate="stage %{x}: %{text} channels of %{y} x %{y}<extra></extra>")
+    for k, (tap, head, leave) in enumerate(zip(network.taps, network.heads, cost(network).exits, strict=True)):
+        inside = ["{2}×{3} to {0}".format(*m.weight.shape) for m in head.modules() if isinstance(m, Conv2d)]
+        told = (f"<b>{style.exit_names(last)[k]}</b>", *inside, f"{100 * leave.cumulative_macs / alone:.0f} %")
+        place = dict(x=tap, y=sizes[tap], ax=k * (len(maps) - 1) / max(1, last - 1), ay=1.3 * max(sizes))
+        fig.add_annotation(text="<br>".join(told), **place, axref="x", ayref="y", yanchor="bottom", font_size=11)
+    return fig.update_yaxes(visible=False, range=[0, 2.2 * max(sizes)])
+
+
+def conditioned(networks: Mapping[str, Network], title: str, caption: str) -> go.Figure:
+    """{row: network}: its first block as it is built, a box per layer, with what conditions weights and features."""
+    fig = style.figure(title, caption, height=100 + 130 * len(networks), margin=dict(l=150, r=20, t=84, b=20),
+                       xaxis=dict(visible=False, range=[-0.5, 7.5]))
+    for row, network in enumerate(networks.values()):
+        block = next(m for m in network.modules() if isinstance(m, Chain) and sum(isinstance(c, Conv2d) for c in m) > 1)
+        boxes = [part for layer in block for part in (layer, getattr(layer, "film", None)) if part is not None]
+        for place, layer in enumerate(boxes):  # each with an arrow to the next
+            on = place + 1 < len(boxes)
+            fig.add_annotation(x=place + 0.57 * on, y=row, text=_inside(layer, network), showarrow=on, ax=place, ay=row,
+                               axref="x", ayref="y", font_size=11, width=84, height=84, bgcolor=style.RULE,
+                               arrowcolor=style.MUTED, arrowhead=2)
+    rows = dict(tickvals=list(range(len(networks))), ticktext=list(networks), range=[len(networks) - 0.5, -0.5])
+    return fig.update_yaxes(ticks="", showgrid=False, **rows)
+
+
+def _inside(layer: nn.Module, network: Network) -> str:
+    """What a layer is, as far as knobs turn it."""
+    if isinstance(layer, Conv2d):
+        out, into, size, _ = layer.weight.shape
+        noise = "" if layer.alpha is None else "<br>weight + s·α·η"
+        return f"<b>conv {size}×{size}</b>{noise}" + "".join(f"<br>{into * w:g} to {out * w:g}" for w in network.widths)
+    if isinstance(layer, BatchNorm2d):
+        banks = "<b>BN_C | BN_A</b>" if layer.banks == 2 else "<b>BN</b>"
+        return banks if len(network.widths) == 1 else "<br>".join(f"{banks}<br>width {w:g}" for w in network.widths)
+    film = [*layer.first.weight.shape, *layer.second.weight.shape] if isinstance(layer, FiLM) else ()
+    return type(layer).__name__ + ("<br>fc {1} to {0}<br>fc {3} to {2}".format(*film) if film else "")

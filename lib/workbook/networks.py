@@ -126,12 +126,17 @@ def threat_of(settings: Settings, dataset: data.Dataset, **changes) -> Threat:
     return dataclasses.replace(usual, **{"step_size": usual.step_size * usual.steps / steps, "steps": steps} | changes)
 
 
-def recorded(settings: Settings, trained: Trained) -> Record | None:
+def record_of(trained: Trained, which: str = "") -> Path:
+    """Where a network's record is shipped: the one that explorers show, or another."""
+    return lib.ATLASES / (f"repeats/{trained.name}-{which}.safetensors" if which else f"{trained.name}.safetensors")
+
+
+def recorded(settings: Settings, trained: Trained, which: str = "") -> Record | None:
     """The record shipped with a network, cut to the images named; None where it is of another seed, or of fewer.
 
-    Raises WorkbookError when it was made with other weights than these.
+    which: see `record_of`. Raises WorkbookError when it was made with other weights than these.
     """
-    path = lib.ATLASES / f"{trained.name}.safetensors"
+    path = record_of(trained, which)
     if settings.weights != "shipped" or not path.is_file():
         return None
     found = matching(Record.load(path), trained)

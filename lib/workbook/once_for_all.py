@@ -21,7 +21,7 @@ from lib.evaluation.record import Record, View
 from lib.models.mixture import mixture
 from lib.models.network import Network
 from lib.operating_point import OperatingPoint
-from lib.training import recipes
+from lib.training import methods, recipes
 from lib.workbook import networks, parameters, studies, style
 from lib.workbook.networks import Trained
 from lib.workbook.parameters import Settings
@@ -144,17 +144,29 @@ def mixed(trained: Mapping[str, Trained], weights: Sequence[float] = (0.25, 0.5,
     return found if ends[0].weights == "train" else {method: found[method] for method in came}
 
 
-def members(settings: Settings, trained: Mapping[str, Trained], **options) -> dict[str, Member]:
-    """{method: network and record}; options: see `planned`, and the threat."""
-    return {method: Member(method, t, record(settings, t, **options)) for method, t in trained.items()}
+def seven(network: Network, threat: Threat) -> tuple[View, ...]:
+    """FLOAT's own attack at its points, at every width: PGD-7, whose step is that of OAT's code."""
+    at = points.published(network, widths=network.widths if "width" in network.knobs else (None,))
+    return points.under([methods.attack(threat.epsilon, 7)], at)
 
 
-def record(settings: Settings, trained: Trained, **options) -> Record:
+PGD7 = dict(which="pgd7", plan=seven)  # options of `members` and `repeats`
+
+
+def members(settings: Settings, trained: Mapping[str, Trained], which: str = "", **options) -> dict[str, Member]:
+    """{method: network and record}; options: see `planned`, and the threat.  which: of shipped networks another record
+    than the one that explorers show, of those that have it."""
+    found = {method: t for method, t in trained.items() if not which or t.weights == "train"
+             or networks.record_of(t, which).is_file()}
+    return {method: Member(method, t, record(settings, t, which, **options)) for method, t in found.items()}
+
+
+def record(settings: Settings, trained: Trained, which: str = "", **options) -> Record:
     """The record of a network: shipped with its weights, or recorded in this run and kept.
 
     Raises WorkbookError where it has to be recorded and the dataset is not at hand.
     """
-    if not options and (found := networks.recorded(settings, trained)) is not None:
+    if (which or not options) and (found := networks.recorded(settings, trained, which)) is not None:
         return found
     try:
         images = dataset(settings)

@@ -8,6 +8,7 @@
     python -m lib.workbook.shipping released           records of the RDI authors' released weights on lossless images
     python -m lib.workbook.shipping images [--images N]     the first lossless CIFAR-10 test images
     python -m lib.workbook.shipping RECIPE --strong N  adds the strong suite on the first N images to its shipped record
+    python -m lib.workbook.shipping pgd7               FLOAT's own attack on the networks of notebooks 20 to 30
 
 The weights are stored in half precision and every number is computed from the stored file. A killed recording goes on.
 """
@@ -140,6 +141,26 @@ def ship_mixtures(dataset: str, images: int | None = None) -> list[Path]:
             for mixed in once_for_all.mixed(ends).values()]
 
 
+def ship_pgd7(images: int = 1000) -> list[Path]:
+    """Record FLOAT's own attack on every shipped ResNet-20, on PGD-AT's mixtures, and on the repeats, where it is not
+    there yet. Their other records stay as they are."""
+    found = sorted(CHECKPOINTS.rglob("resnet20-*.safetensors"), key=lambda path: (path.parent.name, path.stem))
+    loaded = {path.stem: checkpoints.load(path) for path in found}
+    every = {name: Trained(name, one.network, one.digest) for name, one in loaded.items()}
+    every |= {t.name: t for t in once_for_all.mixed({name.split("-")[2]: t for name, t in every.items()
+                                                     if "-digits-" in name}).values()}
+    for name, trained in every.items():
+        target = ATLASES / "repeats" / f"{name}-pgd7.safetensors"
+        if not target.is_file():
+            source = data.load(JUDGED.get(trained.dataset, trained.dataset), shape=trained.network.input_shape)
+            views = once_for_all.seven(trained.network, networks.customary(source))
+            made = recording.record(trained.network, source.test[:images], views, draws=once_for_all.SIZES["laptop"][
+                "draws"], dataset=source.name, data_variant=source.variant, checkpoint=trained.digest,
+                defence=trained.defence).lightened()
+            replace(made, entropy=None, meta=made.meta | {"missing": "logits and entropies"}).save(target)
+    return sorted((ATLASES / "repeats").glob("*-pgd7.safetensors"))
+
+
 def repeat_recipe(method: str, seed: int) -> Recipe:
     """Of thin ResNet-20s, attacked through a folded copy, which is faster."""
     base = recipes.find(f"resnet20-fashion_mnist-{method}-laptop")
@@ -259,6 +280,8 @@ def main(argv: list[str] | None = None):
             print(*ship_mixtures(name.removeprefix("mixtures:"), args.images), sep="\n")
         elif name == "repeats":
             ship_repeats()
+        elif name == "pgd7":
+            print(*ship_pgd7(), sep="\n")
         elif name == "trainings":
             print(*ship_trainings(args.folder or RUNS / "interactive" / "19_over_seeds"), sep="\n")
         else:

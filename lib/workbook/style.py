@@ -12,8 +12,9 @@ CLEAN, ATTACKED, UNION, GHOST = "#0072b2", "#d55e00", "#1f2933", "#9aa5b1"  # Ok
 DEFENCES = {"standard": "#7d8894", "main": "#cc79a7", "average": "#e69f00", "max_average": "#009e73", "plain": INK,
             "pruned": "#0072b2", "atmc": "#d55e00"}
 DEFENCES |= {"float": "#0072b2", "dual_bn": "#7d8894", "oat": "#e69f00", "pni": "#cc79a7", "pgd_at": "#009e73",
-             "mixed": "#56b4e9", "float_slim": "#0072b2", "dual_bn_slim": "#7d8894", "oats": "#e69f00",
-             "float_narrow": "#009e73", "float_slim_heads": "#56b4e9", "oats_heads": "#cc79a7"}
+             "mixed": "#56b4e9", "share_stats": "#009e73", "share_affine": "#cc79a7", "float_slim": "#0072b2",
+             "dual_bn_slim": "#7d8894", "oats": "#e69f00", "float_narrow": "#009e73",
+             "float_slim_heads": "#56b4e9", "oats_heads": "#cc79a7"}
 CYCLE = ("#0072b2", "#d55e00", "#009e73", "#e69f00", "#cc79a7", "#56b4e9", "#7d8894")
 LIVE_INK, LIVE_MUTED = f"var(--jp-ui-font-color1, {INK})", f"var(--jp-ui-font-color2, {MUTED})"  # as JupyterLab's theme
 FONT = "Inter, 'Helvetica Neue', 'Liberation Sans', Arial, 'DejaVu Sans Condensed', sans-serif"
@@ -40,7 +41,9 @@ _SPOKEN = {"clean": "clean images", "main": "on main exit", "average": "average"
 
 _LABELS = {"main": "main branch", "max_average": "max-average", "resnet38": "ResNet-38", "smallcnn": "SmallCNN",
            "mobilenet_v2": "MobileNetV2", "atmc": "ATMC",
-           "float": "FLOAT", "dual_bn": "control (dual BN, no noise)", "oat": "OAT", "pni": "PNI", "pgd_at": "PGD-AT",
+           "float": "FLOAT", "dual_bn": "control (dual BN, no noise)",
+           "share_stats": "two affines, one statistics", "share_affine": "two statistics, one affine",
+           "oat": "OAT", "pni": "PNI", "pgd_at": "PGD-AT",
            "mixed": "two networks mixed", "float_slim": "FLOAT-slim", "dual_bn_slim": "slim control (no noise)",
            "oats": "OATS", "float_narrow": "FLOAT, half as wide, by itself",
            "float_slim_heads": "FLOAT-slim, a head per width", "oats_heads": "OATS, a head per width (SOLAR)"}

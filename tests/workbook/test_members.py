@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 import torch
 
+import lib
 from lib import WorkbookError
 from lib.data import Split
 from lib.evaluation import points, recording
+from lib.evaluation.record import Record
 from lib.evaluation.stats import interval
 from lib.operating_point import OperatingPoint
+from lib.training import methods
 from lib.workbook import comparisons, figures, networks, once_for_all, shipping, style, tables
 from lib.workbook.networks import Trained
 from lib.workbook.once_for_all import SIZES, Member
@@ -109,6 +112,45 @@ def test_shipped_networks_are_read_without_their_dataset(settings, monkeypatch):
     found = once_for_all.members(settings, once_for_all.obtain(settings, ("float", "dual_bn", "pni")))
     assert once_for_all.write(settings, found).is_file()
     assert "500 test images of digits, embedded · PGD-20, ε 0.15, step 0.03" in once_for_all.caption(settings, found)
+
+
+def test_floats_own_attack_stands_beside_and_changes_nothing(members):
+    """PGD-7 in a record of its own: a column more, and every other number as without it."""
+    network = members["float"].network
+    views = once_for_all.seven(network, THREAT)
+    assert {v.threat for v in views if v.attacked} == {methods.attack(THREAT.epsilon, 7)}
+    assert methods.attack(8 / 255, 7).step_size == pytest.approx(10 / 255 / 7)
+    assert {v.point for v in views} == set(points.published(network)) and all(
+        v.crafted_at in (None, v.evaluated_at) for v in views)
+    papers = {"float": recorded("float", network, views, lambda view: 0.5 if view.attacked else 0.9)}
+    alone, beside = comparisons.accuracies(members), comparisons.accuracies(members, seven=papers)
+    shown = beside.pop("PGD-7, the paper's")
+    assert beside.equals(alone) and set(shown[members["float"].label]) == {"50.0"}
+    assert set(shown[members["oat"].label]) == {tables.DASH}
+    plane = comparisons.trade_off(papers, robust="white-box")["float"]
+    assert {robust.value for robust, _ in plane.values()} == {0.5}
+
+
+@pytest.mark.parametrize("path", sorted((lib.ATLASES / "repeats").glob("*-pgd7.safetensors")), ids=lambda p: p.stem)
+def test_shipped_records_of_pgd_7_are_of_the_same_weights_and_images(path):
+    found = Record.load(path)
+    folder, name = path.parent, path.stem.removesuffix("-pgd7")
+    one = next(p for p in (folder.parent / f"{name}.safetensors", folder / f"{name}-suite.safetensors") if p.is_file())
+    other = Record.load(one)
+    assert [found.meta[key] for key in ("checkpoint", "weights", "dataset", "data_variant", "seed")] == [
+        other.meta[key] for key in ("checkpoint", "weights", "dataset", "data_variant", "seed")]
+    for v, view in enumerate(found.views):
+        if not view.attacked:  # clean answers are the same bit by bit
+            same = next(u for u, known in enumerate(other.views) if known == view)
+            assert np.array_equal(found.right[v], other.right[same])
+        else:
+            assert view.threat == methods.attack(view.threat.epsilon, 7) and view.crafted_at == view.point
+
+
+def test_a_shipped_network_without_that_record_has_a_dash(settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(once_for_all.lib, "ATLASES", tmp_path)
+    trained = {"oat": Trained("resnet20-digits-oat-laptop", small("resnet20", input_shape=(3, 8, 8)), "0", "shipped")}
+    assert once_for_all.members(settings, trained, **once_for_all.PGD7) == {}
 
 
 PARAMETERS = dict(preset="auto", weights="auto", seed=0, run_dir="", dataset="auto", network="auto",
