@@ -61,7 +61,7 @@ def test_every_knob_is_recorded_under_attacks_on_calibrated_gates(elsewhere, mon
     for view in found.views:
         if view.form == "gate_aware":
             assert view.exact_at(found.thresholds_of("calibrated", view.point))
-    kept = Record.load(lib.ATLASES / "repeats" / f"{name}-logits.safetensors")
+    kept = Record.load(shipping.ATLASES / "repeats" / f"{name}-logits.safetensors")
     assert kept.points == (OperatingPoint(noise=1.0, batch_norm=1.0, width=1.0),) and len(kept.views) == 4
     assert kept.logits.shape == (4, 7, 4, 10) and kept.held_out.logits.shape[1:] == (7, kept.held_out.images, 10)
 
