@@ -13,7 +13,6 @@ OAT's FiLM multiplies by nearly 0 at first; in 100 steps its network learns noth
 as much as FLOAT. So the short presets start it there; `paper` starts it as the authors' code.
 """
 
-import dataclasses
 from typing import NamedTuple
 
 from lib.attacks.steps import Threat
@@ -136,12 +135,11 @@ def smaller(backbone: str, dataset: str, preset: str) -> dict:
 
 
 def short(dataset: str, preset: str, epsilon: float) -> dict:
-    """A schedule of minutes or seconds: the rate rises and falls linearly, epsilon rises, few large attack steps."""
+    """A schedule of minutes or seconds, see `rising`."""
     if preset == "laptop" and dataset not in ("digits", *GREY):
         return one_cycle(epsilon)
     steps = {"laptop": 5 if dataset == "digits" else 3, "quick": 2}[preset]
-    found = dict(threat=Threat(epsilon, 1.7 * epsilon / steps, steps), validation=Threat(epsilon, epsilon / 4, 10),
-                 schedule="linear", milestones=(), warmup=0.2, epsilon_warmup=0.3)
+    found = rising(epsilon, steps, validation=Threat(epsilon, epsilon / 4, 10))
     if preset == "quick":
         return found | dict(epochs=None, iterations=100, batch_size=32, learning_rate=0.1, validation_images=100)
     if dataset == "digits":
@@ -165,7 +163,8 @@ def rdi_fields(backbone: str, images: Images, defence: str, preset: str) -> dict
     fields = dict(threat=attack, objective="rdi", sampler="iid", attack_mode="authors", schedule="multistep",
                   **BACKBONES.get(backbone, BACKBONES["resnet38"]))
     if preset != "paper":
-        fields |= rdi_laptop(backbone, images.like, attack) if preset == "laptop" else rdi_quick(backbone, attack)
+        fields |= (rdi_laptop(backbone, images.like, attack.epsilon) if preset == "laptop" else
+                   rdi_quick(backbone, attack.epsilon))
     made = fields.pop("smaller", {})
     fields["network"] = {"input_shape": [1, 28, 28] if grey else shape(images, preset)}
     fields["network"] |= made if backbone in STUDIED else {}
@@ -179,26 +178,26 @@ def rdi_fields(backbone: str, images: Images, defence: str, preset: str) -> dict
     return fields
 
 
-def rising(attack: Threat, steps: int, **fields) -> dict:
+def rising(epsilon: float, steps: int, **fields) -> dict:
     """A short training: the rate rises and falls linearly, epsilon rises, few large attack steps in eval mode."""
-    threat = dataclasses.replace(attack, steps=steps, step_size=attack.epsilon * 1.7 / steps)
-    return dict(threat=threat, attack_mode="eval", iterations=None, milestones=(), schedule="linear", warmup=0.2,
-                epsilon_warmup=0.3, sampler="epoch", batch_size=128) | fields
+    return dict(threat=Threat(epsilon, 1.7 * epsilon / steps, steps), attack_mode="eval", iterations=None,
+                milestones=(), schedule="linear", warmup=0.2, epsilon_warmup=0.3, sampler="epoch",
+                batch_size=128) | fields
 
 
-def rdi_laptop(backbone: str, dataset: str, attack: Threat) -> dict:
+def rdi_laptop(backbone: str, dataset: str, epsilon: float) -> dict:
     if backbone != "smallcnn" and dataset != "digits":
-        return one_cycle(attack.epsilon)
+        return one_cycle(epsilon)
     if backbone != "smallcnn":
-        return rising(attack, 3, smaller=dict(width_multiplier=0.5), validate_every=500, validation_images=200,
-                          attack_view="folded", epochs=12, batch_size=32, learning_rate=0.05)
+        return rising(epsilon, 3, smaller=dict(width_multiplier=0.5), validate_every=500, validation_images=200,
+                      attack_view="folded", epochs=12, batch_size=32, learning_rate=0.05)
     if dataset == "digits":
-        return rising(attack, 4, epochs=18, batch_size=32, learning_rate=0.02, epsilon_warmup=0.4,
-                          validate_every=100, validation_images=200)  # at 0.05 max-average does not start
-    return rising(attack, 5, epochs=7, learning_rate=0.1, validate_every=120, validation_images=256)
+        return rising(epsilon, 4, epochs=18, batch_size=32, learning_rate=0.02, epsilon_warmup=0.4,
+                      validate_every=100, validation_images=200)  # at 0.05 max-average does not start
+    return rising(epsilon, 5, epochs=7, learning_rate=0.1, validate_every=120, validation_images=256)
 
 
-def rdi_quick(backbone: str, attack: Threat) -> dict:
+def rdi_quick(backbone: str, epsilon: float) -> dict:
     smaller = dict(width_multiplier=0.25) | ({} if backbone == "smallcnn" else dict(depth_multiplier=0.34))
-    return rising(attack, 2, smaller=smaller, iterations=100, batch_size=32, learning_rate=0.05, warmup=0.1,
-                      epsilon_warmup=0.2, validation_images=100)
+    return rising(epsilon, 2, smaller=smaller, iterations=100, batch_size=32, learning_rate=0.05, warmup=0.1,
+                  epsilon_warmup=0.2, validation_images=100)
