@@ -95,15 +95,14 @@ def spread_thresholds(logits):
 
 
 @pytest.mark.parametrize("name, options", NETWORKS)
-@pytest.mark.parametrize("compact_above", [0.0, 0.3, 1.0])
 @torch.no_grad()
-def test_routing_equals_computing_everything_and_choosing(name, options, compact_above):
+def test_routing_equals_computing_everything_and_choosing(name, options):
     knobs = dict(noise=0.5, batch_norm=1.0) if "float" in options.values() else {}
     network = small(name, **options)
     network, x, logits = lively(network, images(network, 40), OperatingPoint(**knobs))
     thresholds = spread_thresholds(logits)
     chosen = exits.decide(exits.entropy(logits), thresholds)
-    prediction, exit = exits.route(network, x, OperatingPoint(thresholds=thresholds, **knobs), source(), compact_above)
+    prediction, exit = exits.route(network, x, OperatingPoint(thresholds=thresholds, **knobs), source())
     assert torch.equal(exit, chosen) and len(chosen.unique()) == network.num_exits
     assert torch.equal(prediction, logits.argmax(-1)[chosen, torch.arange(40)])
 

@@ -3,7 +3,7 @@
 Counted by `torch.utils.flop_counter` (2 FLOPs = 1 multiply-accumulate) on one image, part by part.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -39,9 +39,6 @@ class Cost:
     parameters: int
     macs: int
     exits: tuple[ExitCost, ...]
-
-    def to_json(self) -> dict:
-        return {"parameters": self.parameters, "macs": self.macs, "exits": [asdict(e) for e in self.exits]}
 
 
 def cost(network: Network, point: OperatingPoint | None = None) -> Cost:

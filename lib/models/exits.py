@@ -49,18 +49,16 @@ def prefix(network: Network, images: Tensor, exit: int, point: OperatingPoint | 
     return network.heads[exit](x, at)
 
 
-def route(network: Network, images: Tensor, point: OperatingPoint, generator: torch.Generator | None = None,
-          compact_above: float = 0.0) -> tuple[Tensor, Tensor]:
+def route(network: Network, images: Tensor, point: OperatingPoint,
+          generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
     """The deployed decision: (prediction (N,), exit (N,) 0-based). Images that left are dropped from the batch.
 
-    Heads of disabled exits are not run. `compact_above`: shrink the batch only where more than this share of it left
-    (a gather costs time too); the decisions are the same for every value. Where the point has one value per image the
-    batch is not shrunk. Raises WorkbookError as `network.check_batch`, and where thresholds are missing.
+    Heads of disabled exits are not run. Where the point has one value per image the batch is not shrunk. Raises
+    WorkbookError as `network.check_batch`, and where thresholds are missing.
     """
     check_batch(network, images)
     at = network.conditions(point, generator)
-    if any(isinstance(knob, Tensor) and knob.dim() for knob in (at.noise, at.batch_norm)):
-        compact_above = 1.0
+    shrinks = not any(isinstance(knob, Tensor) and knob.dim() for knob in (at.noise, at.batch_norm))
     last = network.num_exits - 1
     thresholds = effective_thresholds(point, network.num_exits)
     rows = torch.arange(len(images), device=images.device)  # which image each row of the batch is
@@ -79,6 +77,6 @@ def route(network: Network, images: Tensor, point: OperatingPoint, generator: to
         staying = waiting.nonzero()[:, 0]
         if len(staying) == 0:
             break
-        if len(rows) - len(staying) > compact_above * len(rows):
+        if shrinks and len(staying) < len(rows):
             x, rows, waiting = take(x, staying), rows[staying], waiting[staying]
     return prediction, exits
