@@ -47,12 +47,10 @@ class Trained:
         return bool({"glance", "quick"} & set(self.name.split("-")))
 
 
-def shipped(folder: Path, family: str, preset: str) -> Path | None:
-    """The file `<family>-<preset>.safetensors` below `folder`, else of the nearest size that came along."""
-    for size in dict.fromkeys((preset, *SIZES)):
-        if (path := folder / f"{family}-{size}.safetensors").is_file():
-            return path
-    return None
+def shipped(settings: Settings, family: str) -> Path | None:
+    """The file of "<network>-<dataset>-<defence>" at the settings' preset, else of the nearest size that came along."""
+    files = (lib.CHECKPOINTS / f"{family}-{size}.safetensors" for size in (settings.preset, *SIZES))
+    return next(filter(Path.is_file, files), None)
 
 
 def whole(seeds: Iterable[int], files: Callable[[int], Iterable[Path]]) -> list[int]:
@@ -68,7 +66,7 @@ def obtain(settings: Settings, network: str, dataset: str, defence: str) -> Trai
     if settings.weights == "train":
         return train(settings, recipe(settings, network, dataset, defence))
     family = f"{network}-{dataset}-{defence}"
-    path = shipped(lib.CHECKPOINTS, family, settings.preset)
+    path = shipped(settings, family)
     if path is None:
         raise WorkbookError(f"no {family} network came with the repository; set weights = \"train\" to train it")
     loaded = checkpoints.load(path, settings.device)

@@ -106,8 +106,7 @@ def resolve(namespace: dict, notebook: str, methods: Sequence[str], order: Seque
     allowed = [(settings.dataset,) if "dataset" in settings.named else order,
                (settings.network,) if "network" in settings.named else (settings.network, *recipes.NETWORKS)]
     for settings.dataset, settings.network in product(*allowed):
-        if all(networks.shipped(lib.CHECKPOINTS, f"{settings.network}-{settings.dataset}-{method}", settings.preset)
-               for method in methods):
+        if all(networks.shipped(settings, f"{settings.network}-{settings.dataset}-{method}") for method in methods):
             return settings
     return studies.trained_here(namespace, notebook, **by_preset)
 

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import lib
 from lib import data
 from lib.evaluation import rows
 from lib.evaluation.reading import Reading
@@ -40,12 +39,13 @@ def resolve(namespace: dict, notebook: str, needs: Mapping[str, Mapping[str, Seq
     of these networks came along; where there is none, the quick size is trained instead, and a line says so.
     """
     settings = parameters.resolve(namespace, notebook, **by_preset)
-    if settings.weights == "shipped":
-        found = {name: shipped_dataset(families, namespace[name], settings.preset, order)
-                 for name, families in needs.items()}
-        if not all(found.values()):
+    for parameter, families in needs.items() if settings.weights == "shipped" else ():
+        asked = order if namespace[parameter] == "auto" else (namespace[parameter],)
+        found = [name for name in asked if all(networks.shipped(settings, f"{network}-{name}-{defence}")
+                                               for network, defences in families.items() for defence in defences)]
+        if not found:
             return trained_here(namespace, notebook, **by_preset)
-        vars(settings).update(found)
+        setattr(settings, parameter, found[0])
     return settings
 
 
@@ -54,16 +54,6 @@ def trained_here(namespace: dict, notebook: str, **by_preset) -> Settings:
     print("The networks of this notebook did not come with the repository: these are of preset quick, trained right "
           "here in seconds.\nThey show how it works, not what the paper's networks do.")
     return parameters.resolve({**namespace, "preset": "quick", "weights": "train"}, notebook, **by_preset)
-
-
-def shipped_dataset(families: Mapping[str, Sequence[str]], asked: str, preset: str,
-                    order: Sequence[str] = PREFERRED) -> str | None:
-    """The dataset on which all these networks came with the repository: the asked one, or for "auto" the first."""
-    names = [f"{network}-{{}}-{defence}" for network, defences in families.items() for defence in defences]
-    for name in order if asked == "auto" else (asked,):
-        if all(networks.shipped(lib.CHECKPOINTS, family.format(name), preset) for family in names):
-            return name
-    return None
 
 
 def dataset(settings: Settings, name: str | None = None, shape: tuple[int, int, int] | None = None) -> data.Dataset:
@@ -88,7 +78,7 @@ def trained(settings: Settings, asked: Mapping[str, tuple[str, ...]]) -> dict[st
     found = {}
     for label, (network, defence, *where) in asked.items():
         family = f"{network}-{where[0] if where else settings.dataset}-{defence}"
-        if settings.weights == "train" or networks.shipped(lib.CHECKPOINTS, family, settings.preset):
+        if settings.weights == "train" or networks.shipped(settings, family):
             found[label] = obtain(settings, network, defence, *where)
     return found
 
