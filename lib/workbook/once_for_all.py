@@ -5,7 +5,6 @@
     members["float"].read(0.2, 0.5).right("union")      # at λ_n 0.2, λ_th 0.5
 """
 
-import functools
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -116,14 +115,9 @@ def dataset(settings: Settings) -> data.Dataset:
 
     Raises WorkbookError where it is not at hand.
     """
-    shape, name = studies.recipe(settings, settings.network, "float").network["input_shape"], settings.dataset
-    shipped = settings.weights == "shipped"
-    return _loaded(JUDGED.get(name, name) if shipped else name, settings.device, tuple(shape), not shipped)
-
-
-@functools.lru_cache(maxsize=2)
-def _loaded(name: str, device: str, shape: tuple[int, int, int], download: bool) -> data.Dataset:
-    return data.load(name, device=device, shape=shape, download=download)
+    name = settings.dataset if settings.weights == "train" else JUDGED.get(settings.dataset, settings.dataset)
+    shape = studies.recipe(settings, settings.network, "float").network["input_shape"]
+    return studies.dataset(settings, name, tuple(shape))
 
 
 def obtain(settings: Settings, methods: Sequence[str]) -> dict[str, Trained]:

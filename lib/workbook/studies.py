@@ -5,6 +5,7 @@
     readings = studies.study(settings, trained)
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +62,12 @@ def dataset(settings: Settings, name: str | None = None, shape: tuple[int, int, 
     name = name or settings.dataset
     if name == "digits" and shape is None:
         shape = tuple(recipes.find(f"resnet38-{name}-main-{settings.preset}").network["input_shape"])
-    return data.load(name, device=settings.device, shape=shape, download=settings.weights == "train")
+    return _loaded(name, settings.device, shape, settings.weights == "train")
+
+
+@functools.lru_cache(maxsize=2)  # each network of a study asks for it
+def _loaded(name: str, device: str, shape: tuple[int, int, int] | None, download: bool) -> data.Dataset:
+    return data.load(name, device=device, shape=shape, download=download)
 
 
 def recipe(settings: Settings, network: str, defence: str, name: str | None = None) -> Recipe:
