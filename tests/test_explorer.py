@@ -1,5 +1,6 @@
 """The explorer without a browser: where it stands, what it reads there, its widgets and its still face."""
 
+import copy
 import html
 import json
 import math
@@ -590,6 +591,12 @@ def test_images_that_came_along_stand_for_the_dataset(tiny, tmp_path, monkeypatc
     other = replace(record, labels=np.roll(record.labels, 1))
     with pytest.raises(WorkbookError, match="computing here needs the images: .*photos"):
         Subject(other, None, lambda: tiny).compute(at, (1.0, 1.0), 20)
+
+
+def test_images_go_where_the_network_is(tiny, monkeypatch):
+    subject = Subject(recorded(images=20), data.load("digits").test, lambda: copy.deepcopy(tiny).to("meta"))
+    monkeypatch.setattr(microscope, "look", lambda network, image, *asked, **how: image.images.device.type)
+    assert subject.examine(0, subject.record.views[-1], subject.record.points[0], (1.0, 1.0)) == "meta"
 
 
 def test_clicking_a_picture_looks_at_its_image(tiny, tmp_path):

@@ -25,6 +25,8 @@ STYLE = "<style>" + "".join(  # a figure's ink follows the theme: Plotly itself 
     ".workbook-explorer .js-plotly-plot .main-svg, .workbook-explorer .js-plotly-plot .bg "
     "{ background: transparent !important; fill: transparent !important }\n"
     ".workbook-explorer .widget-html-content { line-height: 1.35 }</style>")
+
+
 def show(explorer: Explorer):
     """The live face in Jupyter, and everywhere the still one (see `live.faces`)."""
     live.faces(lambda: Panel(explorer), lambda: still(explorer))

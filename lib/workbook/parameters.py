@@ -59,7 +59,8 @@ def resolve(namespace: dict, notebook: str, **by_preset) -> Settings:
         raise WorkbookError(f"the parameters cell of {notebook} lacks {', '.join(missing)}; annotate them, "
                             "e.g. preset: str = \"auto\"")
     check_checkout(Path.cwd())
-    refuse_unknown(injected(namespace), types, notebook)
+    if unknown := sorted(injected(namespace) - types.keys()):
+        raise WorkbookError(f"{notebook} has no parameter {', '.join(unknown)}; it has {', '.join(types)}")
     values = {name: coerce(name, namespace[name], kind) for name, kind in types.items()}
     named = frozenset(name for name, value in values.items() if name not in COMMON and value not in EMPTY)
     preset = values["preset"] = choose(values["preset"], "preset", PRESETS, "laptop")
@@ -94,12 +95,6 @@ def injected(namespace: dict) -> set[str]:
     cells = [source for source in namespace.get("In", ()) if source.startswith("# Parameters\n")]
     return {target.id for source in cells[-1:] for line in ast.parse(source).body if isinstance(line, ast.Assign)
             for target in line.targets}
-
-
-def refuse_unknown(given, known, notebook: str):
-    """Raises WorkbookError when a parameter was given that the notebook does not have."""
-    if unknown := sorted(set(given) - set(known)):
-        raise WorkbookError(f"{notebook} has no parameter {', '.join(unknown)}; it has {', '.join(known)}")
 
 
 def choose(value: str, name: str, options: tuple, default: str) -> str:
