@@ -47,7 +47,7 @@ def add_run(add):
 
 def add_test(add):
     verb = add("test", "run unit tests, notebook tests and the browser test", usage="%(prog)s [--fast] [pytest ...]",
-               epilog="Everything else goes to pytest, such as tests/test_data.py, -k NAME or -x.")
+               epilog="Everything else goes to pytest, such as tests/data/test_data.py, -k NAME or -x.")
     verb.add_argument("--fast", action="store_true", help="only unit tests, without the slow ones and the browser")
 
 

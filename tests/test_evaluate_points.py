@@ -10,7 +10,7 @@ from lib.attacks.steps import Threat
 from lib.evaluation import points, reading, recording
 from lib.models.layers import Chain
 from lib.operating_point import OperatingPoint
-from tests.broken import BROKEN, broken
+from tests.helpers.broken import BROKEN, broken
 
 torch.set_num_threads(1)
 FLOAT = CHECKPOINTS / "resnet20-digits-float_slim-laptop.safetensors"

@@ -23,7 +23,7 @@ from lib.models import conditioning, zoo
 from lib.models.layers import Chain
 from lib.models.parts import Backbone, Tap
 from lib.training import loop, methods, recipes
-from tests.linear_oracle import linear_network
+from tests.helpers.linear_oracle import linear_network
 from tests.test_commands import run, written
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")

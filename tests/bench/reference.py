@@ -1,6 +1,6 @@
 """The plain, obviously correct forms that the engine is measured against and checked with.
 
-Written from the published descriptions with torch's own modules (tests/plain_networks.py): every exit is computed at
+Written from the published descriptions with torch's own modules (helpers/plain_networks.py): every exit is computed at
 every step, one attack after the other, nothing is reused.
 """
 
@@ -13,7 +13,7 @@ from torch import nn
 from lib.attacks.steps import Threat
 from lib.models import released, zoo
 from lib.randomness import generator
-from tests.plain_networks import RDIResNet38
+from tests.helpers.plain_networks import RDIResNet38
 
 
 class Mean(nn.Module):

@@ -20,8 +20,8 @@ from lib import ROOT
 from lib.attacks.steps import Threat
 from lib.workbook import notebooks
 from tests.browser.conftest import PATIENCE
-from tests.evaluation.made_record import every_knob, made
-from tests.networks import small
+from tests.helpers.made_record import every_knob, made
+from tests.helpers.networks import small
 
 TOKEN = secrets.token_hex(16)  # without one any user of this machine could start kernels while the test runs
 FIGURE = "document.querySelector('.jupyter-widgets .js-plotly-plot')"

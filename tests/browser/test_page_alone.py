@@ -12,7 +12,7 @@ from lib.evaluation.reading import read
 from lib.evaluation.record import Record
 from lib.operating_point import OperatingPoint
 from lib.workbook import page as pages
-from tests.evaluation.made_record import THREAT, view
+from tests.helpers.made_record import THREAT, view
 
 SHOWN = """() => ({hash: location.hash.slice(1),
     shares: [...document.querySelectorAll('#exits i')].map(i => i.dataset.said),

@@ -13,7 +13,7 @@ from lib.evaluation.record import Record
 from lib.evaluation.routing import ExitCosts
 from lib.models import zoo
 from lib.operating_point import OperatingPoint
-from tests.evaluation.made_record import THREAT, made, view
+from tests.helpers.made_record import THREAT, made, view
 
 MNIST = ATLASES / "rdi_smallcnn-mnist-max_average-laptop.safetensors"
 

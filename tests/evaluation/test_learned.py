@@ -8,7 +8,7 @@ from lib import WorkbookError
 from lib.evaluation import learned, stats
 from lib.models.layers import BatchNorm2d, Weighted
 from lib.workbook import figures
-from tests.networks import small
+from tests.helpers.networks import small
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from lib.attacks.steps import Threat
 from lib.evaluation import points
 from lib.evaluation.reading import SUITE, relation
 from lib.operating_point import OperatingPoint
-from tests.networks import small
+from tests.helpers.networks import small
 
 THREAT = Threat(0.1, 0.05, 3)
 

@@ -14,7 +14,7 @@ from lib.evaluation import rows
 from lib.evaluation.reading import Trainings, read
 from lib.evaluation.stats import interval
 from lib.operating_point import OperatingPoint
-from tests.evaluation.made_record import RESNET38, made, view
+from tests.helpers.made_record import RESNET38, made, view
 
 # Four images of class 0, two exits, threshold 0.5. Clean: right, right, wrong, right. Attacks break others.
 LEAVES, STAYS = 0.1, 0.9

@@ -18,8 +18,8 @@ from lib.models import cost, exits, zoo
 from lib.models.mixture import mixture
 from lib.models.view import AttackView
 from lib.operating_point import OperatingPoint
-from tests.evaluation.made_record import made, view
-from tests.networks import images, small
+from tests.helpers.made_record import made, view
+from tests.helpers.networks import images, small
 
 THREAT = Threat(0.2, 0.1, 2)
 ALL = ("clean", "single1", "single2", "main", "average", "max_average", "random", "gate_aware")

@@ -9,7 +9,7 @@ import pytest
 from lib import ATLASES, WorkbookError
 from lib.evaluation import reading, risk, routing
 from lib.evaluation.record import Record
-from tests.evaluation.made_record import made
+from tests.helpers.made_record import made
 
 MNIST = ATLASES / "rdi_smallcnn-mnist-max_average-laptop.safetensors"
 

@@ -13,9 +13,9 @@ from lib.evaluation import points
 from lib.training import methods
 from lib.workbook import comparisons, figures, live, networks, once_for_all, style, tables
 from lib.workbook.published import STEP_RATIOS
-from tests import notebook_cells as pages
-from tests.networks import small
-from tests.workbook.made_members import recorded
+from tests.helpers import notebook_cells as pages
+from tests.helpers.made_members import recorded
+from tests.helpers.networks import small
 
 METHODS = {"float": "FLOAT", "dual_bn": "control", "oat": "OAT", "pgd_at0.7": "PGD-AT, full batch",
            "pgd_at_half0.7": "PGD-AT, half batches", "float_slim": "FLOAT-slim", "oats": "OATS"}

@@ -18,8 +18,8 @@ from lib.workbook import comparisons, figures, networks, once_for_all, shipping,
 from lib.workbook.networks import Trained
 from lib.workbook.once_for_all import SIZES, Member
 from lib.workbook.parameters import Settings
-from tests.networks import images, small
-from tests.workbook.made_members import IMAGES, THREAT, recorded, repeated, study
+from tests.helpers.made_members import IMAGES, THREAT, recorded, repeated, study
+from tests.helpers.networks import images, small
 
 FULL, QUIET = OperatingPoint(noise=1.0, batch_norm=1.0), OperatingPoint(noise=0.0, batch_norm=1.0)
 

@@ -12,7 +12,7 @@ from lib.evaluation.reading import read
 from lib.evaluation.record import Record
 from lib.operating_point import OperatingPoint
 from lib.workbook import page
-from tests.evaluation.made_record import made
+from tests.helpers.made_record import made
 
 DIGITS = ATLASES / "rdi_smallcnn-digits-max_average-laptop.safetensors"
 SCRIPT = "</script><script>window.stolen = 1</script>"

@@ -19,9 +19,9 @@ from lib.training.recipes import RDI
 from lib.workbook import runs, style, tables
 from lib.workbook.networks import Trained
 from lib.workbook.studies import TrainedReading
-from tests import notebook_cells as pages
-from tests.evaluation.made_record import made
-from tests.networks import small
+from tests.helpers import notebook_cells as pages
+from tests.helpers.made_record import made
+from tests.helpers.networks import small
 
 
 @pytest.fixture
