@@ -18,11 +18,11 @@ import nbconvert  # noqa: F401 - here once, not in each forked driver
 import nbformat
 import psutil
 import pytest
-from test_runs import arguments, notebook
 
 from lib import WorkbookError
 from lib.evaluation import rows
 from lib.workbook import execution, runs
+from tests.workbook.test_runs import arguments, notebook
 
 MEASURE = """
 import os, time
