@@ -231,7 +231,7 @@ class Record:
         parts = {p: r for p, r in {"": self, "held_out.": self.held_out, "strong.": self.strong}.items() if r}
         arrays = {prefix + name: getattr(part, name) for prefix, part in parts.items() for name in (*ARRAYS, "labels")}
         tensors = {name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in arrays.items() if a is not None}
-        tensors |= {name: labels.short() for name, labels in tensors.items() if name.endswith("labels")}
+        tensors |= {n: t.byte() if (t < 256).all() else t for n, t in tensors.items() if n.endswith("labels")}
         for prefix, part in parts.items():  # of one draw, what is right follows from the answers
             if part.prediction is not None and np.array_equal(part.right, part.prediction == part.labels):
                 del tensors[prefix + "right"]
