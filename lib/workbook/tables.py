@@ -59,13 +59,13 @@ def comparable(reading: Reading) -> bool:
 
 
 def beside(published: Published | Sequence[Published], readings: Mapping[str, Reading],
-           quantities: Sequence[str] = BESIDE, row: str | None = None) -> pd.DataFrame:
+           quantities: Sequence[str] = BESIDE) -> pd.DataFrame:
     """One or several tables of the paper beside readings that know their network, a line per network and quantity.
 
-    row: which of the paper's, where readings are not called by it.  The difference is a dash where ours is another
-    dataset, size or copy: two such numbers do not measure the same. Of a network trained for seconds, which has hardly
-    learned, no number stands there, and a line says why. The paper's MFlops of networks with early exits stand beside
-    those of attacked images, which they fit (it does not say on which images they are).
+    The difference is a dash where ours is another dataset, size or copy: two such numbers do not measure the same. Of a
+    network trained for seconds, which has hardly learned, no number stands there, and a line says why. The paper's
+    MFlops of networks with early exits stand beside those of attacked images, which they fit (it does not say on which
+    images they are).
     """
     if any(reading.trained.quick for reading in readings.values()):
         print(QUICK)
@@ -76,7 +76,7 @@ def beside(published: Published | Sequence[Published], readings: Mapping[str, Re
         for quantity in quantities:
             if not early and quantity in (*ATTACKED.values(), "saving"):
                 continue  # the same for every image
-            said = [table.value(row or label, other.get(quantity, quantity)) for table in several]
+            said = [table.value(label, other.get(quantity, quantity)) for table in several]
             said = next((value for value in said if value is not None), None)
             found = None if reading.trained.quick else measured(reading, quantity)
             fair = said is not None and found is not None and comparable(reading)
@@ -86,15 +86,6 @@ def beside(published: Published | Sequence[Published], readings: Mapping[str, Re
                           else f"{found.low:.1f} to {found.high:.1f}",
                           "difference": f"{found.value - said:+.1f}" if fair else DASH})
     return pd.DataFrame(lines).set_index(["network", "quantity"])
-
-
-def across(published: Published | Sequence[Published], row: str, readings: Mapping[str, Reading],
-           quantities: Sequence[str]) -> pd.DataFrame:
-    """`beside` for one row of the paper and several ways to measure it: a line per quantity, a column per way."""
-    table = beside(published, readings, quantities, row)
-    told = table["measured"] + table["95 % interval"].map(lambda span: "" if span == DASH else f" ({span})")
-    ways = {style.label(name): told[style.label(name)] for name in readings}
-    return pd.DataFrame({"published": table["published"].groupby(level="quantity", sort=False).first()} | ways)
 
 
 def printed(published: Published, ways: Mapping[str, Mapping[str, Reading]]) -> pd.DataFrame:
