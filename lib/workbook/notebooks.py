@@ -193,12 +193,17 @@ def run(path: Path, keep: bool = True) -> None:
     that an earlier run made is there. Raises WorkbookError when a cell fails."""
     with tempfile.TemporaryDirectory() as folder:
         executed, runs, read = (Path(folder) / name for name in (path.name, "runs", "read"))
+        before = os.environ.copy()
         os.environ.update(WORKBOOK_LIVE="0", WORKBOOK_PNG=str(PATIENCE * keep), WORKBOOK_PRESET="laptop",
                           WORKBOOK_WEIGHTS="shipped", WORKBOOK_RUNS=str(runs), WORKBOOK_READ=str(read),
                           PYTHONPATH=str(ROOT))
-        with cpu_time() as spent:
-            if headless.run(path, executed, {}):
-                raise WorkbookError(f"{path.name} failed; its message stands above")
+        try:
+            with cpu_time() as spent:
+                if headless.run(path, executed, {}):
+                    raise WorkbookError(f"{path.name} failed; its message stands above")
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
         trained = len(list(runs.glob("*/networks/*/last.safetensors")))
         known = json.loads(OPENING.read_bytes()) | {path.stem: {"cpu_seconds": round(max(spent)), "trains": trained}}
         checkpoints.replace(OPENING, (json.dumps(dict(sorted(known.items())), indent=1) + "\n").encode())

@@ -177,7 +177,9 @@ while time.process_time() < 4:
     pass
 print(RUNS)'''
     nbformat.write(nb, path)
+    before = os.environ.copy()
     notebooks.run(path)
+    assert os.environ == before
     found = json.loads(notebooks.OPENING.read_text())
     assert found["02_y"]["trains"] == 3 and found["01_x"]["trains"] == 1 and 4 <= found["01_x"]["cpu_seconds"] <= 9
     for one in (path, other):
