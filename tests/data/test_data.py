@@ -11,20 +11,7 @@ from hypothesis import strategies as st
 from lib import WorkbookError, data, randomness
 from lib.data import readers
 from lib.data.splits import Split, hold_out, stratified
-
-NUMPY = np.random.default_rng(0)
-
-
-def pixels(*shape):
-    return NUMPY.integers(0, 256, shape, dtype=np.uint8)
-
-
-def sentence(error) -> str:
-    """The error's text, which has to be what a person can read in one go."""
-    text = str(error.value)
-    assert "\n" not in text and "Traceback" not in text and text.endswith("."), text
-    return text
-
+from tests.helpers.data_files import pixels, sentence
 
 # ---------------------------------------------------------------- digits
 

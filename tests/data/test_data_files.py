@@ -18,12 +18,7 @@ from PIL import Image
 import lib
 from lib import WorkbookError, data
 from lib.data import official
-
-NUMPY = np.random.default_rng(0)
-
-
-def pixels(*shape):
-    return NUMPY.integers(0, 256, shape, dtype=np.uint8)
+from tests.helpers.data_files import pixels, sentence
 
 
 @pytest.fixture
@@ -39,13 +34,6 @@ def place(tmp_path, monkeypatch):
     monkeypatch.setattr(official, "SOURCES", without)
     monkeypatch.setattr(data, "SOURCES", without)
     return tmp_path
-
-
-def sentence(error) -> str:
-    """The error's text, which has to be what a person can read in one go."""
-    text = str(error.value)
-    assert "\n" not in text and "Traceback" not in text and text.endswith("."), text
-    return text
 
 
 # ---------------------------------------------------------------- the MNIST family
