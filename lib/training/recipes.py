@@ -18,7 +18,7 @@ from lib import DATASETS, WorkbookError, data, unknown
 from lib.attacks import forms
 from lib.attacks.steps import Threat
 from lib.models import zoo
-from lib.training import methods
+from lib.training import methods, sparsity
 from lib.training.methods import Images
 from lib.training.recipe import Recipe
 
@@ -62,8 +62,13 @@ def _defences(network: str) -> tuple[str, ...]:
 
 
 def find(name: str) -> Recipe:
-    """The recipe of that name, listed or composed. Raises WorkbookError with the nearest names when there is none."""
+    """The recipe of that name, listed or composed; one of `sparsity.published` by its ending, "-r007".
+
+    Raises WorkbookError with the nearest names when there is none.
+    """
     parts = str(name).split("-")
+    if len(parts) == 5 and parts[-1] in sparsity.PUBLISHED_WIDTHS:
+        return sparsity.published(find("-".join(parts[:-1])), parts[-1])
     if name in names():
         return _composed(*parts)
     near = difflib.get_close_matches(str(name), names(), 3, 0.5)

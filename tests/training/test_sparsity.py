@@ -148,7 +148,8 @@ def test_pruning_leaves_the_original_alone_and_keeps_the_mode():
 @pytest.mark.parametrize("label, mflops", [("r004", 69.227), ("r005", 58.574), ("r006", 50.383), ("r007", 49.381),
                                            ("r008", 42.543)])
 def test_published_widths_have_the_published_costs(label, mflops):
-    recipe = published(recipes.find("resnet38-cifar10-main-paper"), label)
+    recipe = recipes.find(f"resnet38-cifar10-main-paper-{label}")
+    assert recipe == published(recipes.find("resnet38-cifar10-main-paper"), label)
     assert cost(zoo.build(**recipe.network)).exits[-1].paper_mflops == pytest.approx(mflops, abs=5e-4)
 
 
