@@ -254,11 +254,13 @@ class Reading:
         return " !" if self.doubts and quantity not in ("clean", *COUNTED) else ""
 
     def bound(self, quantity: str) -> str:
-        """"≤ " before a robust number that no attacker went for who knew these very gates, else ""."""
-        whole = quantity in ("union", "worst")
+        """"≤ " before a robust number that no attacker went for who knew this very decision, else ""."""
+        whole, other = quantity in ("union", "worst"), self.record.meta.get("decision", "entropy")
         met = map(self.view, self.suite if whole else {quantity} & self.views.keys())
-        exact = [view.exact_at(self.thresholds) for view in met if view.thresholds_used is not None]
-        return "≤ " * (max(self.thresholds, default=-np.inf) > -np.inf and not any(exact) if whole else not all(exact))
+        exact = [other == "entropy" and view.exact_at(self.thresholds) for view in met
+                 if view.thresholds_used is not None]
+        early = max(self.thresholds, default=-np.inf) > -np.inf or other == "mean so far"
+        return "≤ " * (early and not any(exact) if whole else not all(exact))
 
     def measured(self, quantity: str) -> Number:
         """A number: whatever `right` knows; on clean images paper_mflops, cumulative_macs, and what leaving early saves

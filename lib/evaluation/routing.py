@@ -11,6 +11,8 @@ import numpy as np
 
 from lib import WorkbookError
 
+NEED_ALL_HEADS = ("patience", "mean so far")  # decisions that ask every exit on the way, also a closed one
+
 
 def check_thresholds(thresholds: Sequence[float], num_exits: int) -> np.ndarray:
     """(num_exits - 1,) float32, the precision in which entropies are recorded and networks compare them.

@@ -1,13 +1,16 @@
-"""What the panel is made of: a knob on screen, a figure that arrives, and what each knob means; and a plain chooser."""
+"""What the panel is made of: a knob on screen, work beside it, a figure that arrives; and a plain chooser."""
 
 import math
+import threading
+import time
 from collections.abc import Callable, Sequence
 
 import ipywidgets as widgets
 import plotly.graph_objects as go
 import traitlets
 
-from lib.workbook import live
+from lib import WorkbookError
+from lib.workbook import live, style
 
 TIPS = {"λ_n": "FLOAT's knob, from most accurate (0) to most robust (1); above λ_th the adversarial batch norm is used",
         "λ_th": "where λ_n switches the batch norm from clean (BN_C) to adversarial (BN_A)",
@@ -17,7 +20,19 @@ TIPS = {"λ_n": "FLOAT's knob, from most accurate (0) to most robust (1); above 
         "attack": "what the images were attacked with; 'on main exit' is an attack, 'main branch' a defence",
         "thresholds": "equal share: as many held-out images leave at each exit; budget: the thresholds with most clean "
                       "held-out images right at no more than this mean true cost",
+        "leaves by": "what says how sure an exit is; 'mean so far' also answers by the mean of all exits passed",
+        "choose": "the most accurate recorded setting within bounds: every second image chooses, the others judge",
         "compute exactly": "attack at this very point, on images and network of this machine"}
+
+
+THEME = {style.INK: style.LIVE_INK, style.MUTED: style.LIVE_MUTED, style.RULE: "var(--jp-border-color2)",
+         style.GHOST: "var(--jp-border-color0)"}
+STYLE = "<style>" + "".join(  # a figure's ink follows the theme: Plotly itself knows no variables
+    f'.workbook-explorer .js-plotly-plot [style*="{what}: rgb({", ".join(map(str, style.rgb(colour)))})"] '
+    f"{{ {what}: {ink} !important }}\n" for colour, ink in THEME.items() for what in ("fill", "stroke")) + (
+    ".workbook-explorer .js-plotly-plot .main-svg, .workbook-explorer .js-plotly-plot .bg "
+    "{ background: transparent !important; fill: transparent !important }\n"
+    ".workbook-explorer .widget-html-content { line-height: 1.35 }</style>")
 
 
 class Dial:
@@ -60,6 +75,49 @@ class Dial:
         if self.value is None or change.new != float(f"{self.value:.6g}"):
             self.show(change.new)
             self.act(self.value)
+
+
+class Work:
+    """What takes long, one at a time, in a thread of its own, so that every control answers meanwhile.
+
+    box: a bar and a button that cancels.  starters: the buttons that begin it, off meanwhile.  done: called after it.
+    """
+
+    def __init__(self, errors: widgets.HTML, done: Callable[[], None], starters: Sequence[widgets.Button]):
+        self.bar, self.cancel = widgets.IntProgress(layout={"width": "180px"}), widgets.Button(description="cancel")
+        self.cancel.layout.width = "auto"
+        self.box = widgets.HBox([self.bar, self.cancel], layout={"visibility": "hidden"})
+        self.done, self.starters, self.cancelled = done, starters, threading.Event()
+        self.cancel.on_click(lambda _: self.cancelled.set())
+        self.guarded = live.on_screen(errors, alone=False)(self._work)
+
+    def run(self, job: Callable[[], None]):
+        if self.box.layout.visibility == "hidden":
+            self._busy(True)
+            self.cancelled.clear()
+            self.begin = time.monotonic()
+            threading.Thread(name="compute", target=self.guarded, args=(job,), daemon=True).start()
+
+    def _busy(self, busy: bool):
+        self.box.layout.visibility = "visible" if busy else "hidden"
+        self.bar.value, self.bar.description = 0, ""
+        for button in self.starters:
+            button.disabled = busy
+
+    def _work(self, job: Callable[[], None]):
+        try:
+            job()
+        finally:
+            self._busy(False)
+        self.done()
+
+    def progressed(self, done: int, total: int):
+        """For the job to call. Raises WorkbookError where it was cancelled."""
+        if self.cancelled.is_set():
+            raise WorkbookError("the computation was cancelled")
+        self.bar.max, self.bar.value = total, done
+        left = (time.monotonic() - self.begin) * (total - done) / done if done else None
+        self.bar.description = f"{left:.0f} s left" if done else ""
 
 
 SHIM = """

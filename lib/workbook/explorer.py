@@ -12,41 +12,21 @@ import contextlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from lib import WorkbookError, checkpoints
-from lib.evaluation.between import Spot, called, corners, nearest, reading_at, trade_off
-from lib.evaluation.reading import Reading
+from lib.evaluation import choosing, gates, speeds
+from lib.evaluation.between import Spot, called, corners, reading_at
 from lib.evaluation.record import Record
 from lib.operating_point import OperatingPoint
 from lib.workbook import microscope
 from lib.workbook.published import suited
-from lib.workbook.subject import BY_HAND, Subject
+from lib.workbook.subject import BY_HAND, Setting, Subject
 
-SOURCES = ("paper", "equal share", "budget", "last exit only", "by hand")
 FLAT = 0.01  # accuracy that counts as no change
-
-
-@dataclass(frozen=True)
-class Setting:
-    """All knobs at once. lambda_n is None where noise and batch norm were set by hand and no lambda_n leads there.
-
-    source: where the thresholds come from, one of SOURCES, a number (budget: a share of the plain network's MACs), or
-    the thresholds themselves.
-    """
-
-    network: str
-    lambda_n: float | None
-    lambda_th: float
-    at: OperatingPoint
-    source: str | float | tuple
-    thresholds: tuple[float, ...]
-    attack: str
-    threat: str
 
 
 class Explorer:
@@ -78,12 +58,13 @@ class Explorer:
 
     def set(self, **changes):
         """Go to a setting: network; lambda_n, lambda_th, or noise, batch_norm, code by hand; width; thresholds (a
-        source, a budget as a share of the plain network's MACs, or themselves, None for a closed exit); attack; threat.
+        source, a budget as a share of the plain network's MACs, or themselves, None for a closed exit); decision, what
+        images leave by (see `gates`); attack; threat.
 
         What is left out stays. Raises WorkbookError for a value or knob that is not there, and then changes nothing.
         """
         known = {"network", "lambda_n", "lambda_th", "noise", "batch_norm", "code", "width", "thresholds", "attack",
-                 "threat"}
+                 "threat", "decision"}
         if unknown := set(changes) - known:
             raise WorkbookError(f"unknown knob {', '.join(sorted(unknown))}; the knobs are {', '.join(sorted(known))}")
         name = changes.get("network", self.here.network)
@@ -105,44 +86,51 @@ class Explorer:
         if by_hand or n is None:
             knobs = {knob: by_hand.get(knob, getattr(self.here.at, knob)) for knob in BY_HAND if knob in subject.knobs}
             at = OperatingPoint(**{k: subject.values(k)[0] if v is None else v for k, v in knobs.items()}, width=width)
-            n = next((v for v in _lambdas(at, th) if subject.at(v, th, width) == at), None)
+            n = subject.leads(at, th)
         else:
             at = subject.at(n, th, width)
-        source, attack, threat = (changes.get(knob, now) for knob, now in (
-            ("thresholds", self.here.source), ("attack", self.here.attack), ("threat", self.here.threat)))
+        source, attack, threat, decision = (changes.get(knob, now) for knob, now in (
+            ("thresholds", self.here.source), ("attack", self.here.attack), ("threat", self.here.threat),
+            ("decision", self.here.decision)))
+        if "decision" not in changes and decision not in gates.known(subject.record):
+            decision = "entropy"
+        if decision != self.here.decision and isinstance(source, tuple) and "thresholds" not in changes:
+            source = "equal share"  # thresholds by hand are another score's
         for what, value, held in (("attack", attack, subject.attacks), ("threat", threat, subject.threats)):
             if what in changes and value not in held:
                 raise WorkbookError(f"{name} was not recorded under {what} {value!r}; choose from {', '.join(held)}")
-        self.here = self._completed(Setting(name, n, th, at, source, (), attack, threat), "thresholds" in changes)
+        self.here = self._completed(Setting(name, n, th, at, source, (), attack, threat, decision),
+                                    "thresholds" in changes)
         self._width = wanted
         self.changed()
 
     def _completed(self, wanted: Setting, strict: bool = False) -> Setting:
         """With thresholds from where they are said to come; attack and threat kept where this network met them."""
-        subject = self.subject_of(wanted.network, wanted.lambda_n)
+        subject = self.subject_of(wanted.network, wanted.lambda_n, wanted.decision)
         attack = wanted.attack if wanted.attack in subject.attacks else subject.attacks[0]
         threat = wanted.threat if wanted.threat in subject.threats else next(iter(subject.threats), "")
         usual = {"paper": "paper", "calibrated": "equal share"}[suited(subject.record)]
         for source in [wanted.source] if strict else (wanted.source, usual, "last exit only"):
             try:
-                gates = subject.gates(wanted.at, source)
+                thresholds = subject.gates(wanted.at, source)
             except WorkbookError:
                 if strict or source == "last exit only":
                     raise
                 continue
-            return replace(wanted, attack=attack, threat=threat, thresholds=gates,
-                           source=source if isinstance(source, str | float | int) else gates)
+            return replace(wanted, attack=attack, threat=threat, thresholds=thresholds,
+                           source=source if isinstance(source, str | float | int) else thresholds)
 
-    def subject_of(self, name: str, lambda_n: float | None) -> Subject:
+    def subject_of(self, name: str, lambda_n: float | None, decision: str = "entropy") -> Subject:
         family = self.subjects[name]
-        return family[min(family, key=lambda weight: abs((weight or 0) - (lambda_n or 0)))]
+        return family[min(family, key=lambda weight: abs((weight or 0) - (lambda_n or 0)))].by(decision)
 
     @property
     def subject(self) -> Subject:
-        return self.subject_of(self.here.network, self.here.lambda_n)
+        return self.subject_of(self.here.network, self.here.lambda_n, self.here.decision)
 
     @property
     def point(self) -> OperatingPoint:
+        self._by_entropy()
         return self.here.at.replace(thresholds=self.here.thresholds or None)
 
     @property
@@ -158,7 +146,7 @@ class Explorer:
     def spot(self, here: Setting | None = None) -> Spot:
         """The numbers at a setting (the present one). Raises WorkbookError where nothing is recorded around it."""
         here = here or self.here
-        subject = self.subject_of(here.network, here.lambda_n)
+        subject = self.subject_of(here.network, here.lambda_n, here.decision)
         record = self.exact.get((id(subject), here.at), subject.record)
         threat = subject.threats.get(here.threat) if len(subject.threats) > 1 else None
         return Spot(tuple((weight, reading_at(record, point, here.thresholds, threat))
@@ -166,7 +154,8 @@ class Explorer:
 
     def at_lambda(self, lambda_n: float) -> Setting:
         """The present setting at another lambda_n; thresholds follow where their source depends on the point."""
-        subject, here = self.subject_of(self.here.network, lambda_n), self.here
+        here = self.here
+        subject = self.subject_of(here.network, lambda_n, here.decision)
         at = subject.at(lambda_n, here.lambda_th, here.at.width)
         source = here.thresholds if isinstance(here.source, float | int) else here.source
         return replace(here, lambda_n=lambda_n, at=at, thresholds=subject.gates(at, source))
@@ -195,11 +184,7 @@ class Explorer:
         """An image of the dataset under the present attack, by the network itself. Raises WorkbookError without it."""
         reading = self.spot().nearest
         view = reading.view(called(reading, self.here.attack))
-        return self.subject.examine(index, view, self.here.at, self.here.thresholds)
-
-    def trade_off(self) -> tuple[Reading, ...]:
-        """`between.trade_off` of the nearest recorded point."""
-        return trade_off(self.subject.record, nearest(self.subject.record, self.here.at))
+        return self._by_entropy().examine(index, view, self.here.at, self.here.thresholds)
 
     def notes(self) -> list[str]:
         """What a hand on these knobs should know: a λ that snaps, a knob that does nothing here."""
@@ -207,9 +192,12 @@ class Explorer:
         family = self.subjects[here.network]
         weights = subject.values("code") or [w for w in family if w is not None]
         if weights and here.lambda_n is not None and here.lambda_n not in weights:
-            taken = here.at.code if subject.values("code") else next(w for w, s in family.items() if s is subject)
+            taken = here.at.code if subject.values("code") else next(
+                w for w, s in family.items() if s is self.subject_of(here.network, here.lambda_n))
             notes.append(f"{here.network} was trained at λ {', '.join(f'{w:g}' for w in sorted(weights))}; "
                          f"the nearest is {taken:g}.")
+        if here.decision != "entropy":
+            notes.append(f"An image leaves where {gates.DECISIONS[here.decision]} lies below the exit's threshold.")
         if self.turns and here.lambda_n is None:
             notes.append("Set by hand: no λ_n leads here.")
         if "noise" in subject.knobs and here.at.batch_norm:
@@ -220,9 +208,43 @@ class Explorer:
                 notes.append(f"λ_n from {lambdas[0]:g} to 1 moves neither accuracy by a point: the batch norm does it.")
         return notes
 
+    def _by_entropy(self) -> Subject:
+        """The network itself leaves by entropy. Raises WorkbookError for another decision."""
+        if self.here.decision != "entropy":
+            raise WorkbookError(f"networks here let images leave by entropy; choose that in place of "
+                                f"{self.here.decision}")
+        return self.subject
+
+    def choose(self, *bounds: float, **named: float) -> choosing.Choice:
+        """Go to what `best` finds within its bounds; `choosing.sentence` says what became of it."""
+        self.take(choice := self.best(*bounds, **named))
+        return choice
+
+    def best(self, max_macs: float = math.inf, min_robust: float = 0.0, max_ms: float = math.inf) -> choosing.Choice:
+        """The most accurate recorded setting of this network, by the present decision, within bounds, or the one that
+        comes nearest (see `choosing.choose`)."""
+        decision, timed = self.here.decision, max_ms < math.inf
+        return choosing.best([choosing.choose(subject.by(decision).record, max_macs, min_robust, max_ms,
+                                              speeds.clocks(subject.record) if timed else None)
+                              for subject in self.subjects[self.here.network].values()])
+
+    def take(self, choice: choosing.Choice):
+        """Go to a setting that `best` found."""
+        at, family = choice.reading.point, self.subjects[self.here.network]
+        weight = next(n for n, s in family.items() if s.by(self.here.decision).record is choice.reading.record)
+        knobs = {knob: getattr(at, knob) for knob in (*BY_HAND, "width")} | {"lambda_n": weight}
+        self.set(**{knob: value for knob, value in knobs.items() if value is not None}, attack="union",
+                 thresholds=choice.reading.thresholds)
+
+    def page(self, path: Path | str) -> Path:
+        """Write the present network's record as one HTML file with sliders, which needs neither kernel nor network."""
+        from lib.workbook import page
+
+        return page.write(self.subject_of(self.here.network, self.here.lambda_n), path)
+
     def compute(self, progress: Callable[[int, int], None] = lambda done, total: None):
         """Attack at exactly this setting (see `Subject.compute`); a slider that is moved meanwhile does not count."""
-        here, subject = self.here, self.subject
+        here, subject = self.here, self._by_entropy()
         self.exact[id(subject), here.at] = subject.compute(here.at, here.thresholds, self.computed, progress)
 
     @property
@@ -239,6 +261,7 @@ class Explorer:
         if subject.early:
             found["thresholds"] = (tuple(None if gate == -math.inf else gate for gate in here.source)
                                    if isinstance(here.source, tuple) else here.source)
+        found |= {"decision": here.decision} if here.decision != "entropy" else {}
         return found | {"attack": here.attack} | ({"threat": here.threat} if len(subject.threats) > 1 else {})
 
     @property
@@ -252,20 +275,6 @@ class Explorer:
         shown = {what: f"{spot.mark(what)}{100 * spot.number(what).value:.1f}{spot.nearest.flag(what)}"
                  for what in dict.fromkeys(("clean", attack, "union"))}
         return shown | {"true M MACs": f"{spot.cost('cumulative_macs') / 1e6:.2f}"}
-
-    def stops(self) -> pd.DataFrame:
-        """One knob at a time from the present setting, the others as they are."""
-        subject, here, lines = self.subject, self.here, {("here", ""): self.here}
-        if self.turns and here.lambda_n is not None:
-            lines |= {("λ_n", f"{n:g}"): self.at_lambda(n) for n in (0.0, 0.2, 0.5, 0.7, 1.0)}
-        lines |= {("width", f"{w:g}"): replace(here, at=here.at.replace(width=w)) for w in subject.values("width")}
-        lines |= {("thresholds", source): replace(here, thresholds=gates)
-                  for source, gates in subject.stops(here.at).items()}
-        table = {}
-        for line, setting in lines.items():
-            with contextlib.suppress(WorkbookError):  # not recorded there
-                table[line] = self.numbers(setting)
-        return pd.DataFrame(table).T.rename_axis(["knob", "set to"])
 
     def export(self) -> Path:
         """Write the setting, its point and its numbers as JSON, for `restore`; returns the file."""
@@ -288,12 +297,3 @@ class Explorer:
 
 def file_name(network: str) -> str:
     return network.replace(" ", "_").replace("/", "_")
-
-
-def _lambdas(at: OperatingPoint, th: float) -> list[float]:
-    """The lambda_n that could lead to a point."""
-    if at.code is not None:
-        return [at.code]
-    noise, bank = at.noise or 0.0, at.batch_norm
-    values = [noise * th] if bank == 0 else [th + noise * (1 - th), 1.0] if bank == 1 else [noise]
-    return [round(n, 9) for n in values]

@@ -3,28 +3,22 @@
     panel.show(explorer)        # in Jupyter the live face, headless a still one
 """
 
+import contextlib
 import html
 import math
-import threading
-import time
+from dataclasses import replace
 
 import ipywidgets as widgets
+import pandas as pd
 import plotly.graph_objects as go
 from IPython.display import display
 
 from lib import WorkbookError
+from lib.evaluation import choosing, gates
 from lib.workbook import live, microscope, style, view
-from lib.workbook.controls import TIPS, Dial, LiveFigure
-from lib.workbook.explorer import SOURCES, Explorer, file_name
-
-THEME = {style.INK: style.LIVE_INK, style.MUTED: style.LIVE_MUTED, style.RULE: "var(--jp-border-color2)",
-         style.GHOST: "var(--jp-border-color0)"}
-STYLE = "<style>" + "".join(  # a figure's ink follows the theme: Plotly itself knows no variables
-    f'.workbook-explorer .js-plotly-plot [style*="{what}: rgb({", ".join(map(str, style.rgb(colour)))})"] '
-    f"{{ {what}: {ink} !important }}\n" for colour, ink in THEME.items() for what in ("fill", "stroke")) + (
-    ".workbook-explorer .js-plotly-plot .main-svg, .workbook-explorer .js-plotly-plot .bg "
-    "{ background: transparent !important; fill: transparent !important }\n"
-    ".workbook-explorer .widget-html-content { line-height: 1.35 }</style>")
+from lib.workbook.controls import STYLE, TIPS, Dial, LiveFigure, Work
+from lib.workbook.explorer import Explorer, file_name
+from lib.workbook.subject import SOURCES
 
 
 def show(explorer: Explorer):
@@ -36,9 +30,24 @@ def still(explorer: Explorer):
     """The figure, each knob turned by itself, and of a network with exits one image under attack."""
     subject = explorer.subject
     live.show(view.drawn(explorer))
-    display(explorer.stops())
-    if subject.early and subject.network is not None and subject.pixels:
+    display(stops(explorer))
+    if subject.early and subject.network is not None and subject.pixels and explorer.here.decision == "entropy":
         live.show(microscope.still(looked_at(explorer, subject.record.meta["images"][0])))
+
+
+def stops(explorer: Explorer) -> pd.DataFrame:
+    """One knob at a time from the present setting, the others as they are."""
+    subject, here, lines = explorer.subject, explorer.here, {("here", ""): explorer.here}
+    if explorer.turns and here.lambda_n is not None:
+        lines |= {("λ_n", f"{n:g}"): explorer.at_lambda(n) for n in (0.0, 0.2, 0.5, 0.7, 1.0)}
+    lines |= {("width", f"{w:g}"): replace(here, at=here.at.replace(width=w)) for w in subject.values("width")}
+    lines |= {("thresholds", source): replace(here, thresholds=gates)
+              for source, gates in subject.stops(here.at).items()}
+    table = {}
+    for line, setting in lines.items():
+        with contextlib.suppress(WorkbookError):  # not recorded there
+            table[line] = explorer.numbers(setting)
+    return pd.DataFrame(table).T.rename_axis(["knob", "set to"])
 
 
 def looked_at(explorer: Explorer, index: int) -> str:
@@ -65,19 +74,25 @@ class Panel:
         self.noise, self.mix = Dial("noise s", self._to("noise")), Dial("BN mix", self._to("batch_norm"))
         self.source = widgets.ToggleButtons(options=SOURCES, tooltips=[TIPS["thresholds"]] * len(SOURCES),
                                             style={"button_width": "106px"})
+        self.decision = widgets.Dropdown(description="leaves by", tooltip=TIPS["leaves by"], **narrow)
+        self.most = widgets.FloatText(1.0, description="at most", tooltip=TIPS["choose"],
+                                      style={"description_width": "52px"}, layout={"width": "150px"})
+        self.unit = widgets.Dropdown(options=["M MACs", "ms on this device"], layout={"width": "130px"})
+        self.least = widgets.BoundedFloatText(0.0, min=0, max=100, description="per-image worst case at least, %",
+                                              tooltip=TIPS["choose"], layout={"width": "300px"}, **narrow)
+        self.choose = widgets.Button(description="choose", icon="crosshairs", tooltip=TIPS["choose"])
         self.budget = Dial("spend, %", lambda share: self.explorer.set(thresholds=share / 100), 1, 120, 1)
         self.pin = widgets.Button(description="pin", icon="thumbtack", tooltip="keep this setting to compare with")
         self.compute = widgets.Button(description="compute exactly", icon="bolt", tooltip=TIPS["compute exactly"])
         self.save = widgets.Button(description="export", icon="download", tooltip="write this point and its numbers")
-        self.cancel, self.cancelled = widgets.Button(description="cancel", icon="times"), threading.Event()
-        for button in (self.pin, self.compute, self.save, self.cancel):
+        for button in (self.pin, self.compute, self.save, self.choose):
             button.layout.width = "auto"
-        self.progress = widgets.IntProgress(layout={"width": "180px"})
-        self.working = widgets.HBox([self.progress, self.cancel], layout={"visibility": "hidden"})
+        self.work = Work(self.errors, lambda: self.refreshed(), (self.compute, self.choose))
         self.number = widgets.BoundedIntText(description="image", layout={"width": "150px"}, **narrow)
         self.examine = widgets.Button(description="look at it", layout={"width": "auto"},
                                       tooltip="attack this image here, and ask every exit about it")
-        self.tiles, self.saved, self.picture, self.notes = (widgets.HTML() for _ in range(4))
+        self.tiles, self.saved, self.picture, self.notes, self.chosen = (widgets.HTML() for _ in range(5))
+        self.chose = None  # the setting that was chosen for a budget
         self.gates: list[Dial] = []
         self.opens: list[widgets.Checkbox] = []
         self.dials, self.canvas = widgets.HBox(layout={"flex_flow": "row wrap"}), widgets.VBox()
@@ -86,7 +101,8 @@ class Panel:
         self.box = widgets.VBox([
             widgets.HTML(STYLE, layout={"display": "none"}),
             self._row(self.network, self.attack, self.threat, self.width), self.exits, self.dials,
-            self._row(self.pin, self.compute, self.save, self.working, self.saved),
+            self._row(self.pin, self.compute, self.save, self.work.box, self.saved),
+            self._row(self.most, self.unit, self.least, self.choose), self.chosen,
             self.errors, self.tiles, self.notes, self.canvas, self._row(self.number, self.examine), self.picture])
         self.box.add_class("workbook-explorer")
         self._connect()
@@ -101,18 +117,17 @@ class Panel:
         return lambda value: self.explorer.set(**{knob: value})
 
     def _connect(self):
-        for knob in ("network", "attack", "threat", "width"):
+        for knob in ("network", "attack", "threat", "width", "decision"):
             self._watch(getattr(self, knob), self._to(knob))
         self._watch(self.source, self._chosen)
         self._watch(self.number, self.look_at)
         for dial in (self.lambda_n, self.lambda_th, self.noise, self.mix, self.budget):
             dial.watch(lambda act: self.on(lambda change: self._hand(act, change)))
-        for button, act in ((self.pin, self.explorer.pin), (self.compute, self.run), (self.save, self.export),
+        for button, act in ((self.pin, self.explorer.pin), (self.save, self.export), (self.choose, self.within),
+                            (self.compute, lambda: self.work.run(lambda: self.explorer.compute(self.work.progressed))),
                             (self.examine, lambda: self.look_at(self.number.value))):
             button.on_click(self.on(lambda _, act=act: act()))
-        self.cancel.on_click(lambda _: self.cancelled.set())
-        self.arrived, self.refreshed = self.on(self._arrived), self.on(self.refresh)
-        self.begun = live.on_screen(self.errors, alone=False)(self._compute)
+        self.arrived, self.refreshed, self.found = map(self.on, (self._arrived, self.refresh, self._found))
         self.clicked = self.on(lambda trace, at, _: at.point_inds and setattr(
             self.number, "value", int(trace.customdata[at.point_inds[0]])))
 
@@ -133,12 +148,14 @@ class Panel:
     def refresh(self):
         """Controls, numbers and figure, as the explorer stands."""
         explorer = self.explorer
-        shape = explorer.subject.early, explorer.turns, explorer.here.network, len(explorer.subject.attacks)
+        here, subject = explorer.here, explorer.subject
+        shape = subject.early, explorer.turns, here.network, len(subject.attacks), here.decision
         if shape != self.shape:
             self._rebuild()
         self.show_controls()
         try:
             self.tiles.value = view.tiles(explorer)
+            self.chosen.value = self.chosen.value if here == self.chose else ""
             self.notes.value = _muted(" ".join(explorer.notes()))
             self._draw(shape)
         except WorkbookError:
@@ -163,10 +180,12 @@ class Panel:
                  self.noise: "noise" in subject.knobs, self.mix: "batch_norm" in subject.knobs}
         self.dials.children = [*(dial.box for dial, has in there.items() if has), *(
             widgets.HBox([gate.box, opened]) for gate, opened in zip(self.gates, self.opens, strict=True))]
-        self.exits.children = [self.source, self.budget.box] if self.gates else []
+        self.exits.children = [self.source, self.budget.box, self.decision] if self.gates else []
         attacks = [(html.unescape(view.spoken(a, subject.record.num_exits)), a) for a in subject.attacks]
         widths = [(f"{w:g}", w) for w in reversed(subject.values("width"))]
-        for control, options in ((self.attack, attacks), (self.threat, list(subject.threats)), (self.width, widths)):
+        by = gates.known(self.explorer.subject_of(self.explorer.here.network, self.explorer.here.lambda_n).record)
+        for control, options in ((self.attack, attacks), (self.threat, list(subject.threats)), (self.width, widths),
+                                 (self.decision, by)):
             control.options = options
             control.layout.display = "" if len(options) > 1 else "none"
         self.network.layout.display = "" if len(self.explorer.subjects) > 1 else "none"
@@ -178,7 +197,7 @@ class Panel:
     def show_controls(self):
         """Put the controls where the explorer stands, without taking that for a hand that moves them."""
         here, self.quiet = self.explorer.here, True
-        self.network.value, self.attack.value = here.network, here.attack
+        self.network.value, self.attack.value, self.decision.value = here.network, here.attack, here.decision
         if here.threat:
             self.threat.value = here.threat
         if here.at.width is not None:
@@ -194,7 +213,6 @@ class Panel:
             self.source.value = ("by hand" if isinstance(here.source, tuple) else
                                  here.source if isinstance(here.source, str) else "budget")
             self.budget.show(100 * here.source if isinstance(here.source, float | int) else self.budget.value or 60)
-        self.compute.disabled = self.working.layout.visibility == "visible"
         self.quiet = False
 
     def _draw(self, shape: tuple):
@@ -247,28 +265,15 @@ class Panel:
         path = self.explorer.export()
         self.saved.value = _muted(f"written to {path.parent.name}/{path.name}")
 
-    def run(self):
-        """The exact point, in a thread of its own, so that every control answers meanwhile."""
-        if not self.compute.disabled:
-            self.compute.disabled, self.working.layout.visibility = True, "visible"
-            self.cancelled.clear()
-            self.begin = time.monotonic()
-            threading.Thread(name="compute", target=self.begun, daemon=True).start()
+    def within(self):
+        """The best setting within the bounds of the fields, found beside the controls."""
+        bound = {"max_macs": 1e6 * self.most.value} if self.unit.index == 0 else {"max_ms": self.most.value}
+        self.work.run(lambda: self.found(self.explorer.best(**bound, min_robust=self.least.value / 100)))
 
-    def _compute(self):
-        try:
-            self.explorer.compute(self._progressed)
-        finally:
-            self.working.layout.visibility = "hidden"
-            self.compute.disabled = False
-        self.refreshed()
-
-    def _progressed(self, done: int, total: int):
-        if self.cancelled.is_set():
-            raise WorkbookError("the computation was cancelled")
-        self.progress.max, self.progress.value = total, done
-        left = (time.monotonic() - self.begin) * (total - done) / done if done else None
-        self.progress.description = f"{left:.0f} s left" if done else ""
+    def _found(self, choice: choosing.Choice):
+        self.explorer.take(choice)
+        self.chose = self.explorer.here
+        self.chosen.value = f'<div style="white-space:pre-line">{_muted(choosing.sentence(choice))}</div>'
 
 
 def _muted(text: str) -> str:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ import lib
 from lib import WorkbookError, checkpoints, data
 from lib.attacks.steps import Threat
 from lib.data import Split
-from lib.evaluation import points, recording, routing
+from lib.evaluation import gates, points, recording, routing
 from lib.evaluation.between import nearest
 from lib.evaluation.reading import SUITE, kind, read, relation
 from lib.evaluation.record import Record, View, join
@@ -21,8 +21,28 @@ from lib.models.network import Network
 from lib.operating_point import OperatingPoint
 from lib.workbook import microscope, style
 
+SOURCES = ("paper", "equal share", "budget", "last exit only", "by hand")
 BY_HAND = ("noise", "batch_norm", "code")
 CHUNK = 25  # images attacked between two signs of progress
+
+
+@dataclass(frozen=True)
+class Setting:
+    """All knobs at once. lambda_n is None where noise and batch norm were set by hand and no lambda_n leads there.
+
+    source: where the thresholds come from, one of SOURCES, a number (budget: a share of the plain network's MACs), or
+    the thresholds themselves.  decision: one of gates.DECISIONS.
+    """
+
+    network: str
+    lambda_n: float | None
+    lambda_th: float
+    at: OperatingPoint
+    source: str | float | tuple
+    thresholds: tuple[float, ...]
+    attack: str
+    threat: str
+    decision: str = "entropy"
 
 
 def brought(record: Record) -> Split | None:
@@ -67,6 +87,13 @@ class Subject:
         row = Conditioning.named(self.record.meta["model"].get("conditioning", "none"))
         found = row.at(lambda_n, lambda_th, self.values("code") or (0.0,))
         return OperatingPoint(**{k: getattr(found, k) for k in BY_HAND if k in self.knobs}, width=width)
+
+    def leads(self, at: OperatingPoint, lambda_th: float) -> float | None:
+        """The lambda_n that leads to a point, None where none does."""
+        noise, bank = at.noise or 0.0, at.batch_norm
+        found = ([at.code] if at.code is not None else [noise * lambda_th] if bank == 0 else
+                 [lambda_th + noise * (1 - lambda_th), 1.0] if bank == 1 else [noise])
+        return next((n for n in (round(n, 9) for n in found) if self.at(n, lambda_th, at.width) == at), None)
 
     def values(self, knob: str) -> list[float]:
         """The recorded values of a knob, ascending."""
@@ -120,6 +147,10 @@ class Subject:
             except WorkbookError:  # no published thresholds, no held-out images, or nothing to buy so cheaply
                 continue
         return {name: gates for gates, name in by_gates.items()}
+
+    def by(self, decision: str) -> "Subject":
+        """The same under another decision (see `gates.by`), of one's own thresholds."""
+        return self if decision == "entropy" else _by(self, decision)
 
     @property
     def sample(self) -> np.ndarray:
@@ -191,6 +222,11 @@ class Subject:
                                           batch_size=CHUNK, first=first + start))
         progress(total, total)
         return join(parts)
+
+
+@lru_cache(maxsize=64)
+def _by(subject: Subject, decision: str) -> Subject:
+    return replace(subject, record=gates.by(subject.record, decision), _gates={})
 
 
 def _place(network: Network) -> torch.device:

@@ -16,7 +16,7 @@ from plotly.subplots import make_subplots
 
 from lib import WorkbookError
 from lib.evaluation import points
-from lib.evaluation.between import Spot, called
+from lib.evaluation.between import Spot, called, nearest, trade_off
 from lib.workbook import microscope, style
 from lib.workbook.explorer import Explorer
 
@@ -180,7 +180,8 @@ def update(fig: go.Figure, explorer: Explorer):
 
 
 def _update_exits(fig: go.Figure, trace: dict, explorer: Explorer, here, before):
-    attack, curve = explorer.here.attack, explorer.trade_off()
+    attack, record = explorer.here.attack, explorer.subject.record
+    curve = trade_off(record, nearest(record, explorer.here.at))  # of the nearest recorded point
     for name, view in (("clean", "clean"), ("attacked", attack)):
         share = [float(100 * s) for s in here.share(view)]
         trace[name].x, trace[name].text = share, [f"{s:.0f}" for s in share]

@@ -18,7 +18,7 @@ import lib
 from lib import WorkbookError, checkpoints, data
 from lib.attacks.steps import Threat
 from lib.data import Split
-from lib.evaluation import points, recording
+from lib.evaluation import choosing, points, recording, routing, speeds
 from lib.evaluation.between import called, corners
 from lib.evaluation.reading import read
 from lib.models import zoo
@@ -83,6 +83,13 @@ def every(network):
     return Subject(every_knob(network, KNOBS, GATES), images, lambda: network)
 
 
+def finished():
+    """Waits for what works beside the controls."""
+    for thread in threading.enumerate():
+        if thread.name == "compute":
+            thread.join(240)
+
+
 def shown(live, name):
     return next(trace for trace in live.figure.data if trace.name == name)
 
@@ -136,6 +143,58 @@ def test_the_views_of_every_knob_name_the_gates_of_each_point(network):
     for point, used in aware.items():
         assert used == pytest.approx(replace(held_out, held_out=held_out).thresholds_of("calibrated", point))
     assert all(network.conditions(v.point).noisy for v in views if v.threat and v.threat.draws > 1)
+
+
+def test_another_decision_is_a_choice_like_any_other(exits):
+    record = exits.subject.record
+    live = Panel(exits)
+    assert live.decision.options == ("entropy", "patience") and live.decision in live.exits.children
+    exits.set(thresholds=(0.3, 0.4))
+    live.decision.value = "patience"
+    assert not live.errors.value and exits.here.source == "last exit only"  # 0.3 is another score's
+    assert "1 / how many exits in a row agree" in live.notes.value and "decision='patience'" in exits.code
+    exits.set(thresholds=(None, 0.6))  # two in a row
+    two = (record.prediction[0, 1] == record.prediction[0, 0])
+    assert exits.spot().nearest.leaving["clean"][0].tolist() == np.where(two, 1, 2).tolist()
+    assert exits.spot().mark("union") == "≤ " and live.gates[1].value == pytest.approx(0.6)
+    for act in (lambda: exits.point, lambda: exits.examine(0), exits.compute):
+        with pytest.raises(WorkbookError, match="by entropy; choose that in place of patience"):
+            act()
+    with pytest.raises(WorkbookError, match="cannot say who leaves by 'mean so far'"):
+        exits.set(decision="mean so far")
+    exits.set(**exits.setting | {"network": "b"})
+    assert exits.here.decision == "patience" and exits.here.thresholds == (-math.inf, 0.6)
+
+
+def test_a_setting_for_a_budget_is_found_and_gone_to(every, tmp_path, monkeypatch):
+    clock = routing.ExitCosts(np.arange(1.0, 8.0), np.full(7, 0.1))
+    monkeypatch.setattr(speeds, "clocks", lambda record: dict.fromkeys(record.points, clock))
+    explorer = Explorer(every, tmp_path)
+    choice = explorer.choose(0.6 * every.record.macs(), 0.3)
+    assert explorer.point == choice.point == choosing.choose(every.record, 0.6 * every.record.macs(), 0.3).point
+    live = Panel(explorer)
+    live.most.value, live.least.value = 1e-6, 99
+    before = explorer.here
+    live.choose.click()
+    finished()
+    assert explorer.here != before and explorer.here.attack == "union" and not live.errors.value
+    assert "nothing reaches it; nearest" in live.chosen.value and "that did not choose" in live.chosen.value
+    explorer.set(width=0.5 if explorer.here.at.width == 1 else 1.0)
+    assert live.chosen.value == ""  # it was said of another setting
+    live.unit.index = 1
+    live.choose.click()
+    finished()
+    assert "ms an image here" in live.chosen.value
+    live.most.value = 0
+    live.choose.click()
+    finished()
+    assert "give MACs and ms above 0" in live.errors.value and not live.choose.disabled
+    right, wrong = np.arange(20)[None] % 10, np.ones((1, 20)) * 11
+    weak, strong = (Subject(made(("clean", "main"), [right, attacked], np.zeros((2, 1, 20)), right[0]))
+                    for attacked in (wrong, right))
+    family = Explorer({"PGD-AT": {0.0: weak, 1.0: strong}}, tmp_path, lambda_n=0.0)
+    family.choose(min_robust=0.5)
+    assert family.here.lambda_n == 1.0
 
 
 def test_between_recorded_points_numbers_are_interpolated(knob):
@@ -277,10 +336,10 @@ def test_elsewhere_than_on_the_papers_dataset_it_starts_at_equal_shares():
 
 
 def test_stops_turn_one_knob_at_a_time(every, exits, tmp_path):
-    table = Explorer(every, tmp_path).stops()
+    table = panel.stops(Explorer(every, tmp_path))
     assert {"here", "λ_n", "width", "thresholds"} == set(table.index.get_level_values(0))
     assert table.loc[("λ_n", "0.7"), "clean"].startswith("≈") and table.loc[("λ_n", "1"), "clean"][0] != "≈"
-    table = exits.stops()
+    table = panel.stops(exits)
     assert table.index[-1] == ("thresholds", "last exit only") and ("thresholds", "paper") in table.index
 
 
@@ -461,16 +520,14 @@ def test_a_computation_can_be_cancelled_and_an_error_is_a_sentence_without_marku
 
     def computed():
         live.compute.click()
-        for thread in threading.enumerate():
-            if thread is not threading.main_thread() and thread.name.startswith("compute"):
-                thread.join(60)
-        assert not live.compute.disabled and live.working.layout.visibility == "hidden"
+        finished()
+        assert not live.compute.disabled and live.work.box.layout.visibility == "hidden"
 
-    live.progress.observe(lambda change: live.cancel.click(), "max")
+    live.work.bar.observe(lambda change: live.work.cancel.click(), "max")
     knob.computed = 30  # two pieces: the first one's bar is where the hand cancels
     computed()
     assert "cancelled" in live.errors.value and knob.spot().mark() == "≈ "
-    live.progress.unobserve_all()
+    live.work.bar.unobserve_all()
     computed()
     assert live.errors.value == "" and knob.spot().mark() == "" and "≈" not in live.tiles.value
     knob.set = lambda **_: (_ for _ in ()).throw(WorkbookError("<img src=x>"))
