@@ -220,8 +220,7 @@ class Reading:
 
     def share(self, view: str = "clean") -> np.ndarray:
         """(exits,) the share of the images that leaves at each exit."""
-        leaving = self.leaving[view]
-        return np.bincount(leaving.ravel(), minlength=self.record.num_exits) / leaving.size
+        return np.bincount(self.leaving[view].ravel(), minlength=self.record.num_exits) / self.leaving[view].size
 
     def alone(self, view: str = "clean") -> np.ndarray:
         """(exits, N) who is right at each exit by itself, shares of the draws: the last one is a control."""
@@ -257,8 +256,7 @@ class Reading:
         """"≤ " before a robust number that no attacker went for who knew this very decision, else ""."""
         whole, other = quantity in ("union", "worst"), self.record.meta.get("decision", "entropy")
         met = map(self.view, self.suite if whole else {quantity} & self.views.keys())
-        exact = [other == "entropy" and view.exact_at(self.thresholds) for view in met
-                 if view.thresholds_used is not None]
+        exact = [other == "entropy" and v.exact_at(self.thresholds) for v in met if v.thresholds_used is not None]
         early = max(self.thresholds, default=-np.inf) > -np.inf or other == "mean so far"
         return "≤ " * (early and not any(exact) if whole else not all(exact))
 
@@ -266,8 +264,8 @@ class Reading:
         """A number: whatever `right` knows; on clean images paper_mflops, cumulative_macs, and what leaving early saves
         by either, paper_saving and saving; under the worst form attacked_mflops, attacked_saving. Raises as `right`."""
         if quantity in ("attacked_mflops", "attacked_saving"):
-            spent = self.cost("paper_mflops", self.paper_worst or self.worst_form)
-            return Number(spent if quantity == "attacked_mflops" else 1 - spent / self.plain("paper_mflops"))
+            spent, plain = self.cost("paper_mflops", self.paper_worst or self.worst_form), self.plain("paper_mflops")
+            return Number(spent if quantity == "attacked_mflops" else 1 - spent / plain)
         if quantity in COUNTED[:2]:
             return Number(self.cost(quantity))
         if quantity in COUNTED:

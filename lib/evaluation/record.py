@@ -143,9 +143,7 @@ class Record:
 
     def exit_costs(self, point: OperatingPoint | None = None) -> routing.ExitCosts:
         """MACs of trunk and heads apart, so that the head of a closed exit can be left out of the bill."""
-        trunk, heads = (self.costs(point)[part] for part in ("trunk", "heads"))
-        passed = self.meta.get("decision") in routing.NEED_ALL_HEADS
-        return routing.ExitCosts(trunk + heads.cumsum(), 0 * heads) if passed else routing.ExitCosts(trunk, heads)
+        return routing.charged(self.costs(point), self.meta.get("decision", "entropy"))
 
     def at(self, point: OperatingPoint | None = None) -> OperatingPoint:
         """A recorded point (the only one, if left out), without gates and draw; raises WorkbookError for another."""

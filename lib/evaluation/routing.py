@@ -4,7 +4,7 @@ Everywhere: exits are numbered from 0 in arrays, the last one has no threshold; 
 entropy is strictly below its threshold; a closed exit has threshold -inf, and its head is then not run.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -124,6 +124,12 @@ class ExitCosts(NamedTuple):
     def parts(self) -> np.ndarray:
         """(2, exits) of each part by itself: of the backbone from tap to tap, and of the heads."""
         return np.stack([np.diff(np.asarray(self.trunk, float), prepend=0.0), np.asarray(self.heads, float)])
+
+
+def charged(costs: Mapping[str, np.ndarray], decision: str) -> ExitCosts:
+    """What a decision pays for: the heads of open exits, or where it asks every exit on the way, all of them."""
+    trunk, heads = costs["trunk"], costs["heads"]
+    return ExitCosts(trunk + heads.cumsum(), 0 * heads) if decision in NEED_ALL_HEADS else ExitCosts(trunk, heads)
 
 
 def spend_at_most(budget: float, entropy: np.ndarray, correct: np.ndarray, costs: ExitCosts) -> tuple[float, ...]:

@@ -338,4 +338,12 @@ def test_every_knob_of_one_network_on_one_page(browser, server, awaited):
     field(page, "λ_n").fill("0.35")
     page.keyboard.press("Enter")
     awaited(page, f"{CODE}.includes('lambda_n=0.35')")
+    page.get_by_label("leaves by").select_option("patience")
+    awaited(page, f"{CODE}.includes(old) && {NUMBERS}.includes('how many exits in a row agree')", "decision='patience'")
+    page.get_by_label("leaves by").select_option("entropy")
+    page.get_by_label("at most").fill("60")
+    page.get_by_label("per-image worst case at least").fill("20")
+    page.get_by_role("button", name="choose").click()  # the bounds are read when the work begins
+    awaited(page, f"{NUMBERS}.includes('at most 60 M MACs and at least 20 % robust: ') && {CODE}.includes(old)", "'union'")
+    assert awaited(page, f"{NUMBERS}.includes('images that did not choose: clean ')")
     page.close()
