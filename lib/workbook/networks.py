@@ -6,11 +6,14 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 import lib
 from lib import WorkbookError, checkpoints, data, locks
 from lib.attacks.steps import Threat
 from lib.evaluation import recording
 from lib.evaluation.record import Record, View
+from lib.models import zoo
 from lib.models.network import Network
 from lib.training import loop, recipes
 from lib.training.folder import difference
@@ -25,7 +28,8 @@ SIZES = ("laptop", "paper", "quick")  # shipped networks: which size is taken wh
 class Trained:
     """A network, the recipe it came from ("rdi_smallcnn-digits-main-laptop"), and the digest of its file.
 
-    weights: where they were read from: "shipped", "train" (trained in this run), or "file" (one that was named).
+    weights: where they were read from: "shipped", "train" (trained in this run), "file" (one that was named), or
+    "record": they did not come along, only what they answered did, and `network` has shapes alone (device "meta").
     """
 
     name: str
@@ -48,8 +52,10 @@ class Trained:
 
 
 def shipped(settings: Settings, family: str) -> Path | None:
-    """The file of "<network>-<dataset>-<defence>" at the settings' preset, else of the nearest size that came along."""
-    files = (lib.CHECKPOINTS / f"{family}-{size}.safetensors" for size in (settings.preset, *SIZES))
+    """The weights of "<network>-<dataset>-<defence>", where they stayed away its record, at the settings' preset, else
+    of the nearest size that came along."""
+    files = (place / f"{family}-{size}.safetensors" for size in (settings.preset, *SIZES)
+             for place in (lib.CHECKPOINTS, lib.ATLASES))
     return next(filter(Path.is_file, files), None)
 
 
@@ -69,6 +75,10 @@ def obtain(settings: Settings, network: str, dataset: str, defence: str) -> Trai
     path = shipped(settings, family)
     if path is None:
         raise WorkbookError(f"no {family} network came with the repository; set weights = \"train\" to train it")
+    if path.parent == lib.ATLASES:
+        meta = Record.load(path).meta
+        with torch.device("meta"):
+            return Trained(path.stem, zoo.build(**meta["model"], seed=None), meta["checkpoint"], "record")
     loaded = checkpoints.load(path, settings.device)
     return Trained(path.stem, loaded.network, loaded.digest, "shipped")
 
@@ -193,7 +203,13 @@ def record(settings: Settings, trained: Trained, dataset: data.Dataset | None, i
 
 def kept(path: Path, trained: Trained, images: data.Split, views: Sequence[View], dataset: data.Dataset,
          **how) -> Record:
-    """The record of these views that is kept at `path`, made once; how: as for `recording.record`."""
+    """The record of these views that is kept at `path`, made once; how: as for `recording.record`.
+
+    Raises WorkbookError for a network whose weights did not come along.
+    """
+    if trained.weights == "record":
+        raise WorkbookError(f"the record of {trained.name} came with the repository, its weights did not: nothing else "
+                            "can be attacked; leave seed and images as they are, or set weights = \"train\"")
     with waiting_for(path):
         if not sound(path, "record"):
             recording.record(trained.network, images, views, folder=path.with_suffix(""), dataset=dataset.name,

@@ -132,5 +132,6 @@ def caption(settings: Settings, readings: Mapping[str, TrainedReading]) -> str:
 
 def subjects(readings: Mapping[str, TrainedReading]) -> dict[str, Subject]:
     """What an explorer shows of these networks, the last one first."""
-    return {style.label(label): networks.subject(reading.record, reading.trained.network)
+    return {style.label(label): networks.subject(
+                reading.record, None if reading.trained.weights == "record" else reading.trained.network)
             for label, reading in reversed(readings.items())}

@@ -160,7 +160,8 @@ PARAMETERS = dict(preset="auto", weights="auto", seed=0, run_dir="", dataset="au
 def test_the_network_is_one_that_came_along_on_the_dataset(tmp_path, monkeypatch, capsys):
     for name in ("resnet20-digits-float", "resnet20-digits-oat", "cheap_resnet38-cifar10_jpeg-float"):
         (tmp_path / f"{name}-laptop.safetensors").touch()
-    monkeypatch.setattr(once_for_all.lib, "CHECKPOINTS", tmp_path)
+    for name in ("CHECKPOINTS", "ATLASES"):
+        monkeypatch.setattr(once_for_all.lib, name, tmp_path)
     monkeypatch.setenv("WORKBOOK_PRESET", "")
     monkeypatch.setenv("WORKBOOK_WEIGHTS", "")
     monkeypatch.setattr("lib.workbook.parameters.RUNS", tmp_path)

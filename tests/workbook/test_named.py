@@ -56,6 +56,21 @@ def test_shipped_records_give_the_images_named_and_no_others(asked):
         networks.record(asked(images=1000), trained, dataset, 1000)
 
 
+def test_a_record_without_its_weights_is_read_and_cannot_be_attacked(asked, tmp_path, monkeypatch):
+    before = studies.study(asked(), {"ours": smallcnn(asked())})["ours"]
+    monkeypatch.setattr(lib, "CHECKPOINTS", tmp_path)
+    settings = asked()
+    trained = studies.trained(settings, {"ours": ("rdi_smallcnn", "max_average")})
+    assert trained["ours"].weights == "record" and trained["ours"].digest == before.trained.digest
+    assert all(tensor.is_meta for tensor in trained["ours"].network.parameters())
+    reading = studies.study(settings, trained)["ours"]
+    assert reading.measured("union") == before.measured("union")
+    assert reading.cost("trunk") == before.cost("trunk")
+    assert studies.subjects({"ours": reading}).popitem()[1].network is None  # nothing to attack it with
+    with pytest.raises(WorkbookError, match="its weights did not"):
+        studies.study(asked(images=400), trained, forms=("clean",))
+
+
 def test_a_record_kept_in_a_run_is_taken_for_its_own_thresholds_alone(asked):
     settings, dataset = asked(images=2), data.load("digits", shape=(1, 28, 28))
     for gates in ((0.5, 0.5), (0.5, 0.6)):
