@@ -87,7 +87,7 @@ def called(reading: Reading, attack: str) -> str:
     form, _, who = attack.rpartition(", ")
     if attack in reading.views or "EOT" not in (who, attack) and "noise-free transfer" not in (who, attack):
         return attack
-    return form or next(view for view in reading.views if relation(reading.view(view)) == "white-box")
+    return form or next((view for view in reading.views if relation(reading.view(view)) == "white-box"), attack)
 
 
 @lru_cache(maxsize=512)

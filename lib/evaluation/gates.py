@@ -19,9 +19,9 @@ from lib import WorkbookError
 from lib.evaluation.record import Record
 
 DECISIONS = {  # what an image leaves by: the score in words
-    "entropy": "its entropy, nats", "largest probability": "1 − the largest probability",
+    "entropy": "its entropy (nats)", "largest probability": "1 − the largest probability",
     "margin of two": "1 − the margin of the two largest probabilities",
-    "patience": "1 / how many exits in a row agree", "mean so far": "the entropy of the mean of all exits so far"}
+    "patience": "1 / how many exits in a row agree", "mean so far": "the entropy of the mean so far (nats)"}
 
 
 def decisions(probabilities: np.ndarray) -> dict[str, tuple[np.ndarray, np.ndarray]]:

@@ -158,7 +158,8 @@ def _line(job) -> dict:
     name, executed = job.notebook.name, job.output.with_suffix(".html").exists()
     return {"outcome": "not run", "seconds": 0, "message": "", **job.status, "name": name, "executed": executed,
             "page": f"{name}/{name}.html", "question": job.notebook.title,
-            "headline": headline(job.output) if executed else ""}
+            "headline": headline(job.output) if executed else "",
+            "explorer": f"{name}/{style.EXPLORER}" if (job.folder / style.EXPLORER).exists() else ""}
 
 
 def gather(folder: Path) -> bool:

@@ -11,7 +11,7 @@ from dataclasses import replace
 import ipywidgets as widgets
 import pandas as pd
 import plotly.graph_objects as go
-from IPython.display import display
+from IPython.display import HTML, display
 
 from lib import WorkbookError
 from lib.evaluation import choosing, gates
@@ -31,6 +31,12 @@ def still(explorer: Explorer):
     subject = explorer.subject
     live.show(view.drawn(explorer))
     display(stops(explorer))
+    if (explorer.folder.parent / "run.json").is_file():  # a run: its pages lie beside this notebook's
+        try:
+            shown = explorer.page(explorer.folder / style.EXPLORER).name
+            display(HTML(f'<p><a href="{shown}">Every knob on one page, without a kernel</a></p>'))
+        except WorkbookError as error:
+            print(f"no page without a kernel: {error}")
     if subject.early and subject.network is not None and subject.pixels and explorer.here.decision == "entropy":
         live.show(microscope.still(looked_at(explorer, subject.record.meta["images"][0])))
 

@@ -23,7 +23,7 @@ from pathlib import Path
 import pandas
 
 from lib import ATLASES, CHECKPOINTS, ROOT, RUNS, WorkbookError, checkpoints, data, locks, writable
-from lib.workbook import notebooks
+from lib.workbook import notebooks, style
 from lib.workbook import parameters as checks
 from lib.workbook.execution import cores, execute, index
 
@@ -93,8 +93,9 @@ class Job:
 
     @property
     def files(self) -> list[Path]:
-        """What the notebook leaves: itself executed, its page, its rows."""
-        return [self.output, self.output.with_suffix(".html"), self.folder / "metrics.csv"]
+        """What the notebook leaves: itself executed, its page, its rows, its explorer's page."""
+        more = [self.folder / name for name in ("metrics.csv", style.EXPLORER)]
+        return [self.output, self.output.with_suffix(".html"), *more]
 
     @property
     def fingerprint(self) -> str:

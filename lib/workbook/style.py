@@ -18,6 +18,7 @@ DEFENCES |= {"float": "#0072b2", "dual_bn": "#7d8894", "oat": "#e69f00", "pni": 
 CYCLE = ("#0072b2", "#d55e00", "#009e73", "#e69f00", "#cc79a7", "#56b4e9", "#7d8894")
 LIVE_INK, LIVE_MUTED = f"var(--jp-ui-font-color1, {INK})", f"var(--jp-ui-font-color2, {MUTED})"  # as JupyterLab's theme
 FONT = "Inter, 'Helvetica Neue', 'Liberation Sans', Arial, 'DejaVu Sans Condensed', sans-serif"
+EXPLORER = "explorer.html"  # in the folder of a run's notebook: its explorer as a page without a kernel
 HTML = Path(__file__).parent / "templates"
 _FILLED = jinja2.Environment(loader=jinja2.FileSystemLoader(HTML), autoescape=True, trim_blocks=True)
 

@@ -2,16 +2,19 @@
 
 import math
 from dataclasses import replace
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, urlencode
 
 import numpy as np
 import pytest
 
 from lib import ATLASES
+from lib.evaluation.between import called, corners, nearest
+from lib.evaluation.gates import by
 from lib.evaluation.reading import read
 from lib.evaluation.record import Record
 from lib.operating_point import OperatingPoint
 from lib.workbook import page as pages
+from lib.workbook.subject import Subject
 from tests.helpers.made_record import THREAT, view
 
 SHOWN = """() => ({hash: location.hash.slice(1),
@@ -32,9 +35,11 @@ def met_strongly(record: Record) -> Record:
 
 
 @pytest.fixture(scope="module", params=["rdi_smallcnn-mnist-max_average-laptop", "resnet20-digits-float_slim-laptop",
-                                        "cheap_resnet38-cifar10_jpeg-float_slim-laptop"])
+                                        "cheap_resnet38-cifar10_jpeg-float_slim-laptop",
+                                        "repeats/cheap_resnet38-cifar10_jpeg-float_slim-laptop-logits"])
 def opened(request, browser, tmp_path_factory):
-    """(record, its page, what that knows): exits on 10,000 images; λ and width of one exit; every knob and pictures."""
+    """(record, its page, what that knows): exits on 10,000 images; λ and width of one exit; every knob and pictures;
+    every decision."""
     record = Record.load(ATLASES / f"{request.param}.safetensors")
     record = record if record.strong else met_strongly(record)
     path = pages.write(record, tmp_path_factory.mktemp("page") / "page.html")
@@ -49,49 +54,76 @@ def opened(request, browser, tmp_path_factory):
     context.close()
 
 
-def random_setting(draw, record: Record, attacks) -> str:
-    """An address: any point and attack; gates at some image's entropy, just below it, closed or open to all."""
-    gates = []
+def random_setting(draw, record: Record, knows: dict) -> str:
+    """An address: any point, also between recorded ones, any attack and decision; gates at some image's score, just
+    below it, closed or open to all."""
+    decision, gates = str(draw.choice(list(knows["decisions"]))), []
     for k in range(record.num_exits - 1):
-        value = draw.choice(record.entropy[:, k].ravel()) * draw.choice([1.0, 1.0, 0.97])
+        value = draw.choice(by(record, decision).entropy[:, k].ravel()) * draw.choice([1.0, 1.0, 0.97])
         gates.append(draw.choice(["closed", "open"] + [repr(float(value))] * 6))
-    at, attack = draw.integers(len(record.points)), draw.choice(["union", *attacks])
-    return f"at={at}&attack={attack}" + f"&gates={','.join(gates)}" * bool(gates)
+    told = {"at": draw.integers(len(record.points)), "attack": draw.choice(["union", *knows["attacks"]])}
+    if knows["paths"] and draw.random() < 0.6:
+        path = knows["paths"][draw.integers(len(knows["paths"]))]
+        told |= {"lambda_n": draw.integers(101) / 100, "lambda_th": path["lambda_th"], "width": path["width"]}
+    return urlencode(told | {"decision": decision} | ({"gates": ",".join(gates)} if gates else {}))
 
 
-def expected(record: Record, told: dict, points: list) -> dict:
-    """What the tiles have to say, by lib/evaluation/reading.py."""
+def expected(record: Record, told: dict, knows: dict) -> dict:
+    """What the tiles have to say, by lib/evaluation."""
     address = {name: values[0] for name, values in parse_qs(told["hash"]).items()}
-    gates = address.get("gates", "")
-    point = points[int(address["at"])]
+    decision, gates, lambda_n = (address.get(name, "") for name in ("decision", "gates", "lambda_n"))
+    decision = decision or "entropy"
+    points, subject = knows["decisions"][decision]["points"], Subject(by(record, decision))
+    if lambda_n:
+        width = float(address["width"]) if "width" in address else None
+        where = subject.at(float(lambda_n), float(address["lambda_th"]), width)
+        point = next(p for p in points if OperatingPoint.from_json(p["point"]) == nearest(record, where))
+    else:
+        point = points[int(address["at"])]
+        where = OperatingPoint.from_json(point["point"])
     if gates in point["sources"]:
         gates = ",".join(map(str, point["sources"][gates]))
     words = {"closed": -math.inf, "open": math.inf}
     gates = [words[gate] if gate in words else float(gate) for gate in gates.split(",") if gate]
-    at = read(record, OperatingPoint.from_json(point["point"]), gates)
-    shown = address["attack"] if address["attack"] in at.views else min(at.suite, key=lambda one: at.right(one).sum())
-    clean, attacked, worst = (at.measured(what) for what in ("clean", shown, at.robust))
-    saved = at.measured("saving").value
-    said = {"clean": f"{100 * clean.value:.1f} %", "clean-note": f"{100 * clean.low:.1f} to {100 * clean.high:.1f}",
-            "attacked": f"{100 * attacked.value:.1f} %{at.flag(shown)}",
-            "attacked-note": f"{100 * attacked.low:.1f} to {100 * attacked.high:.1f}",
-            "worst": f"{'' if at.robust == 'strong' else '≤ '}{100 * worst.value:.1f} %{at.flag('union')}",
-            "worst-note": f"{100 * worst.low:.1f} to {100 * worst.high:.1f}",
-            "macs": f"{at.cost('cumulative_macs') / 1e6:.2f} M MACs",
+    around = [(w, read(subject.record, p, gates)) for w, p in corners(record, where) if w]
+    near = next(r for _, r in around if r.point == OperatingPoint.from_json(point["point"]))
+    about, strong = "≈ " * (len(around) > 1), len(around) == 1 and near.robust == "strong"
+
+    def shown(at):  # the view that the attack means at a recorded point
+        view = None if address["attack"] == "union" else called(at, address["attack"])
+        return view if view in at.views else min(at.suite, key=lambda one: at.right(one).sum())
+
+    def mixed(number):
+        return [math.fsum(w * part for w, part in parts) for parts in zip(
+            *([(w, part) for part in number(at)] for w, at in around), strict=True)]
+
+    def cost(view):
+        return math.fsum(w * at.cost("cumulative_macs", view(at)) for w, at in around)
+
+    clean, attacked = mixed(lambda at: at.measured("clean")), mixed(lambda at: at.measured(shown(at)))
+    worst = mixed(lambda at: at.measured("strong" if strong else "union"))
+    spent, flag = cost(lambda at: "clean"), near.flag("union")
+    saved = 1 - spent / near.plain("trunk")
+    said = {"clean": f"{about}{100 * clean[0]:.1f} %", "clean-note": f"{100 * clean[1]:.1f} to {100 * clean[2]:.1f}",
+            "attacked": f"{about}{100 * attacked[0]:.1f} %{flag}",
+            "attacked-note": f"{100 * attacked[1]:.1f} to {100 * attacked[2]:.1f}",
+            "worst": f"{about}{'' if strong else '≤ '}{100 * worst[0]:.1f} %{flag}",
+            "worst-note": f"{100 * worst[1]:.1f} to {100 * worst[2]:.1f}",
+            "macs": f"{spent / 1e6:.2f} M MACs",
             "macs-note": f"saves {100 * saved:.1f} %" if saved >= 0 else f"{-100 * saved:.1f} % more"}
     if record.num_exits > 1:
-        shares = zip(at.share("clean"), at.share(shown), strict=True)
-        said |= {"attacked-macs": f"{at.cost('cumulative_macs', shown) / 1e6:.2f} M MACs",
-                 "shares": [f"{100 * share:.1f} %" for pair in shares for share in pair]}
+        shares = [sum(w * at.share(view(at)) for w, at in around) for view in (lambda at: "clean", shown)]
+        said |= {"attacked-macs": f"{cost(shown) / 1e6:.2f} M MACs",
+                 "shares": [f"{100 * share:.1f} %" for pair in zip(*shares, strict=True) for share in pair]}
     return said
 
 
 def test_fifty_settings_are_pythons_to_the_last_digit_shown(opened):
     """Each an address, then one control moved by hand: a slider or a box by the keyboard, a button by the mouse."""
     record, page, knows = opened
-    draw = np.random.default_rng(0)
+    draw, between = np.random.default_rng(0), 0
     for _ in range(SETTINGS):
-        page.evaluate(GO, random_setting(draw, record, knows["attacks"]))
+        page.evaluate(GO, random_setting(draw, record, knows))
         movable = page.locator("input[type=range]:enabled, input[type=checkbox], button")
         one = movable.nth(int(draw.integers(movable.count())))
         kind = one.get_attribute("type")
@@ -99,14 +131,16 @@ def test_fifty_settings_are_pythons_to_the_last_digit_shown(opened):
             "range", "checkbox") else one.click()
         shown = page.evaluate(SHOWN)
         shown["worst-note"] = shown["worst-note"].partition(", ")[0]
-        wanted = expected(record, shown, knows["points"])
+        wanted = expected(record, shown, knows)
         assert {name: shown[name] for name in wanted} == wanted, shown["hash"]
+        between += "≈" in shown["clean"]
+    assert between or "noise" not in Subject(record).knobs
 
 
 def test_the_strong_suite_is_shown_where_it_was_run_at_this_very_setting(opened, awaited):
     record, page, knows = opened
-    index = next(k for k, point in enumerate(knows["points"]) if point["strong"])
-    where = next(v for v in record.strong.views if v.point.to_json() == knows["points"][index]["point"])
+    index, point = next((k, p) for k, p in enumerate(knows["decisions"]["entropy"]["points"]) if p["strong"])
+    where = next(v for v in record.strong.views if v.point.to_json() == point["point"])
     gates = ",".join("closed" if t == -math.inf else repr(t) for t in where.thresholds_used or ())
     page.evaluate("hash => { location.hash = hash; }", f"at={index}&gates={gates}")
     awaited(page, "!$('worst').textContent.includes('≤') && $('worst-note').textContent.includes('strong suite')")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from lib import ATLASES, WorkbookError, __main__
+from lib.evaluation import gates
 from lib.evaluation.reading import read
 from lib.evaluation.record import Record
 from lib.operating_point import OperatingPoint
@@ -32,9 +33,12 @@ def unpacked(text: str, kind) -> np.ndarray:
 def test_it_holds_the_records_outcomes_bit_for_bit(tmp_path):
     record = Record.load(DIGITS)
     told = held(page.write(record, tmp_path / "page.html"))
-    assert (unpacked(told["right"], np.uint8) == record.right.ravel()).all()
-    assert (unpacked(told["entropy"], "<f4") == record.entropy[:, :-1].ravel()).all()
-    [point] = told["points"]
+    for decision in ("entropy", "patience"):
+        held_there, by = told["decisions"][decision], gates.by(record, decision)
+        assert (unpacked(held_there["right"], np.uint8) == by.right.ravel()).all()
+        assert (unpacked(held_there["scores"], "<f4") == by.entropy[:, :-1].ravel()).all()
+    assert list(told["decisions"]) == ["entropy", "patience"]
+    [point] = told["decisions"]["entropy"]["points"]
     assert OperatingPoint.from_json(point["point"]) == record.points[0]
     assert point["suite"] == read(record, thresholds="calibrated").suite
     assert point["sources"]["equal share"] == list(record.thresholds_of("calibrated"))

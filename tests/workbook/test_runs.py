@@ -10,13 +10,16 @@ import pandas
 import pytest
 from plotly.offline import get_plotlyjs
 
-from lib import WorkbookError, checkpoints
+from lib import ATLASES, WorkbookError, checkpoints
 from lib.evaluation import rows
+from lib.evaluation.record import Record
 from lib.models import zoo
 from lib.training import recipes
-from lib.workbook import execution, networks, notebooks, runs
+from lib.workbook import execution, networks, notebooks, panel, runs
+from lib.workbook.explorer import Explorer
 from lib.workbook.headless import KILLED
 from lib.workbook.parameters import Settings
+from lib.workbook.subject import Subject
 
 COMMON = ('preset: str = "auto"  # size\nweights: str = "auto"  # origin\nseed: int = 0  # seed\n'
           'run_dir: str = ""  # place\n')
@@ -127,6 +130,27 @@ def test_listing_says_what_each_notebook_asks(place, capsys):
     assert [re.split(r"\s{2,}", line) for line in lines] == [
         ["01_first", "What of first?"], ["02_broken", "What of broken?"], ["03_last", "What of last?"]]
     assert not (place / "runs").exists()
+
+
+def test_the_index_opens_with_the_page_of_each_explorer(place, ended):
+    """And a run whose notebook lost its explorer's page makes it again."""
+    folder, asked = place / "runs" / "mine", arguments(only=("01",))
+    ended(0, 0)
+    assert runs.main(asked) == 0
+    index = (folder / "index.html").read_text()
+    assert "<iframe" not in index
+    lone = Explorer(Subject(Record.load(ATLASES / "rdi_smallcnn-digits-max_average-laptop.safetensors")),
+                    folder / "01_first")
+    shown = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(panel, "display", lambda what: shown.append(getattr(what, "data", "")))
+        panel.still(lone)
+    assert '<p><a href="explorer.html">' in "".join(map(str, shown))
+    assert (folder / "01_first" / "explorer.html").stat().st_size < 4 * 2**20
+    [job] = runs.plan(runs.choose(("01",)), folder, "quick", "train", 4, {})
+    assert not job.kept
+    index = execution.index(folder, [job], 1.0).read_text()
+    assert index.index("<iframe") < index.index("<table>") and 'src="01_first/explorer.html"' in index
 
 
 @pytest.mark.slow
