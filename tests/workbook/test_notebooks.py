@@ -12,6 +12,7 @@ import torch
 
 from lib import ROOT, WorkbookError, checkpoints
 from lib.workbook import notebooks, parameters
+from tests.helpers.notebook_lint import problems
 
 ALL = notebooks.paths()
 GOOD = ('preset: str = "auto"  # size\nweights: str = "auto"  # origin\nseed: int = 0  # seed\n'
@@ -20,7 +21,7 @@ GOOD = ('preset: str = "auto"  # size\nweights: str = "auto"  # origin\nseed: in
 
 @pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
 def test_a_notebook_is_fit_to_be_committed(path):
-    assert notebooks.problems(path) == []
+    assert problems(path) == []
 
 
 def test_there_are_notebooks_and_their_numbers_differ():
@@ -47,7 +48,7 @@ def made(folder: Path, stem: str = "01_x") -> Path:
 
 
 def test_the_lint_finds_nothing_in_a_faultless_notebook(tmp_path):
-    assert notebooks.problems(made(tmp_path)) == []
+    assert problems(made(tmp_path)) == []
 
 
 def spoil_size(nb): nb["cells"][0]["source"] += "x" * 400_001
@@ -109,7 +110,7 @@ def test_the_lint_finds_each_fault(tmp_path, spoil, told):
         cell["source"] = "".join(cell["source"])
     spoil(nb)
     path.write_text(json.dumps(nb))
-    found = notebooks.problems(path)
+    found = problems(path)
     assert len(found) >= 1 and any(told in problem for problem in found), found
 
 
@@ -128,11 +129,11 @@ def test_a_page_of_other_records_than_came_along_is_not_fit(tmp_path, monkeypatc
     nb.metadata["shows"] = shows
     nbformat.write(nb, path)
     notebooks.clean(path)
-    assert notebooks.problems(path) == []
+    assert problems(path) == []
     checkpoints.write(kept, "record", {"right": torch.zeros(3)}, {"seed": 1})  # the same numbers, of another seed
-    assert "atlases/a.safetensors" in notebooks.problems(path)[0]
+    assert "atlases/a.safetensors" in problems(path)[0]
     kept.unlink()
-    assert "atlases/a.safetensors" in notebooks.problems(path)[0]
+    assert "atlases/a.safetensors" in problems(path)[0]
 
 
 def test_the_cleaner_mends_what_a_run_leaves_and_links_neighbours(tmp_path):
@@ -149,7 +150,7 @@ def test_the_cleaner_mends_what_a_run_leaves_and_links_neighbours(tmp_path):
     nbformat.write(nb, path)
     for one in (path, other):
         notebooks.clean(one)
-        assert notebooks.problems(one) == []
+        assert problems(one) == []
     cleaned = json.loads(path.read_text())
     assert "".join(cleaned["cells"][-1]["source"]) == "[02 What?](02_y.ipynb) →"
     assert "".join(json.loads(other.read_text())["cells"][-1]["source"]) == "← [01 What?](01_x.ipynb)"
@@ -184,7 +185,7 @@ print(RUNS)'''
     assert found["02_y"]["trains"] == 3 and found["01_x"]["trains"] == 1 and 4 <= found["01_x"]["cpu_seconds"] <= 9
     for one in (path, other):
         notebooks.clean(one)
-        assert notebooks.problems(one) == []
+        assert problems(one) == []
     assert nbformat.read(path, as_version=4).cells[2].outputs[0].text == "data/runs\n"
     head = nbformat.read(other, as_version=4).cells[0].source
     assert head == "# 02 What?\n\n*Opens in about 35 s on two idle cores, trains 3 small networks.*"
