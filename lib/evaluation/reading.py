@@ -57,8 +57,7 @@ def read(records: Record | Sequence[Record], point: OperatingPoint | None = None
     Raises WorkbookError for points, thresholds and threats that the record does not have."""
     if not isinstance(records, Record):
         return Trainings(tuple(read(r, point, thresholds, threat=threat, source=source) for r in records))
-    if thresholds is None and point is not None:
-        thresholds = point.thresholds
+    thresholds = point.thresholds if thresholds is None and point is not None else thresholds
     at, origin = records.at(point), "given"
     if records.num_exits == 1:
         thresholds, origin = (), "none"
@@ -73,13 +72,14 @@ def read(records: Record | Sequence[Record], point: OperatingPoint | None = None
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """One training. views: {name: indices of its draws in the record}; thresholds: of all exits but the last."""
+    """One training. views: {name: indices of its draws}; thresholds: of all but the last exit; trained: where known."""
 
     record: Record
     point: OperatingPoint
     thresholds: tuple[float, ...] = ()
     source: str = "none"
     threat: Threat | None = None
+    trained: object = None
 
     @cached_property
     def views(self) -> dict[str, list[int]]:

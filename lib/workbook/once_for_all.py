@@ -1,36 +1,88 @@
-"""A study of once-for-all networks: FLOAT, its control, OAT and PGD-AT on the same images at their operating points.
+"""Once-for-all networks (FLOAT, its control, OAT, PGD-AT) on the same images at their operating points: what they say
+there, beside each other in tables, claims, gains and planes.
 
-    settings = once_for_all.resolve(globals(), "20_lambda_tradeoff", ("float", "dual_bn"), images=(48, 500, 10_000))
-    members = once_for_all.members(settings, once_for_all.obtain(settings, ("float", "dual_bn", "oat")))
-    members["float"].read(0.2, 0.5).right("union")      # at λ_n 0.2, λ_th 0.5
+    found = wb.members(wb.load_all(("float", "dual_bn", "oat")))
+    found["float"].read(0.2, 0.5).right("union")      # at λ_n 0.2, λ_th 0.5
+
+A point is (method, λ_n), (method, λ_n, λ_th), (method, λ_n, λ_th, width), or (method, operating point).
 """
 
-import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
+import pandas as pd
+import torch
+
 import lib
-from lib import WorkbookError, checkpoints, data
+from lib import WorkbookError, checkpoints
 from lib.attacks.steps import Threat
-from lib.evaluation import points, rows
+from lib.evaluation import points
 from lib.evaluation.reading import Reading, Trainings, read
 from lib.evaluation.record import Record, View
+from lib.evaluation.stats import Number
+from lib.models import zoo
 from lib.models.mixture import mixture
 from lib.models.network import Network
 from lib.operating_point import OperatingPoint
-from lib.training import methods, recipes
-from lib.workbook import networks, parameters, studies, style
-from lib.workbook.networks import Trained
-from lib.workbook.parameters import Settings
-from lib.workbook.published import suited
-from lib.workbook.subject import Subject
+from lib.training import methods
+from lib.workbook import style, tables
+from lib.workbook.published import GAINS, suited
 
 FAMILIES = {"pgd_at": "PGD-AT λ", "mixed": "PGD-AT λ 0 and 1 mixed,"}  # a network per λ or weight
 SIZES = {"quick": dict(mixes=(0.0, 0.5, 1.0), draws=2), "laptop": dict(mixes=(0.0, 0.5, 1.0), draws=5),
          "paper": dict(mixes=(0.0, 0.25, 0.5, 0.75, 1.0), draws=20)}  # draws of EOT's gradients, and at evaluation
-JUDGED = {"cifar10_jpeg": "cifar10_png"}  # trained on a lossy copy, judged on lossless images
+COLUMNS = {"clean": "clean", "white-box": "PGD", "EOT": "EOT-PGD", "noise-free transfer": "transfer, noise-free",
+           "draw known": "draw known", "union": "worst of suite, per image", "worst": "right in every draw",
+           "strong": "strong suite, first images"}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network, the recipe it came from ("rdi_smallcnn-digits-main-laptop"), and the digest of its file.
+
+    weights: where they were read from: "shipped", "train" (trained in this run), "file" (one that was named), or
+    "record": they did not come along, only what they answered did, and `network` has shapes alone (device "meta").
+    """
+
+    name: str
+    network: Network
+    digest: str
+    weights: str = "train"
+
+    @classmethod
+    def load(cls, path: Path, weights: str = "shipped", device: str = "cpu", name: str | None = None) -> "Trained":
+        """The network of a file, or of its record alone; it is called as its recipe, unless `name` says otherwise."""
+        if path.parent == lib.ATLASES:
+            meta = Record.load(path).meta
+            with torch.device("meta"):
+                return cls(path.stem, zoo.build(**meta["model"], seed=None), meta["checkpoint"], "record")
+        loaded = checkpoints.load(path, device)
+        return cls(name or path.stem, loaded.network, loaded.digest, weights)
+
+    @property
+    def dataset(self) -> str:
+        return self.name.split("-")[1]
+
+    @property
+    def defence(self) -> str:
+        return self.name.split("-")[2]
+
+    def shipped_record(self, which: str = "") -> Path:
+        """Where its record is shipped: the one that explorers show, or another."""
+        return lib.ATLASES / (f"repeats/{self.name}-{which}.safetensors" if which else f"{self.name}.safetensors")
+
+    def own(self, found: Record) -> Record:
+        """A record of it. Raises WorkbookError when it was made with other weights than these."""
+        if found.meta.get("checkpoint") != self.digest:
+            raise WorkbookError(f"the record of {self.name} was made with other weights; record it again")
+        return found
+
+    @property
+    def quick(self) -> bool:
+        """Whether it was trained for seconds only, and has hardly learned."""
+        return bool({"glance", "quick"} & set(self.name.split("-")))
 
 
 @dataclass(frozen=True)
@@ -87,42 +139,25 @@ class Member:
             how = {"thresholds": suited(self.record)} | how
         return read([run.record for run in self.runs] if self.others else self.record, point, **how)
 
+    def readings(self) -> Iterator[Reading]:
+        """All that is recorded of it: of each training at every point under each budget."""
+        for run in self.runs:
+            threats = dict.fromkeys(replace(v.threat, draws=1) for v in run.record.views if v.attacked)
+            yield from (run.read(point, threat=threat) for point, threat in product(run.record.points, threats))
+
 
 Members = Mapping[str, Member]
 
 
-def resolve(namespace: dict, notebook: str, methods: Sequence[str], order: Sequence[str] = ("cifar10_jpeg", "digits"),
-            **by_preset) -> Settings:
-    """`parameters.resolve` for notebooks on these methods, whose network and dataset are parameters, too.
-
-    Shipped weights: the first dataset of `order`, unless one is named, and network of which these methods came along,
-    else the quick size is trained.
-    """
-    by_preset = dict(network=("resnet20", "resnet20", "resnet34"), dataset=("digits", "digits", "cifar10")) | by_preset
-    settings = parameters.resolve(namespace, notebook, **by_preset)
-    if settings.weights == "train":
-        return settings
-    allowed = [(settings.dataset,) if "dataset" in settings.named else order,
-               (settings.network,) if "network" in settings.named else (settings.network, *recipes.NETWORKS)]
-    for settings.dataset, settings.network in product(*allowed):
-        if all(networks.shipped(settings, f"{settings.network}-{settings.dataset}-{method}") for method in methods):
-            return settings
-    return studies.trained_here(namespace, notebook, **by_preset)
+def repeat_files(name: str, which: str) -> tuple[Path, Path]:
+    """Where the weights and a record of one of several trainings are shipped."""
+    weights, records = (folder / "repeats" for folder in (lib.CHECKPOINTS, lib.ATLASES))
+    return weights / f"{name}.safetensors", records / f"{name}-{which}.safetensors"
 
 
-def dataset(settings: Settings) -> data.Dataset:
-    """The dataset in the shape of the study's networks; of shipped ones what they are judged on, without a download.
-
-    Raises WorkbookError where it is not at hand.
-    """
-    name = settings.dataset if settings.weights == "train" else JUDGED.get(settings.dataset, settings.dataset)
-    shape = studies.recipe(settings, settings.network, "float").network["input_shape"]
-    return studies.dataset(settings, name, tuple(shape))
-
-
-def obtain(settings: Settings, methods: Sequence[str]) -> dict[str, Trained]:
-    """{method: its network}, see `studies.trained`."""
-    return studies.trained(settings, {method: (settings.network, method) for method in methods})
+def at_points(defence: str) -> bool:
+    """Whether a method is looked at at operating points: FLOAT and what it is compared with."""
+    return defence in methods.METHODS or defence.startswith(("mixed", "float"))
 
 
 def mixed(trained: Mapping[str, Trained], weights: Sequence[float] = (0.25, 0.5, 0.75)) -> dict[str, Trained]:
@@ -137,116 +172,104 @@ def mixed(trained: Mapping[str, Trained], weights: Sequence[float] = (0.25, 0.5,
     return found if ends[0].weights == "train" else {method: found[method] for method in came}
 
 
+def views(network: Network, threat: Threat, preset: str) -> tuple[View, ...]:
+    """What is recorded of a once-for-all network: `points.views`; of one with several widths at all of them, and at
+    fewer nodes between the published points."""
+    size = SIZES[preset]
+    if "width" in network.knobs:
+        size = size | dict(widths=network.widths, mixes=(0.0, 1.0), noises=(0.0, 0.4, 1.0))
+    return points.views(network, threat, **size)
+
+
 def seven(network: Network, threat: Threat) -> tuple[View, ...]:
     """FLOAT's own attack at its points, at every width: PGD-7, whose step is that of OAT's code."""
     at = points.published(network, widths=network.widths if "width" in network.knobs else (None,))
     return points.under([methods.attack(threat.epsilon, 7)], at)
 
 
-PGD7 = dict(which="pgd7", plan=seven)  # options of `members` and `repeats`
+PGD7 = dict(which="pgd7", plan=seven)  # options of a session's `members` and `repeats`
 
 
-def members(settings: Settings, trained: Mapping[str, Trained], which: str = "", **options) -> dict[str, Member]:
-    """{method: network and record}; options: see `planned`, and the threat.  which: of shipped networks another record
-    than the one that explorers show, of those that have it."""
-    found = {method: t for method, t in trained.items() if not which or t.weights == "train"
-             or networks.record_of(t, which).is_file()}
-    return {method: Member(method, t, record(settings, t, which, **options)) for method, t in found.items()}
-
-
-def record(settings: Settings, trained: Trained, which: str = "", **options) -> Record:
-    """The record of a network: shipped with its weights, or recorded in this run and kept.
-
-    Raises WorkbookError where it has to be recorded and the dataset is not at hand.
-    """
-    if (which or not options) and (found := networks.recorded(settings, trained, which)) is not None:
-        return found
-    try:
-        images = dataset(settings)
-    except WorkbookError as error:
-        raise WorkbookError(f"{trained.name} came without a record of these attacks, images and seed: "
-                            f"{error}") from None
-    size = SIZES[settings.preset] | options
-    todo, draws = planned(trained.network, size.pop("threat", None) or networks.threat_of(settings, images), **size)
-    told = hashlib.sha256(repr(todo).encode()).hexdigest()[:8]
-    label = f"{trained.name}-{trained.digest[:8]}-{settings.images}-{draws}-{told}-s{settings.seed}"
-    return networks.kept(settings.run_dir.parent / "records" / f"{label}.safetensors", trained,
-                         networks.first(settings, images, settings.images), todo, images, draws=draws,
-                         seed=settings.seed)
-
-
-def planned(network: Network, threat: Threat, *, draws: int, plan: Callable | None = None,
-            **size) -> tuple[Sequence[View], int]:
-    """(the views to record, draws): plan(network, threat), else `points.views`; of a network with several widths at all
-    of them, and at fewer nodes between the published points."""
-    if plan is not None:
-        return plan(network, threat), draws
-    if "width" in network.knobs:
-        size |= dict(widths=network.widths, mixes=(0.0, 1.0), noises=(0.0, 0.4, 1.0))
-    return points.views(network, threat, draws=draws, **size), draws
-
-
-def repeats(settings: Settings, methods: Sequence[str], which: str, plan: Callable,
-            seeds: Sequence[int] = (0, 1, 2)) -> dict[str, Member]:
-    """{method: its trainings}: of the shipped seeds, with the records of that name, or `settings.seeds` of each trained
-    and recorded in this run, alike in all but the method.
-
-    plan: see `record`. Raises WorkbookError where a shipped file is missing, or a record is of other weights.
-    """
-    found: dict[str, list[Member]] = {method: [] for method in methods}
-    if settings.weights == "shipped":
-        files = {seed: {method: repeat_files(f"{settings.network}-{settings.dataset}-{method}-laptop-seed{seed}", which)
-                        for method in methods} for seed in seeds}
-        came = networks.whole(seeds, lambda seed: [path for pair in files[seed].values() for path in pair])
-        for seed in networks.trainings(settings, came):
-            for method, (weights, kept) in files[seed].items():
-                loaded = checkpoints.load(weights)
-                trained = Trained(weights.stem, loaded.network, loaded.digest, "shipped")
-                made = networks.cut(settings, networks.matching(Record.load(kept), trained))
-                found[method].append(Member(method, trained, made))
-    else:
-        for seed in range(settings.seed, settings.seed + settings.seeds):
-            own = Settings(**{**vars(settings), "seed": seed})
-            for method, trained in obtain(own, methods).items():
-                found[method].append(Member(method, trained, record(own, trained, plan=plan)))
-    return {method: replace(runs[0], others=tuple(runs[1:])) for method, runs in found.items()}
-
-
-def repeat_files(name: str, which: str) -> tuple[Path, Path]:
-    """Where the weights and a record of one of several trainings are shipped."""
-    weights, records = (folder / "repeats" for folder in (lib.CHECKPOINTS, lib.ATLASES))
-    return weights / f"{name}.safetensors", records / f"{name}-{which}.safetensors"
-
-
-def caption(settings: Settings, members: Members) -> str:
-    """What every number of these members stands on, in one line."""
-    member = next(iter(members.values()))
-    meta, threat = member.record.meta, next(view.threat for view in member.record.views if view.attacked)
-    draws = max(m.read(p).draws for m in members.values() for p in m.record.points)
-    leaving = f" · thresholds: {suited(member.record)}" if member.record.num_exits > 1 else ""
-    return (f"{len(member.runs)} trainings each · " * bool(member.others) + f"{member.record.images:,} test images of "
-            f"{style.dataset(meta)} · PGD-{threat.steps}, ε {threat.epsilon:.3g}, step "
-            f"{threat.step_size:.3g} · mean over {draws} draws of the noise · seed {meta['seed']} · preset "
-            f"{settings.preset}{leaving} · 95 % intervals")
-
-
-def write(settings: Settings, members: Members) -> Path:
-    """All numbers of the members as tidy rows in the run's table; returns its path."""
-    for member in (run for m in members.values() for run in m.runs):
-        threats = dict.fromkeys(replace(v.threat, draws=1) for v in member.record.views if v.attacked)
-        told = dict(experiment=settings.notebook, preset=settings.preset, weights=member.trained.weights)
-        rows.append(settings.table, (row for point in member.record.points for threat in threats
-                                     for row in rows.of(member.read(point, threat=threat), **told)))
-    return settings.table
-
-
-def subjects(members: Members) -> dict[str, Subject | dict[float, Subject]]:
-    """What the explorer shows: a subject per method, of those with a network per lambda one for each."""
+def trade_off(members: Members, lambdas=points.LAMBDAS, switches=points.SWITCHES,
+              width: float | None = None, robust: str = "union") -> dict[str, dict[str, tuple[Number, Number]]]:
+    """{method: {point: (robust, clean)}} for `figures.plane`; of methods with a network per weight, all in one."""
     shown: dict = {}
     for m in members.values():
-        subject = networks.subject(m.record, m.network)
-        if m.weight is None:
-            shown[m.label] = subject
-        else:
-            shown.setdefault(style.label(m.family), {})[m.weight] = subject
+        for at in m.published(lambdas, switches, width):
+            two = tuple(m.read(at).measured(what) for what in (robust, "clean"))
+            shown.setdefault(m.family, {})[points.name(at) if m.weight is None else m.label] = two
     return shown
+
+
+def accuracies(members: Members, columns: Sequence[str] = tuple(COLUMNS)[:-1], lambdas=points.LAMBDAS,
+               switches=points.SWITCHES, width: float | None = None, seven: Members | None = None) -> pd.DataFrame:
+    """Accuracy in percent: a line per method and recorded point of the paper, a column per attacker; a dash where an
+    attack was not run. seven: what the same networks do under FLOAT's own attack, which is in no worst case."""
+    lines, columns = {}, (*columns, *(("strong",) * any(m.record.strong is not None for m in members.values())))
+    for member in members.values():
+        for at in member.published(lambdas, switches, width):
+            reading = member.read(at)
+            lines[member.label, where(member, at, lambdas, switches)] = line = {}
+            for who in columns:
+                line[COLUMNS[who]] = tables.told(reading, who, 1, who in ("clean", "union", "strong"))
+                if who == "clean" and (papers := find(seven or {}, member.method, at)):
+                    line["PGD-7, the paper's"] = tables.told(papers, "white-box", 1)
+    return pd.DataFrame(lines).T.fillna(tables.DASH).rename_axis(["method", "operating point"])
+
+
+def where(member: Member, at: OperatingPoint, lambdas=points.LAMBDAS, switches=points.SWITCHES) -> str:
+    """A point by its knobs, and which (λ_n, λ_th) lead there."""
+    if member.network.conditioning != "float":
+        return points.name(at)
+    led = [f"({n:g}, {th:g})" for th in switches for n in lambdas if member.point(n, th, at.width) == at]
+    return points.name(at) + (f" ← (λ_n, λ_th) = {' '.join(led)}" if led else " (noise in training only)")
+
+
+def crossing(member: Member, lambdas=points.LAMBDAS, switches=points.SWITCHES) -> pd.DataFrame:
+    """Robust accuracy in percent: crafted at (rows) x evaluated at (columns), over the published points."""
+    names = {p: points.name(p) for p in member.published(lambdas, switches)}
+    table = pd.DataFrame(index=list(names.values()), columns=list(names.values()), dtype=float)
+    for v, view in enumerate(member.record.views):
+        plain = view.attacked and view.threat.draws == 1 and not view.restart and view.evaluated_at.draw is None
+        if plain and view.crafted_at in names and view.evaluated_at in names:
+            share = member.record.right[v, -1] / view.draws
+            table.loc[names[view.crafted_at], names[view.evaluated_at]] = 100 * share.mean()
+    table.index.name = "crafted at ↓  evaluated at →"
+    return table
+
+
+def find(members: Members, method: str, *where) -> Reading | Trainings | None:
+    """A member's reading; None where the method did not come along, or was not recorded there."""
+    member = members.get(method)
+    point = member and (where[0] if isinstance(where[0], OperatingPoint) else member.point(*where))
+    return member.read(point) if member and point in member.record.points else None
+
+
+def claim(members: Members, text: str, first: tuple, second: tuple, what: str = "union",
+          other: str | None = None) -> dict | None:
+    """`tables.compared` of two (method, *where); None where one of them is not there."""
+    pair = [find(members, *side) for side in (first, second)]
+    return tables.compared(text, *pair, what, other) if all(pair) else None
+
+
+def differences(members: Members, pairs: Mapping[str, tuple[tuple, tuple]], what: str) -> dict[str, tuple]:
+    """{name: `tables.gain` of two (method, *where)}, of those that are there."""
+    read = {name: [find(members, *side) for side in pair] for name, pair in pairs.items()}
+    return {name: tables.gain(*pair, what) for name, pair in read.items() if all(pair)}
+
+
+def gains(members: Members, pairs: Mapping[str, Sequence[tuple[tuple, tuple]]]) -> pd.DataFrame:
+    """The gains that the paper names beside ours, in points: the largest of these pairs of (method, *where), as its
+    "up to"; ours is one dataset."""
+    lines = {}
+    for name, sides in pairs.items():
+        read = [pair for pair in ([find(members, *side) for side in two] for two in sides) if all(pair)]
+        for quantity, who in (("clean", "clean"), ("robust", "white-box")):
+            best = max(read, key=lambda pair, who=who: tables.gain(*pair, who)[0], default=None)
+            said, known = GAINS.value(name, quantity), best and tables.learned(*best)
+            value, low, high = (f"{part:+.1f}" for part in tables.gain(*best, who)) if known else (tables.DASH,) * 3
+            lines[name, f"{quantity} accuracy"] = {
+                "published": tables.DASH if said is None else f"{said:+.2f}", "measured": value,
+                "95 % interval": f"{low} to {high}" if known else tables.DASH,
+                "at": points.name(best[0].point) if best else tables.DASH}
+    return pd.DataFrame(lines).T.rename_axis(["gain", "quantity"])

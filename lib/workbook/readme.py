@@ -13,13 +13,12 @@ from pathlib import Path
 from lib import ATLASES, CHECKPOINTS, ROOT, checkpoints
 from lib.evaluation.reading import Reading, read
 from lib.evaluation.record import Record
-from lib.training import methods, recipes
+from lib.training import recipes
 from lib.workbook import notebooks as pages
 from lib.workbook import once_for_all, style
-from lib.workbook.networks import Trained
-from lib.workbook.once_for_all import Member
-from lib.workbook.parameters import Settings
+from lib.workbook.once_for_all import Member, Trained
 from lib.workbook.published import suited
+from lib.workbook.session import Session
 from lib.workbook.tables import DASH, spread
 
 README = ROOT / "README.md"
@@ -49,8 +48,8 @@ def shipped(with_knob: bool) -> dict[str, Record]:
     """The records by name that came along: of once-for-all networks and what they are compared with, or of the others.
     """
     found = {path.stem: Record.load(path) for path in sorted(ATLASES.glob("*.safetensors"))}
-    return {name: record for name, record in found.items() if with_knob == (
-        record.meta["defence"] in methods.METHODS or record.meta["defence"].startswith("mixed"))}
+    return {name: record for name, record in found.items()
+            if with_knob == once_for_all.at_points(record.meta["defence"])}
 
 
 def _line(name: str, found: Reading, source: str, lists: dict[str, str]) -> str:
@@ -110,15 +109,14 @@ def with_knob() -> str:
 
 
 def _member(name: str, record: Record) -> tuple[str, Member]:
-    loaded = checkpoints.load(CHECKPOINTS / f"{name}.safetensors")
-    return name.rsplit("-", 1)[0], Member(name.split("-")[2], Trained(name, loaded.network, loaded.digest),
-                                          record)
+    trained = Trained.load(CHECKPOINTS / f"{name}.safetensors")
+    return name.rsplit("-", 1)[0], Member(trained.defence, trained, record)
 
 
 def _repeats() -> list[tuple[str, Member]]:
     """Of FLOAT and its control, trained several times."""
-    asked = Settings(seed=0, named=frozenset(), weights="shipped", network="resnet20", dataset="fashion_mnist")
-    found = once_for_all.repeats(asked, ("float", "dual_bn"), "suite", plan=None)
+    asked = Session(seed=0, weights="shipped", network="resnet20", dataset="fashion_mnist")
+    found = asked.repeats(("float", "dual_bn"), "suite")
     return [(f"{m.trained.name.rsplit('-', 2)[0]}, {len(m.runs)} training{'s' * (len(m.runs) > 1)}", m)
             for m in found.values()]
 

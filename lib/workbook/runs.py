@@ -192,12 +192,12 @@ def bill(jobs: list[Job], device: str) -> str:
 def recorded(network, method: str, dataset: str, preset: str) -> tuple[float, float]:
     """(passes, bytes) per image of a network's record."""
     from lib.evaluation import recording
-    from lib.training import methods, recipes
-    from lib.workbook import networks, once_for_all
+    from lib.training import recipes
+    from lib.workbook import once_for_all, session
 
-    threat, draws = networks.customary(recipes.described(dataset)), 1
-    if method in methods.METHODS:
-        views, draws = once_for_all.planned(network, threat, **once_for_all.SIZES[preset])
+    threat, draws = session.customary(recipes.described(dataset)), 1
+    if once_for_all.at_points(method):
+        views, draws = once_for_all.views(network, threat, preset), once_for_all.SIZES[preset]["draws"]
     else:
         views = recording.suite(network, threat)
     return (sum(draws + (2 * v.threat.steps * v.threat.draws if v.attacked else 0) for v in views),

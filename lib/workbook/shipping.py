@@ -30,13 +30,14 @@ from lib.models import released
 from lib.models.network import Network
 from lib.training import loop, methods, recipes
 from lib.training.recipe import Recipe
-from lib.workbook import networks, once_for_all
-from lib.workbook.networks import Trained
-from lib.workbook.once_for_all import JUDGED
+from lib.workbook import once_for_all
+from lib.workbook.once_for_all import Trained, repeat_files
 from lib.workbook.published import suited
+from lib.workbook.session import JUDGED, customary
 
 AUDITED, LOGITS = 64, 2**18  # images of the audit; bytes of logits that a shipped file may hold
 HELD_OUT = 1000  # images on which an exit network with many points chooses its thresholds
+DRAWS = once_for_all.SIZES["laptop"]["draws"]
 BATCH = 125  # the fastest on one core; part of the record, since random starts are drawn per batch
 
 
@@ -74,7 +75,7 @@ def ship(name: str, images: int | None = None, forms: tuple[str, ...] | None = N
                                held_out_variant=f"{trained_on.variant}, held out of its training images", **told)
     if recipe.defence in methods.METHODS:
         return save_points(name, network, dataset, images, **told)
-    network, threat = network.to(memory_format=torch.channels_last), networks.customary(dataset)
+    network, threat = network.to(memory_format=torch.channels_last), customary(dataset)
     known = [form for form in attack_forms.names(network.num_exits) if form != "gate_aware" or network.paper_thresholds]
     views, held_out = recording.suite(network, threat, forms or ("clean", *known)), trained_on.validation
     if network.num_exits > 1 and not forms:
@@ -106,9 +107,8 @@ def save(found: Record, target: Path) -> Path:
 
 def save_points(name: str, network: Network, dataset: data.Dataset, images: int | None = None, **told) -> Path:
     """Record and store what the study of this network asks for; told: what else to remember."""
-    todo, draws = once_for_all.planned(network, networks.customary(dataset), **once_for_all.SIZES["laptop"])
-    found = recording.record(network, dataset.test[:images], todo, draws=draws, dataset=dataset.name,
-                             data_variant=dataset.variant, audited=AUDITED, **told)
+    found = recording.record(network, dataset.test[:images], once_for_all.views(network, customary(dataset), "laptop"),
+                             draws=DRAWS, dataset=dataset.name, data_variant=dataset.variant, audited=AUDITED, **told)
     return save(found, ATLASES / f"{name}.safetensors")
 
 
@@ -120,7 +120,7 @@ def save_every_knob(name: str, network: Network, source: data.Dataset, images: i
     how = dict(lambdas=(0.0, 0.5, 1.0), switches=(0.0,))
     at = points.published(network, *how.values(), network.widths if "width" in network.knobs else (None,))
     gates = recording.hold_out(network, held_out, at, draws=1, folder=folder / "held_out")
-    views = points.every_knob(network, networks.customary(source), gates, draws=0,
+    views = points.every_knob(network, customary(source), gates, draws=0,
                               forms=("main", "average", "gate_aware"), **how)
     found = recording.record(network, source.test[:images], views, held_out=gates.lightened(), draws=3,
                              batch_size=BATCH, audited=AUDITED, folder=folder / "attacked", **told)
@@ -133,9 +133,8 @@ def save_every_knob(name: str, network: Network, source: data.Dataset, images: i
 
 def ship_mixtures(dataset: str, images: int | None = None) -> list[Path]:
     """Records of two shipped networks of PGD-AT, its ends, mixed: nothing new is stored but these."""
-    names = {method: f"resnet20-{dataset}-{method}-laptop" for method in ("pgd_at0", "pgd_at1")}
-    loaded = {method: checkpoints.load(CHECKPOINTS / f"{name}.safetensors") for method, name in names.items()}
-    ends = {method: Trained(names[method], one.network, one.digest) for method, one in loaded.items()}
+    ends = {method: Trained.load(CHECKPOINTS / f"resnet20-{dataset}-{method}-laptop.safetensors", "train")
+            for method in ("pgd_at0", "pgd_at1")}
     judged = data.load(JUDGED.get(dataset, dataset), shape=ends["pgd_at0"].network.input_shape)
     return [save_points(mixed.name, mixed.network, judged, images, checkpoint=mixed.digest, defence=mixed.defence)
             for mixed in once_for_all.mixed(ends).values()]
@@ -145,18 +144,17 @@ def ship_pgd7(images: int = 1000) -> list[Path]:
     """Record FLOAT's own attack on every shipped ResNet-20, on PGD-AT's mixtures, and on the repeats, where it is not
     there yet. Their other records stay as they are."""
     found = sorted(CHECKPOINTS.rglob("resnet20-*.safetensors"), key=lambda path: (path.parent.name, path.stem))
-    loaded = {path.stem: checkpoints.load(path) for path in found}
-    every = {name: Trained(name, one.network, one.digest) for name, one in loaded.items()}
+    every = {path.stem: Trained.load(path, "train") for path in found}
     every |= {t.name: t for t in once_for_all.mixed({name.split("-")[2]: t for name, t in every.items()
                                                      if "-digits-" in name}).values()}
     for name, trained in every.items():
         target = ATLASES / "repeats" / f"{name}-pgd7.safetensors"
         if not target.is_file():
             source = data.load(JUDGED.get(trained.dataset, trained.dataset), shape=trained.network.input_shape)
-            views = once_for_all.seven(trained.network, networks.customary(source))
-            made = recording.record(trained.network, source.test[:images], views, draws=once_for_all.SIZES["laptop"][
-                "draws"], dataset=source.name, data_variant=source.variant, checkpoint=trained.digest,
-                defence=trained.defence).lightened()
+            views = once_for_all.seven(trained.network, customary(source))
+            made = recording.record(trained.network, source.test[:images], views, draws=DRAWS, dataset=source.name,
+                                    data_variant=source.variant, checkpoint=trained.digest,
+                                    defence=trained.defence).lightened()
             replace(made, entropy=None, meta=made.meta | {"missing": "logits and entropies"}).save(target)
     return sorted((ATLASES / "repeats").glob("*-pgd7.safetensors"))
 
@@ -170,12 +168,12 @@ def repeat_recipe(method: str, seed: int) -> Recipe:
 def ship_repeats() -> None:
     """Train and record what is not there yet of FLOAT and its control, in pairs of one seed: PGD alone on many images,
     and on fewer of them the whole suite, whose averaging attacker takes longest."""
-    images, draws = data.load("fashion_mnist"), 5
-    threat = replace(networks.customary(images), steps=20)
+    images = data.load("fashion_mnist")
+    threat = replace(customary(images), steps=20)
     for seed, method in product((0, 1, 2), ("float", "dual_bn")):
         asked, name = repeat_recipe(method, seed), f"resnet20-fashion_mnist-{method}-laptop-seed{seed}"
-        for which, count, averaged in (("pgd", 5000, 0), ("suite", 1000, draws)):
-            weights, target = once_for_all.repeat_files(name, which)
+        for which, count, averaged in (("pgd", 5000, 0), ("suite", 1000, DRAWS)):
+            weights, target = repeat_files(name, which)
             if not weights.is_file():
                 halved(loop.fit(asked, RUNS / "seeds" / name).path, weights)
             if target.is_file():
@@ -183,7 +181,7 @@ def ship_repeats() -> None:
             shipped = checkpoints.load(weights)
             at = (*points.published(shipped.network), points.halfway(shipped.network))
             found = recording.record(shipped.network, images.test[:count], points.suite(
-                shipped.network, threat, at, averaged), draws=draws, folder=RUNS / "seeds" / target.stem,
+                shipped.network, threat, at, averaged), draws=DRAWS, folder=RUNS / "seeds" / target.stem,
                 dataset=images.name, defence=asked.defence, data_variant=images.variant, checkpoint=shipped.digest)
             found = found.lightened()
             if any(view.draws > 1 for view in found.views):  # else what is right is read off the answers
@@ -196,7 +194,7 @@ def ship_repeats() -> None:
 def ship_trainings(run: Path) -> list[Path]:
     """The records of several trainings of each defence, as notebook 19 leaves them in the folder `run`, as repeats."""
     found = []
-    for path in sorted((run / "records").glob("*-short-seed*.safetensors")):
+    for path in sorted((run.parent / "records").glob("*-short-seed*.safetensors")):
         family, seed = re.match(r"((?:[^-]+-){3}).*-(seed\d+)-", path.stem).groups()
         found.append(ATLASES / "repeats" / f"{family}{seed}.safetensors")
         Record.load(path).lightened().save(found[-1])
@@ -215,13 +213,13 @@ def ship_released(folder: Path | None = None) -> Path:
     network, images = weights.network.to(memory_format=torch.channels_last), data.load(DATASETS / "cifar10_png")
     told = dict(checkpoint=weights.digest, dataset="cifar10", data_variant=f"lossless, first {len(images.test):,}",
                 defence="max_average")
-    every, again = (recording.suite(network, networks.customary(images), which) for which in (
+    every, again = (recording.suite(network, customary(images), which) for which in (
         ("clean", *attack_forms.names(network.num_exits)), ("average",)))
     found = recording.record(network, images.test, every, batch_size=50, folder=folder / "record", audited=AUDITED,
                              **told)
     target = save(with_held_out(found, network), ATLASES / f"{released.NAME}.safetensors")
     chosen = tuning.tuned_on(tuning.of_paper_forms(Record.load(target)), found.exit_costs())
-    gates = recording.suite(network, networks.customary(images), ("gate_aware",), thresholds=chosen)
+    gates = recording.suite(network, customary(images), ("gate_aware",), thresholds=chosen)
     save(recording.record(network, images.test[1::2], gates, batch_size=50, folder=folder / "gates", **told),
          ATLASES / "repeats" / f"{released.NAME}-gates.safetensors")
     restarts = [recording.record(network, images.test[:256], again, batch_size=64, seed=seed,

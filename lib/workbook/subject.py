@@ -1,9 +1,12 @@
 """What an explorer can look at: one network's record, its knobs and attacks, and, at hand, its images and itself."""
 
+import contextlib
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -45,6 +48,28 @@ class Setting:
     decision: str = "entropy"
 
 
+def at_hand(name: str, **options) -> data.Dataset | None:
+    """The dataset where its files are on this machine, else None (nothing is downloaded)."""
+    try:
+        return data.load(name, download=False, **options)
+    except WorkbookError:
+        return None
+
+
+def explorable(folder: Path | str) -> dict[str, "Subject"]:
+    """Every record below `folder`: name -> what an explorer shows; with its network where that was shipped."""
+    found = {}
+    for path in sorted(Path(folder).rglob("*.safetensors")):
+        weights = lib.CHECKPOINTS / path.name
+        with contextlib.suppress(WorkbookError):  # weights and states of the same run
+            found[path.stem] = Subject.of(Record.load(path), functools.partial(
+                lambda file: checkpoints.load(file).network, weights) if weights.is_file() else None)
+    if not found:
+        raise WorkbookError(f"there is no record in {folder}; run one with `python3 -m lib run`, or record one with "
+                            "`evaluate … --save-record FILE`")
+    return found
+
+
 def brought(record: Record) -> Split | None:
     """The images that a record was made of, where they came along with the repository, else None."""
     path = lib.IMAGES / f"{record.meta.get('dataset')}.safetensors"
@@ -68,6 +93,15 @@ class Subject:
     source: Split | Callable[[], Split | None] | None = None
     network: Callable[[], Network] | None = None
     _gates: dict = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of(cls, record: Record, network: Network | Callable[[], Network] | None = None) -> "Subject":
+        """With the images, which have to be the very ones that the record is of, and the network, or what reads it."""
+        def images() -> Split | None:
+            dataset = at_hand(record.meta.get("dataset") or "", shape=tuple(record.meta["model"]["input_shape"]))
+            return dataset.test if dataset and dataset.variant == record.meta.get("data_variant") else None
+
+        return cls(record, images, (lambda: network) if isinstance(network, Network) else network)
 
     @cached_property
     def images(self) -> Split | None:

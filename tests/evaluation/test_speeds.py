@@ -17,7 +17,7 @@ from lib.evaluation.routing import ExitCosts
 from lib.models.view import AttackView
 from lib.operating_point import OperatingPoint
 from lib.workbook import released_record
-from lib.workbook.parameters import Settings
+from lib.workbook.session import Session
 from tests.helpers.made_record import made
 from tests.helpers.networks import images, small
 
@@ -76,7 +76,7 @@ def test_parts_are_rated_by_their_multiplications():
 
 def test_an_attack_on_the_tuned_gates_joins_the_others():
     """Image by image: right under the nine forms and under the one that follows the gates; refused for other gates."""
-    record = tuning.of_paper_forms(released_record.shipped(Settings(weights="shipped", seed=0)))
+    record = tuning.of_paper_forms(released_record.shipped(Session(weights="shipped", seed=0)))
     found = Record.load(lib.ATLASES / "repeats" / "rdi_resnet38_released-gates.safetensors")
     assert np.array_equal(found.labels, record.labels[1::2])
     thresholds, survivors = found.views[0].thresholds_used, 0

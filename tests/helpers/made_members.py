@@ -5,8 +5,7 @@ from dataclasses import replace
 from lib.attacks.steps import Threat
 from lib.evaluation import points
 from lib.operating_point import OperatingPoint
-from lib.workbook.networks import Trained
-from lib.workbook.once_for_all import Member
+from lib.workbook.once_for_all import Member, Trained
 from tests.helpers.made_record import hit
 from tests.helpers.networks import small
 

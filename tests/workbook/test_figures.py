@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from lib.evaluation import between
-from lib.evaluation.reading import read
+from lib.evaluation.reading import Reading, read
 from lib.evaluation.stats import wilson
 from lib.models import zoo
 from lib.models.cost import cost
 from lib.operating_point import OperatingPoint
-from lib.workbook import figures, live, published, studies, style, tables
-from lib.workbook.networks import Trained
-from lib.workbook.studies import TrainedReading
+from lib.workbook import figures, live, published, style, tables
+from lib.workbook.once_for_all import Trained
+from lib.workbook.session import Session
 from tests.helpers.made_record import made
 from tests.helpers.networks import small
 
@@ -34,9 +34,9 @@ def record(right: dict | None = None):
                 data_variant="embedded")
 
 
-def reading(label="main", **right) -> TrainedReading:
+def reading(label="main", **right) -> Reading:
     trained = Trained(f"rdi_smallcnn-digits-{label}-quick", None, "d")
-    return TrainedReading(record(right), OperatingPoint(), (0.5, 0.5), "paper", trained=trained)
+    return Reading(record(right), OperatingPoint(), (0.5, 0.5), "paper", trained=trained)
 
 
 def test_the_trade_off_runs_from_nobody_to_everybody_leaving_at_exit_1():
@@ -104,10 +104,9 @@ def test_a_verdict_is_computed_and_says_over_what(first, second, answer):
 
 def test_a_study_writes_every_number_as_a_tidy_row(tmp_path):
     from lib.evaluation import rows
-    from lib.workbook.parameters import Settings
 
-    settings = Settings(run_dir=tmp_path / "11_x", notebook="11_x", preset="quick", weights="train")
-    path = studies.write(settings, {"main": reading()})
+    wb = Session(run_dir=tmp_path / "11_x", notebook="11_x", preset="quick", weights="train")
+    path = wb.write({"main": reading()})
     table = rows.read(path)
     assert path == tmp_path / "11_x" / "metrics.csv"
     clean = table[(table.metric == "clean_accuracy") & (table.exit == "routed")].iloc[0]

@@ -11,7 +11,7 @@ from lib import data
 from lib.attacks.steps import Threat
 from lib.evaluation import points
 from lib.training import methods
-from lib.workbook import comparisons, figures, live, networks, once_for_all, style, tables
+from lib.workbook import figures, live, once_for_all, style, tables
 from lib.workbook.published import STEP_RATIOS
 from tests.helpers import notebook_cells as pages
 from tests.helpers.made_members import recorded
@@ -52,16 +52,15 @@ def test_23_sets_steps_beside_what_attacked_images_predict(capsys, monkeypatch):
 def test_at_paper_size_all_test_images_are_attacked_as_many_as_a_dataset_has(stem, monkeypatch, tmp_path):
     monkeypatch.setenv("WORKBOOK_ALLOW_CPU", "1")
     how = dict(preset="paper", weights="train", dataset="svhn", run_dir=str(tmp_path / "x"))
-    settings = pages.run(stem, next(cell for cell in pages.code(stem)[2:]), **how)["settings"]
+    wb = pages.run(stem, next(cell for cell in pages.code(stem)[2:]), **how)["wb"]
     test = data.Split(torch.zeros(26_032, 3, 1, 1, dtype=torch.uint8), torch.zeros(26_032, dtype=torch.int64))
-    assert len(networks.first(settings, SimpleNamespace(test=test), settings.images)) == 26_032
-    assert " images " not in str(settings)
+    assert len(wb.first(SimpleNamespace(test=test))) == 26_032
+    assert " images " not in str(wb)
 
 
 def attackers(preset: str) -> dict[str, Threat]:
     colour = SimpleNamespace(threat=dict(epsilon=8 / 255))
-    names = dict(once_for_all=SimpleNamespace(dataset=lambda settings: colour), Threat=Threat,
-                 settings=SimpleNamespace(preset=preset))
+    names = dict(wb=SimpleNamespace(data=lambda: colour, preset=preset), Threat=Threat)
     exec(next(cell for cell in pages.code("24") if "threats = {" in cell), names)
     return names["threats"]
 
@@ -105,4 +104,4 @@ def test_a_page_of_shipped_records_opens_no_dataset(stem, tmp_path, monkeypatch)
 def test_names_and_colours_are_of_the_methods_that_train():
     named = {method for method in methods.METHODS if not method.startswith("pgd_at")}
     assert all(style.label(method) != method and method in style.DEFENCES for method in named)
-    assert once_for_all.FAMILIES.keys() <= style.DEFENCES.keys() and comparisons.COLUMNS
+    assert once_for_all.FAMILIES.keys() <= style.DEFENCES.keys() and once_for_all.COLUMNS

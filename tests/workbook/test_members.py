@@ -14,10 +14,9 @@ from lib.evaluation.record import Record
 from lib.evaluation.stats import interval
 from lib.operating_point import OperatingPoint
 from lib.training import methods
-from lib.workbook import comparisons, figures, networks, once_for_all, shipping, style, tables
-from lib.workbook.networks import Trained
-from lib.workbook.once_for_all import SIZES, Member
-from lib.workbook.parameters import Settings
+from lib.workbook import figures, once_for_all, session, shipping, style, subject, tables
+from lib.workbook.once_for_all import SIZES, Member, Trained
+from lib.workbook.session import Session
 from tests.helpers.made_members import IMAGES, THREAT, recorded, repeated, study
 from tests.helpers.networks import images, small
 
@@ -35,24 +34,24 @@ def trainings():
 
 
 @pytest.fixture
-def settings(tmp_path):
-    return Settings(preset="laptop", weights="shipped", seed=0, run_dir=tmp_path / "20", device="cpu", images=500,
-                    notebook="20_lambda_tradeoff", dataset="digits", network="resnet20")
+def wb(tmp_path):
+    return Session(preset="laptop", weights="shipped", seed=0, run_dir=tmp_path / "20", device="cpu", images=500,
+                   notebook="20_lambda_tradeoff", dataset="digits", network="resnet20")
 
 
 def test_tables_and_claims_read_the_records(members):
-    table = comparisons.accuracies(members)
-    assert table.shape == (7 + 2 + 4 + 1 + 1, len(comparisons.COLUMNS) - 1)  # nobody met the strong suite
+    table = once_for_all.accuracies(members)
+    assert table.shape == (7 + 2 + 4 + 1 + 1, len(once_for_all.COLUMNS) - 1)  # nobody met the strong suite
     assert table.loc[("control (dual BN, no noise)", "BN_A"), "PGD"] == "40.0"
     assert "noise in training only" in "".join(at for _, at in table.index)
-    crossed = comparisons.crossing(members["float"])
+    crossed = once_for_all.crossing(members["float"])
     assert crossed.shape == (7, 7) and not crossed.isna().any().any()
     assert crossed.loc["s 0, BN_C", "s 1, BN_A"] == pytest.approx(60)
-    said = comparisons.claim(members, "more robust", ("float", 1.0), ("float", 0.0))
+    said = once_for_all.claim(members, "more robust", ("float", 1.0), ("float", 0.0))
     assert (said["verdict"], said["over"]) == ("held here", "1 training, 2 draws")
     assert said["difference"] == "+50.0 points"
-    assert comparisons.claim(members, "x", ("float", 0.2), ("oat", 0.2))["difference"].startswith("+")
-    gains = comparisons.gains(members, {
+    assert once_for_all.claim(members, "x", ("float", 0.2), ("oat", 0.2))["difference"].startswith("+")
+    gains = once_for_all.gains(members, {
         "FLOAT instead of PGD-AT": [(("float", n), (f"pgd_at{n:g}", n)) for n in (0.0, 0.2, 1.0)],
         "FLOAT instead of OAT": [(("float", n), ("nowhere", n)) for n in (0.0, 1.0)]})
     assert gains.loc[("FLOAT instead of PGD-AT", "clean accuracy"), "published"] == "+6.96"
@@ -61,15 +60,15 @@ def test_tables_and_claims_read_the_records(members):
 
 
 def test_what_is_not_there_is_a_dash_or_no_line(members):
-    assert comparisons.claim(members, "x", ("float", 1.0), ("pni", 1.0)) is None
-    assert comparisons.claim(members, "x", ("float", 0.3), ("float", 1.0)) is None  # was not recorded
+    assert once_for_all.claim(members, "x", ("float", 1.0), ("pni", 1.0)) is None
+    assert once_for_all.claim(members, "x", ("float", 0.3), ("float", 1.0)) is None  # was not recorded
     line = tables.verdict("a", np.ones(4), np.zeros(4))
     assert len(tables.verdicts(line, None)) == 1
-    assert comparisons.accuracies({"dual_bn": members["dual_bn"]})["draw known"].tolist() == ["–", "–"]
+    assert once_for_all.accuracies({"dual_bn": members["dual_bn"]})["draw known"].tolist() == ["–", "–"]
     without = members["float"].record
     fewer = replace(members["float"], record=without.take([
         v for v, view in enumerate(without.views) if view.threat is None or view.threat.draws == 1]))
-    table = comparisons.accuracies({"float": fewer})["EOT-PGD"]  # not run: where there is noise, nobody knows
+    table = once_for_all.accuracies({"float": fewer})["EOT-PGD"]  # not run: where there is noise, nobody knows
     assert [cell == "–" for cell in table] == ["s 0," not in at for _, at in table.index]
 
 
@@ -81,18 +80,18 @@ def test_a_network_at_chance_decides_nothing(members):
 
 
 def test_figures_have_a_mark_for_every_point(members):
-    plane = figures.plane({"": comparisons.trade_off(members)}, "t", "c", "x", "y").data
+    plane = figures.plane({"": once_for_all.trade_off(members)}, "t", "c", "x", "y").data
     assert {t.name: len(t.x) for t in plane} == {"FLOAT": 7, "control (dual BN, no noise)": 2, "OAT": 4, "PGD-AT": 2}
     assert plane[0].marker.color == style.DEFENCES["float"] and list(plane[3].text) == ["PGD-AT λ 0", "PGD-AT λ 1"]
     robust = plane[1].x[1], plane[1].error_x.arrayminus[1]
     assert robust[0] == pytest.approx(40) and 40 - robust[1] == pytest.approx(100 * interval(
         np.arange(IMAGES) < 16).low)
     pairs = {"noise": (("float", 1.0), ("float", QUIET)), "not there": (("float", 1.0), ("pni", 1.0))}
-    added = comparisons.differences(members, pairs, "union")
+    added = once_for_all.differences(members, pairs, "union")
     assert list(added) == ["noise"] and added["noise"][0] == pytest.approx(20)
     lines = figures.differences({"clean": added, "robust": added}, "t", "c").data
     assert [len(line.x) for line in lines] == [1, 1]
-    assert figures.heatmap(comparisons.crossing(members["float"]), "t", "c", "x", "y").data[0].z.shape == (7, 7)
+    assert figures.heatmap(once_for_all.crossing(members["float"]), "t", "c", "x", "y").data[0].z.shape == (7, 7)
     ones = {0.0: members["float"].read(0.0).measured("clean"), 1.0: members["float"].read(1.0).measured("clean")}
     curve = figures.curves({"a": {"one": ones}, "b": {"one": ones}}, "t", "c", "x", "y", {"one": {"dash": "dot"}}).data
     assert [list(c.y) for c in curve] == [[90.0, 60.0]] * 2 and [c.line.dash for c in curve] == ["dot"] * 2
@@ -100,18 +99,18 @@ def test_figures_have_a_mark_for_every_point(members):
 
 def test_the_explorer_reads_images_when_it_looks_for_them(members, monkeypatch):
     asked = []
-    monkeypatch.setattr(networks, "at_hand", lambda name, **options: asked.append(name))
-    shown = once_for_all.subjects(members)
+    monkeypatch.setattr(subject, "at_hand", lambda name, **options: asked.append(name))
+    shown = session.subjects(members)
     assert list(shown) == ["FLOAT", "control (dual BN, no noise)", "OAT", "PGD-AT"] and list(shown["PGD-AT"]) == [0, 1]
     assert not asked
     assert shown["FLOAT"].images is None and len(asked) == 1
 
 
-def test_shipped_networks_are_read_without_their_dataset(settings, monkeypatch):
-    monkeypatch.setattr(once_for_all.data, "load", lambda *args, **options: pytest.fail("read a dataset"))
-    found = once_for_all.members(settings, once_for_all.obtain(settings, ("float", "dual_bn", "pni")))
-    assert once_for_all.write(settings, found).is_file()
-    assert "500 test images of digits, embedded · PGD-20, ε 0.15, step 0.03" in once_for_all.caption(settings, found)
+def test_shipped_networks_are_read_without_their_dataset(wb, monkeypatch):
+    monkeypatch.setattr(session.data, "load", lambda *args, **options: pytest.fail("read a dataset"))
+    found = wb.members(wb.load_all(("float", "dual_bn", "pni")))
+    assert wb.write(found).is_file()
+    assert "500 test images of digits, embedded · PGD-20, ε 0.15, step 0.03" in wb.caption(found)
 
 
 def test_floats_own_attack_stands_beside_and_changes_nothing(members):
@@ -123,11 +122,11 @@ def test_floats_own_attack_stands_beside_and_changes_nothing(members):
     assert {v.point for v in views} == set(points.published(network)) and all(
         v.crafted_at in (None, v.evaluated_at) for v in views)
     papers = {"float": recorded("float", network, views, lambda view: 0.5 if view.attacked else 0.9)}
-    alone, beside = comparisons.accuracies(members), comparisons.accuracies(members, seven=papers)
+    alone, beside = once_for_all.accuracies(members), once_for_all.accuracies(members, seven=papers)
     shown = beside.pop("PGD-7, the paper's")
     assert beside.equals(alone) and set(shown[members["float"].label]) == {"50.0"}
     assert set(shown[members["oat"].label]) == {tables.DASH}
-    plane = comparisons.trade_off(papers, robust="white-box")["float"]
+    plane = once_for_all.trade_off(papers, robust="white-box")["float"]
     assert {robust.value for robust, _ in plane.values()} == {0.5}
 
 
@@ -147,10 +146,10 @@ def test_shipped_records_of_pgd_7_are_of_the_same_weights_and_images(path):
             assert view.threat == methods.attack(view.threat.epsilon, 7) and view.crafted_at == view.point
 
 
-def test_a_shipped_network_without_that_record_has_a_dash(settings, tmp_path, monkeypatch):
+def test_a_shipped_network_without_that_record_has_a_dash(wb, tmp_path, monkeypatch):
     monkeypatch.setattr(once_for_all.lib, "ATLASES", tmp_path)
     trained = {"oat": Trained("resnet20-digits-oat-laptop", small("resnet20", input_shape=(3, 8, 8)), "0", "shipped")}
-    assert once_for_all.members(settings, trained, **once_for_all.PGD7) == {}
+    assert wb.members(trained, **once_for_all.PGD7) == {}
 
 
 PARAMETERS = dict(preset="auto", weights="auto", seed=0, run_dir="", dataset="auto", network="auto",
@@ -167,7 +166,7 @@ def test_the_network_is_one_that_came_along_on_the_dataset(tmp_path, monkeypatch
     monkeypatch.setattr("lib.workbook.parameters.RUNS", tmp_path)
 
     def resolved(*methods, **given):
-        found = once_for_all.resolve(PARAMETERS | given, "20_x", methods)
+        found = session.open(PARAMETERS | given, "20_x", methods)
         return found.network, found.dataset, found.weights
 
     assert resolved("float", "oat") == ("resnet20", "digits", "shipped")
@@ -189,9 +188,9 @@ def test_slim_networks_are_read_at_every_width():
     pictures = Split((images(network, 4) * 255).byte(), torch.arange(4))
     made = recording.record(network, pictures, points.views(network, THREAT, widths=(1.0, 0.5)))
     slim = {"dual_bn_slim": Member("dual_bn_slim", Trained("resnet20-made-dual_bn_slim-quick", network, ""), made)}
-    at = [comparisons.accuracies(slim, width=w).index.get_level_values("operating point").tolist() for w in (1, 0.5)]
+    at = [once_for_all.accuracies(slim, width=w).index.get_level_values("operating point").tolist() for w in (1, 0.5)]
     assert at == [["BN_C, width 1", "BN_A, width 1"], ["BN_C, width 0.5", "BN_A, width 0.5"]]
-    assert len(comparisons.trade_off(slim, width=0.5)["dual_bn_slim"]) == 2
+    assert len(once_for_all.trade_off(slim, width=0.5)["dual_bn_slim"]) == 2
     assert 3 < made.macs() / made.macs(OperatingPoint(width=0.5)) < 4.2
     assert not [c for c in made.views if c.attacked and c.crafted_at.width != c.evaluated_at.width]
 
@@ -238,7 +237,7 @@ def test_what_is_read_has_a_row_per_training(trainings):
     assert reading.right("clean").mean(1) == pytest.approx([0.9, 0.8, 0.7], abs=0.01)
     assert reading.right("EOT").mean() == pytest.approx(0.4, abs=0.01)
     assert trainings["float"].read(1.0).point == FULL  # by λ_n, as a single training is read
-    noise = [comparisons.differences({m: t.runs[n] for m, t in trainings.items()}, {
+    noise = [once_for_all.differences({m: t.runs[n] for m, t in trainings.items()}, {
         "noise": (("float", 1.0), ("dual_bn", 1.0))}, "union")["noise"][0] for n in range(3)]
     assert noise == pytest.approx([20, 20, 0])
 
@@ -251,14 +250,14 @@ def test_intervals_draw_the_trainings_too(trainings):
     assert over.high - over.low > alike.high - alike.low
 
 
-def test_shipped_repeats_are_those_of_the_seeds_asked_for(settings):
-    vars(settings).update(dataset="fashion_mnist", named=frozenset())
-    found = once_for_all.repeats(settings, ("float", "dual_bn"), "pgd", plan=None)
+def test_shipped_repeats_are_those_of_the_seeds_asked_for(wb):
+    vars(wb).update(dataset="fashion_mnist", named=frozenset())
+    found = wb.repeats(("float", "dual_bn"), "pgd")
     assert [run.trained.name[-1] for run in found["dual_bn"].runs] == ["0", "1", "2"]
-    assert once_for_all.caption(settings, found).startswith(
+    assert wb.caption(found).startswith(
         "3 trainings each · 5,000 test images of Fashion-MNIST, official")
-    vars(settings).update(seed=2)
-    assert len(once_for_all.repeats(settings, ("float", "dual_bn"), "suite", plan=None)["float"].runs) == 1
-    vars(settings).update(dataset="digits")
+    vars(wb).update(seed=2)
+    assert len(wb.repeats(("float", "dual_bn"), "suite")["float"].runs) == 1
+    vars(wb).update(dataset="digits")
     with pytest.raises(WorkbookError, match="not enough came"):
-        once_for_all.repeats(settings, ("float",), "pgd", plan=None)
+        wb.repeats(("float",), "pgd")

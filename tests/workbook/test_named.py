@@ -8,7 +8,8 @@ import lib
 from lib import WorkbookError, data
 from lib.evaluation import rows
 from lib.evaluation.record import Record
-from lib.workbook import networks, once_for_all, parameters, released_record, studies
+from lib.workbook import released_record, session, subject
+from lib.workbook.session import Session
 
 CELL = 'preset: str = "laptop"\nweights: str = "shipped"\nseed: int = 0\nrun_dir: str = ""\n'
 OWN = {"images": (int, 0, 500), "dataset": (str, "auto", "digits"), "defence": (str, "auto", "standard"),
@@ -24,7 +25,7 @@ def asked(tmp_path):
         for name, (kind, empty, _) in OWN.items():
             exec(f"{name}: {kind.__name__} = {empty!r}", namespace)
         namespace |= {"run_dir": str(tmp_path / "run" / "x"), **given}
-        return parameters.resolve(namespace, "x", **{name: (value,) * 3 for name, (_, _, value) in OWN.items()})
+        return session.open(namespace, "x", **{name: (value,) * 3 for name, (_, _, value) in OWN.items()})
 
     return settings
 
@@ -40,60 +41,64 @@ def test_numbers_below_zero_are_refused(asked, name, value):
         asked(**{name: value})
 
 
-def smallcnn(settings):
-    return networks.obtain(settings, "rdi_smallcnn", "digits", "max_average")
+def smallcnn(wb):
+    return wb.load("rdi_smallcnn", "max_average", "digits")
 
 
 def test_shipped_records_give_the_images_named_and_no_others(asked):
-    trained, dataset = smallcnn(asked()), data.load("digits", shape=(1, 28, 28))
-    whole = networks.record(asked(), trained, dataset, 500)
-    five = networks.record(asked(images=5), trained, dataset, 5)
+    trained = smallcnn(asked())
+    whole, five = asked().record(trained), asked(images=5).record(trained)
     assert len(whole.labels) == 500 and len(five.labels) == 5 and five.meta["images"] == [0, 5]
     assert (five.prediction == whole.prediction[:, :, :5]).all()
-    member = once_for_all.record(asked(images=6), networks.obtain(asked(), "resnet20", "digits", "float"))
+    member = asked(images=6).record(asked().load("resnet20", "float", "digits"))
     assert member.right.shape[2] == len(member.labels) == 6
     with pytest.raises(WorkbookError, match="more than the 500 test images"):
-        networks.record(asked(images=1000), trained, dataset, 1000)
+        asked(images=1000).record(trained)
 
 
 def test_a_record_without_its_weights_is_read_and_cannot_be_attacked(asked, tmp_path, monkeypatch):
-    before = studies.study(asked(), {"ours": smallcnn(asked())})["ours"]
+    before = asked().readings({"ours": smallcnn(asked())})["ours"]
     monkeypatch.setattr(lib, "CHECKPOINTS", tmp_path)
-    settings = asked()
-    trained = studies.trained(settings, {"ours": ("rdi_smallcnn", "max_average")})
+    wb = asked()
+    trained = wb.load_all({"ours": ("rdi_smallcnn", "max_average")})
     assert trained["ours"].weights == "record" and trained["ours"].digest == before.trained.digest
     assert all(tensor.is_meta for tensor in trained["ours"].network.parameters())
-    reading = studies.study(settings, trained)["ours"]
+    reading = wb.readings(trained)["ours"]
     assert reading.measured("union") == before.measured("union")
     assert reading.cost("trunk") == before.cost("trunk")
-    assert studies.subjects({"ours": reading}).popitem()[1].network is None  # nothing to attack it with
+    assert session.subjects({"ours": reading}).popitem()[1].network is None  # nothing to attack it with
     with pytest.raises(WorkbookError, match="its weights did not"):
-        studies.study(asked(images=400), trained, forms=("clean",))
+        asked(images=400).readings(trained, forms=("clean",))
 
 
 def test_a_record_kept_in_a_run_is_taken_for_its_own_thresholds_alone(asked):
-    settings, dataset = asked(images=2), data.load("digits", shape=(1, 28, 28))
+    wb = asked(images=2)
     for gates in ((0.5, 0.5), (0.5, 0.6)):
-        found = networks.record(settings, smallcnn(settings), dataset, 2, forms=("gate_aware",), thresholds=gates)
+        found = wb.record(smallcnn(wb), forms=("gate_aware",), thresholds=gates)
         assert found.views[0].thresholds_used == gates
 
 
 def test_another_seed_is_attacked_anew_and_the_rows_say_what_was_read(asked, monkeypatch):
-    settings = asked(seed=7, images=3)
-    trained = smallcnn(settings)
+    wb = asked(seed=7, images=3)
+    trained = smallcnn(wb)
     dataset = data.load("digits", shape=(1, 28, 28))
     dataset = dataclasses.replace(dataset, threat={**dataset.threat, "steps": 1})
-    monkeypatch.setattr(studies, "dataset", lambda *asked: dataset)
-    found = studies.study(settings, {"max_average": trained})
-    table = rows.read(studies.write(settings, found))
+    monkeypatch.setattr(Session, "data", lambda *asked: dataset)
+    found = wb.readings({"max_average": trained})
+    table = rows.read(wb.write(found))
     assert set(table.images) == {3} and set(table.weights) == {"shipped"}
     assert set(table.seed.dropna()) == {7} and set(table.checkpoint) == {trained.digest}
-    with pytest.raises(WorkbookError, match="3 images and seed 7"):
-        networks.record(settings, trained, None, 3)
+
+    def refuse(*asked):
+        raise WorkbookError("is not here")
+
+    monkeypatch.setattr(Session, "data", refuse)
+    with pytest.raises(WorkbookError, match="images and seed 7: is not here"):
+        wb.record(trained)
 
 
 def test_a_named_file_is_attacked_or_refused(asked, tmp_path, monkeypatch):
-    monkeypatch.setattr(networks, "at_hand", lambda name: None)
+    monkeypatch.setattr(subject, "at_hand", lambda name: None)
     with pytest.raises(WorkbookError, match="mine.pth.tar is neither a file nor below"):
         released_record.obtain(asked(file="mine.pth.tar"))
     (tmp_path / "mine.pth.tar").write_bytes(b"x")
@@ -102,7 +107,7 @@ def test_a_named_file_is_attacked_or_refused(asked, tmp_path, monkeypatch):
 
 
 def test_the_shipped_record_of_the_released_weights_says_that_it_is_one(asked, monkeypatch):
-    monkeypatch.setattr(networks, "at_hand", lambda name: None)
+    monkeypatch.setattr(subject, "at_hand", lambda name: None)
     found = released_record.obtain(asked(weights="train"))  # nothing was named, nothing is at hand: it is read
     assert found.reading.trained.weights == "shipped" and found.reading.record.images == 1017
     found = released_record.obtain(asked(images=100, restarts=2))
@@ -112,13 +117,19 @@ def test_the_shipped_record_of_the_released_weights_says_that_it_is_one(asked, m
             released_record.obtain(asked(**wrong))
 
 
-def test_trainings_are_those_named(asked):
-    assert networks.trainings(asked(), [0, 1, 2]) == [0, 1, 2]
-    assert networks.trainings(asked(seed=1), [0, 1, 2]) == [1, 2]
-    assert networks.trainings(asked(seeds=2), [0, 1, 2]) == [0, 1]
+def test_trainings_are_those_named_of_which_every_file_came(asked, tmp_path):
+    for name in ("a0", "b0", "a1", "b1", "a2", "b2", "a3"):
+        (tmp_path / name).touch()
+
+    def files(seed):
+        return [tmp_path / f"a{seed}", tmp_path / f"b{seed}"]
+
+    assert asked().trainings(files) == [0, 1, 2]
+    assert asked(seed=1).trainings(files) == [1, 2]
+    assert asked(seeds=2).trainings(files) == [0, 1]
     for wrong in (dict(seed=7), dict(seeds=5)):
         with pytest.raises(WorkbookError, match="not enough came"):
-            networks.trainings(asked(**wrong), [0, 1, 2])
+            asked(**wrong).trainings(files)
 
 
 def test_what_was_shipped_is_of_one_seed():

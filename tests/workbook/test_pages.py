@@ -9,7 +9,7 @@ import pytest
 import lib
 from lib import WorkbookError, checkpoints
 from lib.attacks.forms import paper_forms
-from lib.evaluation.reading import Trainings
+from lib.evaluation.reading import Reading, Trainings
 from lib.evaluation.record import Record
 from lib.evaluation.routing import ExitCosts
 from lib.models import zoo
@@ -17,8 +17,7 @@ from lib.operating_point import OperatingPoint
 from lib.training import loop
 from lib.training.recipes import RDI
 from lib.workbook import runs, style, tables
-from lib.workbook.networks import Trained
-from lib.workbook.studies import TrainedReading
+from lib.workbook.once_for_all import Trained
 from tests.helpers import notebook_cells as pages
 from tests.helpers.made_record import made
 from tests.helpers.networks import small
@@ -39,7 +38,7 @@ def trainings(*worst: int) -> Trainings:
         prediction[1:, :, right:] = 1
         record = made(("clean", "single1", "main", "average", "max_average"), prediction,
                       np.full(prediction.shape, 0.1), [0] * 100)
-        readings.append(TrainedReading(record, OperatingPoint(), (0.5,), "paper", trained=Trained("made", None, "")))
+        readings.append(Reading(record, OperatingPoint(), (0.5,), "paper", trained=Trained("made", None, "")))
     return Trainings(tuple(readings))
 
 
@@ -164,7 +163,7 @@ def test_a_page_runs_at_quick_size_to_its_last_claim(stem, tmp_path, monkeypatch
     shown = pages.value(stem, "tables.verdicts(", found)
     assert len(shown) >= 4 and set(shown["verdict"]) <= {
         "held", "held here", "did not hold", "did not hold here", "too small to tell"}
-    assert (found["settings"].run_dir / "metrics.csv").is_file()
-    made = {tuple(path.name.split("-")[0:3:2]) for path in found["settings"].networks.iterdir() if path.is_dir()}
+    assert (found["wb"].run_dir / "metrics.csv").is_file()
+    made = {tuple(path.name.split("-")[0:3:2]) for path in found["wb"].networks.iterdir() if path.is_dir()}
     needs = pd.read_csv(runs.NEEDS).query(f"notebook.str.startswith('{stem}')")
     assert made == {(line.network, method) for line in needs.itertuples() for method in line.methods.split()}

@@ -15,10 +15,10 @@ from lib.evaluation import rows
 from lib.evaluation.record import Record
 from lib.models import zoo
 from lib.training import recipes
-from lib.workbook import execution, networks, notebooks, panel, runs
+from lib.workbook import execution, notebooks, panel, runs, session
 from lib.workbook.explorer import Explorer
 from lib.workbook.headless import KILLED
-from lib.workbook.parameters import Settings
+from lib.workbook.session import Session
 from lib.workbook.subject import Subject
 
 COMMON = ('preset: str = "auto"  # size\nweights: str = "auto"  # origin\nseed: int = 0  # seed\n'
@@ -316,7 +316,7 @@ def test_a_page_of_an_executed_notebook_shows_pictures_and_no_code(place):
 
 
 def test_what_a_run_kept_and_lost_to_a_broken_disk_is_made_again(tmp_path, monkeypatch, capsys):
-    settings = Settings(preset="quick", weights="train", seed=0, run_dir=tmp_path / "x", device="cpu")
+    wb = Session(preset="quick", weights="train", seed=0, run_dir=tmp_path / "x", device="cpu")
     trained = []
 
     def train(recipe, folder, **options):
@@ -324,13 +324,13 @@ def test_what_a_run_kept_and_lost_to_a_broken_disk_is_made_again(tmp_path, monke
             trained.append(recipe)
             checkpoints.save(Path(folder) / "last.safetensors", zoo.build(**recipe.network))
 
-    monkeypatch.setattr(networks.loop, "obtain", train)
-    first = networks.obtain(settings, "rdi_smallcnn", "digits", "main")
-    file, = settings.networks.glob("*/last.safetensors")
+    monkeypatch.setattr(session.loop, "obtain", train)
+    first = wb.load("rdi_smallcnn", "main", "digits")
+    file, = wb.networks.glob("*/last.safetensors")
     whole = file.read_bytes()
     for broken in (b"", whole[:-100], whole[:-1] + bytes([whole[-1] ^ 1])):
         file.write_bytes(broken)
-        assert networks.obtain(settings, "rdi_smallcnn", "digits", "main").digest == first.digest
+        assert wb.load("rdi_smallcnn", "main", "digits").digest == first.digest
         assert capsys.readouterr().out == f"{file} is damaged: it is put aside and made again\n"
-    networks.obtain(settings, "rdi_smallcnn", "digits", "main")
+    wb.load("rdi_smallcnn", "main", "digits")
     assert len(trained) == 4 and capsys.readouterr().out == ""

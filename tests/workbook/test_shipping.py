@@ -14,7 +14,7 @@ from lib.evaluation.record import Record
 from lib.models import zoo
 from lib.operating_point import OperatingPoint
 from lib.training import recipes
-from lib.workbook import networks, shipping
+from lib.workbook import session, shipping
 from tests.helpers.networks import small
 
 
@@ -34,7 +34,7 @@ def test_a_network_is_stored_in_half_precision_and_recorded_from_that_file(elsew
     stored = checkpoints.load(elsewhere / "checkpoints" / f"{name}.safetensors")
     assert found.meta["checkpoint"] == stored.digest and found.prediction.shape == (2, 3, 8)
     assert found.held().correct.shape == (3, 200) and found.meta["audit"] == {"{}": {}}
-    assert found.views[1].threat == networks.customary(data.load("digits"))
+    assert found.views[1].threat == session.customary(data.load("digits"))
     raw, _, _ = checkpoints.read(elsewhere / "checkpoints" / f"{name}.safetensors", "network")
     assert all(t.dtype == torch.float16 for t in raw.values() if t.is_floating_point())
     with torch.no_grad():
@@ -51,7 +51,7 @@ def test_a_once_for_all_network_is_recorded_at_its_points(elsewhere):
 
 
 def test_every_knob_is_recorded_under_attacks_on_calibrated_gates(elsewhere, monkeypatch):
-    monkeypatch.setattr(networks, "customary", lambda dataset: Threat(0.1, 0.1, 1))
+    monkeypatch.setattr(shipping, "customary", lambda dataset: Threat(0.1, 0.1, 1))
     name = "cheap_resnet38-digits-float_slim-quick"
     checkpoints.save(elsewhere / "last.safetensors", zoo.build(**recipes.find(name).network, seed=0))
     found = Record.load(shipping.ship(name, 4, folder=elsewhere))
@@ -94,19 +94,13 @@ def test_the_other_test_images_are_held_out_of_the_released_record(elsewhere, mo
     assert np.array_equal(found.held().correct, (said == images.test.labels[450:]).numpy())
 
 
-def test_only_seeds_with_every_file_count(tmp_path):
-    for name in ("a0", "b0", "a1"):
-        (tmp_path / name).touch()
-    assert networks.whole((0, 1, 2), lambda seed: [tmp_path / f"a{seed}", tmp_path / f"b{seed}"]) == [0]
-
-
 def test_the_records_of_notebook_19s_trainings_become_repeats(elsewhere, tmp_path):
     source = lib.ATLASES / "rdi_smallcnn-digits-max_average-laptop.safetensors"
     name = "rdi_smallcnn-fashion_mnist-main-laptop-short-seed4-0a1b2c3d-500-pgd-0.1-20"
     made = tmp_path / "records" / f"{name}.safetensors"
     made.parent.mkdir()
     shutil.copy(source, made)
-    (path,) = shipping.ship_trainings(tmp_path)
+    (path,) = shipping.ship_trainings(tmp_path / "19_over_seeds")
     assert path == elsewhere / "atlases" / "repeats" / "rdi_smallcnn-fashion_mnist-main-seed4.safetensors"
     found = Record.load(path)
     assert found.logits is None and np.array_equal(found.right, Record.load(source).right)

@@ -8,20 +8,20 @@ import pytest
 
 from lib import WorkbookError, checkpoints
 from lib.attacks.steps import Threat
+from lib.evaluation.reading import Reading
 from lib.models import zoo
 from lib.operating_point import OperatingPoint
 from lib.training import loop, recipes
-from lib.workbook import figures, networks, studies, tables
-from lib.workbook.networks import Trained
-from lib.workbook.parameters import Settings
+from lib.workbook import figures, tables
+from lib.workbook.once_for_all import Trained
 from lib.workbook.published import TABLES
-from lib.workbook.studies import TrainedReading
+from lib.workbook.session import Session
 from tests.helpers.made_record import THREAT, made, view
 
 VIEWS = ("clean", "single1", "main", "average", "max_average")
 
 
-def reading(name="rdi_smallcnn-mnist-main-paper", views=VIEWS, **meta) -> TrainedReading:
+def reading(name="rdi_smallcnn-mnist-main-paper", views=VIEWS, **meta) -> Reading:
     """Two exits, four images of class 0; at threshold 0.5 the first two leave at exit 1. Wrong: see `prediction`."""
     prediction = np.zeros((len(views), 2, 4), int)
     prediction[1, 0, 0] = 1  # single1 breaks image 0 at the exit it leaves by
@@ -31,7 +31,7 @@ def reading(name="rdi_smallcnn-mnist-main-paper", views=VIEWS, **meta) -> Traine
     entropy = np.full(prediction.shape, 0.9)
     entropy[:, 0, :2] = 0.1
     record = made(views, prediction, entropy, [0] * 4, **{"dataset": "mnist"} | meta)
-    return TrainedReading(record, OperatingPoint(), (0.5,), "paper", trained=Trained(name, None, "0" * 64))
+    return Reading(record, OperatingPoint(), (0.5,), "paper", trained=Trained(name, None, "0" * 64))
 
 
 def test_a_reading_says_which_images_are_right():
@@ -115,9 +115,9 @@ def test_a_published_number_holds_when_it_lies_in_our_interval():
     assert tables.agrees("clean", 83.79, replace(found), "clean")["verdict"] == "did not hold"
 
 
-def settings(**own) -> Settings:
-    return Settings(**dict(preset="quick", weights="train", seed=0, run_dir=Path("x"), device="cpu", notebook="16_x",
-                           dataset="digits") | own)
+def opened(**own) -> Session:
+    return Session(**dict(preset="quick", weights="train", seed=0, run_dir=Path("x"), device="cpu", notebook="16_x",
+                          dataset="digits") | own)
 
 
 def test_a_number_that_is_no_difference_of_images_is_judged_by_its_interval():
@@ -168,13 +168,13 @@ def test_a_recipes_name_and_seed_mean_one_training_everywhere(network, method, m
         checkpoints.save(Path(folder) / "last.safetensors", zoo.build(**recipe.network))
 
     monkeypatch.setattr(loop, "obtain", remember)
-    here = settings(seed=3, run_dir=tmp_path / "x")
-    names = {networks.obtain(here, network, "digits", method).name, studies.obtain(here, network, method).name}
+    here = opened(seed=3, run_dir=tmp_path / "x")
+    names = {here.load(network, method, "digits").name, here.load(network, method).name}
     assert names == {f"{network}-digits-{method}-glance"}
     listed = replace(recipes.find(f"{network}-digits-{method}-glance"), seed=3)
     assert trained == [listed, listed]
     changed = replace(listed, learning_rate=0.3)
     with pytest.raises(WorkbookError, match="the name of another training .learning_rate 0"):
-        networks.train(here, changed)
-    networks.train(here, replace(changed, name="mine"))
+        here.train(changed)
+    here.train(replace(changed, name="mine"))
     assert trained[-1].name == "mine"
