@@ -341,7 +341,7 @@ def _(tmp):
 
 @case("shipped trainings of a seed that did not come along")
 def _(tmp):
-    shipped(tmp, seed=7).trainings(lambda seed: [Path(__file__ if seed < 3 else tmp / "none")])
+    shipped(tmp, seed=7).trainings(lambda seed: [Path(__file__) if seed < 3 else Path(tmp, "none")])
 
 
 @case("a number of images below 0")

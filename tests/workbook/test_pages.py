@@ -134,7 +134,7 @@ def test_16_counts_the_published_shapes_and_says_which_did_not_run(page):
 
 def test_18_composes_a_training_for_each_convention(page):
     found = page("18", "trained = ")
-    exec(next(cell for cell in pages.code("18") if "asked = " in cell).partition("if settings")[0], found)
+    exec(next(cell for cell in pages.code("18") if "asked = " in cell).partition("if wb")[0], found)
     assert {recipe.attack_mode for recipe in found["asked"].values()} == {"eval", "authors"}
 
 
