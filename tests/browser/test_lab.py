@@ -344,11 +344,6 @@ def test_every_knob_of_one_network_on_one_page(browser, server, awaited):
     page.get_by_label("at most").fill("60")
     page.get_by_label("per-image worst case at least").fill("20")
     page.get_by_role("button", name="choose").click()  # the bounds are read when the work begins
-<<<<<<< HEAD
     awaited(page, f"{CODE}.includes(old) && {NUMBERS}.includes('at most 60 M MACs and at least 20 % robust')", "union")
-=======
-    awaited(page, f"{NUMBERS}.includes('at most 60 M MACs and at least 20 % robust: ') && {CODE}.includes(old)",
-            "'union'")
->>>>>>> 7a50a23 (Budgets follow: floor 4 has 1,420 lines, floor 6 4,634 in 24 files)
     assert awaited(page, f"{NUMBERS}.includes('images that did not choose: clean ')")
     page.close()
