@@ -43,13 +43,3 @@ def wide_resnet(parts: Parts, layers: int, widening: int, *, exits, classes, inp
             width = channels
     head = Chain(parts.norm(width), ReLU(inplace=True), *parts.classifier(width, classes))
     return Backbone(stages, [Tap(len(stages) - 1, head)])
-
-
-def wrn16_8(parts: Parts, *, exits: str, classes: int, input_shape, depth: float) -> Backbone:
-    """WRN-16-8 (OAT's and FLOAT's network for SVHN)."""
-    return wide_resnet(parts, 16, 8, exits=exits, classes=classes, input_shape=input_shape, depth=depth)
-
-
-def wrn40_2(parts: Parts, *, exits: str, classes: int, input_shape, depth: float) -> Backbone:
-    """WRN-40-2 (OAT's and FLOAT's network for STL-10)."""
-    return wide_resnet(parts, 40, 2, exits=exits, classes=classes, input_shape=input_shape, depth=depth)

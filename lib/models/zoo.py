@@ -1,5 +1,6 @@
 """Names -> networks. A network of your own joins by `register`-ing a function that lists its stages and exits."""
 
+import functools
 import importlib
 import inspect
 import sys
@@ -20,8 +21,8 @@ BACKBONES: dict[str, Callable[..., Backbone]] = {
     "resnet34": resnet.resnet34,
     "resnet38": resnet.resnet38,
     "mobilenet_v2": mobilenet_v2.mobilenet_v2,
-    "wrn16_8": wide_resnet.wrn16_8,
-    "wrn40_2": wide_resnet.wrn40_2,
+    "wrn16_8": functools.partial(wide_resnet.wide_resnet, layers=16, widening=8),  # OAT and FLOAT: SVHN
+    "wrn40_2": functools.partial(wide_resnet.wide_resnet, layers=40, widening=2),  # and STL-10
 }
 
 

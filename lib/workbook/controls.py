@@ -120,31 +120,6 @@ class Work:
         self.bar.description = f"{left:.0f} s left" if done else ""
 
 
-SHIM = """
-const widgets = new WeakMap();
-async function load(model) {
-  const address = URL.createObjectURL(new Blob([model.get("_bundle")], { type: "text/javascript" }));
-  try { return (await import(address)).default; } finally { URL.revokeObjectURL(address); }
-}
-async function start(model) {
-  window.workbookPlotly ??= load(model);
-  const made = await window.workbookPlotly;
-  const widget = typeof made === "function" ? await made() : made;
-  await widget.initialize?.({ model });
-  return widget;
-}
-export default {
-  async render({ model, el }) {
-    if (!widgets.has(model)) widgets.set(model, start(model));
-    const widget = await widgets.get(model);
-    const clean = await widget.render({ model, el });
-    model.send({ kind: "drawn" });
-    return clean;
-  }
-};
-"""
-
-
 class LiveFigure(go.FigureWidget):
     """A FigureWidget that also arrives in a slow browser.
 
@@ -155,7 +130,7 @@ class LiveFigure(go.FigureWidget):
     its corner downloads it as `name`.png.
     """
 
-    _esm = SHIM
+    _esm = (style.HTML / "live_figure.js").read_text("utf-8")
     _bundle = traitlets.Unicode().tag(sync=True)
 
     @traitlets.default("_bundle")

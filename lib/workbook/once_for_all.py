@@ -18,7 +18,8 @@ import torch
 import lib
 from lib import WorkbookError, checkpoints
 from lib.attacks.steps import Threat
-from lib.evaluation import points
+from lib.data import Dataset, Split
+from lib.evaluation import points, recording
 from lib.evaluation.reading import Reading, Trainings, read
 from lib.evaluation.record import Record, View
 from lib.evaluation.stats import Number
@@ -78,6 +79,11 @@ class Trained:
         if found.meta.get("checkpoint") != self.digest:
             raise WorkbookError(f"the record of {self.name} was made with other weights; record it again")
         return found
+
+    def attack(self, source: Dataset, images: Split, views: Sequence[View], **how) -> Record:
+        """Its record on these images of a dataset, see `recording.record`."""
+        return recording.record(self.network, images, views, dataset=source.name, data_variant=source.variant,
+                                checkpoint=self.digest, defence=self.defence, **how)
 
     @property
     def quick(self) -> bool:
@@ -223,19 +229,6 @@ def where(member: Member, at: OperatingPoint, lambdas=points.LAMBDAS, switches=p
         return points.name(at)
     led = [f"({n:g}, {th:g})" for th in switches for n in lambdas if member.point(n, th, at.width) == at]
     return points.name(at) + (f" ← (λ_n, λ_th) = {' '.join(led)}" if led else " (noise in training only)")
-
-
-def crossing(member: Member, lambdas=points.LAMBDAS, switches=points.SWITCHES) -> pd.DataFrame:
-    """Robust accuracy in percent: crafted at (rows) x evaluated at (columns), over the published points."""
-    names = {p: points.name(p) for p in member.published(lambdas, switches)}
-    table = pd.DataFrame(index=list(names.values()), columns=list(names.values()), dtype=float)
-    for v, view in enumerate(member.record.views):
-        plain = view.attacked and view.threat.draws == 1 and not view.restart and view.evaluated_at.draw is None
-        if plain and view.crafted_at in names and view.evaluated_at in names:
-            share = member.record.right[v, -1] / view.draws
-            table.loc[names[view.crafted_at], names[view.evaluated_at]] = 100 * share.mean()
-    table.index.name = "crafted at ↓  evaluated at →"
-    return table
 
 
 def find(members: Members, method: str, *where) -> Reading | Trainings | None:

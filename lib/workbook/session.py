@@ -162,9 +162,8 @@ class Session(Settings):
         with waiting_for(path):
             if not sound(path, "record"):
                 held_out = _loaded(name, self.device, shape, self.weights == "train").validation  # as it was trained
-                recording.record(trained.network, images, views, held_out=None if "draws" in how else held_out,
-                                 dataset=source.name, data_variant=source.variant, checkpoint=trained.digest,
-                                 defence=trained.defence, folder=path.with_suffix(""), **how).save(path)
+                trained.attack(source, images, views, held_out=None if "draws" in how else held_out,
+                               folder=path.with_suffix(""), **how).save(path)
         return Record.load(path)
 
     def recorded(self, trained: Trained, which: str = "") -> Record | None:

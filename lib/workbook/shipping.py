@@ -41,12 +41,17 @@ DRAWS = once_for_all.SIZES["laptop"]["draws"]
 BATCH = 125  # the fastest on one core; part of the record, since random starts are drawn per batch
 
 
-def halved(trained: Path, path: Path) -> checkpoints.Loaded:
+def judged(dataset: str, network: Network) -> data.Dataset:
+    """The dataset whose test images judge a network that was trained on `dataset`."""
+    return data.load(JUDGED.get(dataset, dataset), shape=network.input_shape)
+
+
+def halved(trained: Path, path: Path) -> Trained:
     """The network of the file `trained` as it is shipped: stored at `path` in half precision, and loaded again."""
     found = checkpoints.load(trained)
     told = {key: value for key, value in found.metadata.items() if key not in ("config", "format", "kind", "sha256")}
     checkpoints.save(path, found.network, dtype=torch.float16, **told)
-    return checkpoints.load(path)
+    return Trained.load(path)
 
 
 def ship(name: str, images: int | None = None, forms: tuple[str, ...] | None = None,
@@ -60,30 +65,25 @@ def ship(name: str, images: int | None = None, forms: tuple[str, ...] | None = N
     """
     recipe = recipes.find(name)
     folder = folder or RUNS / "train" / recipe.label
-    shipped = halved(folder / "last.safetensors", CHECKPOINTS / f"{name}.safetensors")
+    trained = halved(folder / "last.safetensors", CHECKPOINTS / f"{name}.safetensors")
     if (history := folder / "history.csv").is_file():
         checkpoints.replace(CHECKPOINTS / f"{name}.csv", history.read_bytes())
-    network = shipped.network
-    trained_on = data.load(recipe.dataset, shape=network.input_shape)
-    dataset = trained_on
-    if recipe.dataset in JUDGED:
-        dataset = data.load(JUDGED[recipe.dataset], shape=network.input_shape)
-    told = dict(folder=folder / "record", checkpoint=shipped.digest, defence=recipe.defence)
+    network, place = trained.network, folder / "record"
+    trained_on, source = data.load(recipe.dataset, shape=network.input_shape), judged(recipe.dataset, network)
     if recipe.defence in methods.METHODS and network.num_exits > 1:
-        return save_every_knob(name, network, dataset, images, trained_on.validation[:HELD_OUT],
-                               dataset=dataset.name, data_variant=dataset.variant,
-                               held_out_variant=f"{trained_on.variant}, held out of its training images", **told)
+        return save_every_knob(trained, source, images, trained_on.validation[:HELD_OUT], place,
+                               held_out_variant=f"{trained_on.variant}, held out of its training images")
     if recipe.defence in methods.METHODS:
-        return save_points(name, network, dataset, images, **told)
-    network, threat = network.to(memory_format=torch.channels_last), customary(dataset)
+        return save_points(trained, source, images, folder=place)
+    network.to(memory_format=torch.channels_last)
+    threat, held_out = customary(source), trained_on.validation
     known = [form for form in attack_forms.names(network.num_exits) if form != "gate_aware" or network.paper_thresholds]
-    views, held_out = recording.suite(network, threat, forms or ("clean", *known)), trained_on.validation
+    views = recording.suite(network, threat, forms or ("clean", *known))
     if network.num_exits > 1 and not forms:
-        held_out = recording.hold_out(network, held_out, batch_size=BATCH, folder=told["folder"] / "gates").lightened()
+        held_out = recording.hold_out(network, held_out, batch_size=BATCH, folder=place / "gates").lightened()
         views += recording.suite(network, threat, ("gate_aware",), thresholds=calibrated(held_out))
-    found = recording.record(network, dataset.test[:images], views, batch_size=BATCH, held_out=held_out,
-                             dataset=dataset.name, data_variant=dataset.variant, audited=AUDITED, **told)
-    return save(found, ATLASES / f"{name}.safetensors")
+    return save(trained.attack(source, source.test[:images], views, batch_size=BATCH, held_out=held_out,
+                               audited=AUDITED, folder=place), ATLASES / f"{name}.safetensors")
 
 
 def calibrated(held_out: Record) -> tuple[float, ...]:
@@ -105,25 +105,26 @@ def save(found: Record, target: Path) -> Path:
     return target
 
 
-def save_points(name: str, network: Network, dataset: data.Dataset, images: int | None = None, **told) -> Path:
-    """Record and store what the study of this network asks for; told: what else to remember."""
-    found = recording.record(network, dataset.test[:images], once_for_all.views(network, customary(dataset), "laptop"),
-                             draws=DRAWS, dataset=dataset.name, data_variant=dataset.variant, audited=AUDITED, **told)
-    return save(found, ATLASES / f"{name}.safetensors")
+def save_points(trained: Trained, source: data.Dataset, images: int | None = None, **how) -> Path:
+    """Record and store what the study of this network asks for."""
+    views = once_for_all.views(trained.network, customary(source), "laptop")
+    return save(trained.attack(source, source.test[:images], views, draws=DRAWS, audited=AUDITED, **how),
+                ATLASES / f"{trained.name}.safetensors")
 
 
-def save_every_knob(name: str, network: Network, source: data.Dataset, images: int | None, held_out: data.Split,
-                    folder: Path, **told) -> Path:
+def save_every_knob(trained: Trained, source: data.Dataset, images: int | None, held_out: data.Split, folder: Path,
+                    **told) -> Path:
     """Record and store a network with exits and a knob lambda: at both ends and between, at each width, under attacks
     on the main exit, on the average of all, and on the exit that fires at equal shares. The logits of the first draw at
     lambda 1, full width, stay beside it: other decisions than by entropy need them."""
+    network, name = trained.network, trained.name
     how = dict(lambdas=(0.0, 0.5, 1.0), switches=(0.0,))
     at = points.published(network, *how.values(), network.widths if "width" in network.knobs else (None,))
     gates = recording.hold_out(network, held_out, at, draws=1, folder=folder / "held_out")
     views = points.every_knob(network, customary(source), gates, draws=0,
                               forms=("main", "average", "gate_aware"), **how)
-    found = recording.record(network, source.test[:images], views, held_out=gates.lightened(), draws=3,
-                             batch_size=BATCH, audited=AUDITED, folder=folder / "attacked", **told)
+    found = trained.attack(source, source.test[:images], views, held_out=gates.lightened(), draws=3, batch_size=BATCH,
+                           audited=AUDITED, folder=folder / "attacked", **told)
     last = points.of_lambda(network, 1.0, width=max(network.widths) if "width" in network.knobs else None)
     first = [v for v, view in enumerate(found.views) if view.point == last and not view.evaluated_at.draw]
     kept = replace(found.take(first), held_out=gates.select(point=last, images=slice(HELD_OUT // 2)))
@@ -135,9 +136,7 @@ def ship_mixtures(dataset: str, images: int | None = None) -> list[Path]:
     """Records of two shipped networks of PGD-AT, its ends, mixed: nothing new is stored but these."""
     ends = {method: Trained.load(CHECKPOINTS / f"resnet20-{dataset}-{method}-laptop.safetensors", "train")
             for method in ("pgd_at0", "pgd_at1")}
-    judged = data.load(JUDGED.get(dataset, dataset), shape=ends["pgd_at0"].network.input_shape)
-    return [save_points(mixed.name, mixed.network, judged, images, checkpoint=mixed.digest, defence=mixed.defence)
-            for mixed in once_for_all.mixed(ends).values()]
+    return [save_points(mixed, judged(dataset, mixed.network), images) for mixed in once_for_all.mixed(ends).values()]
 
 
 def ship_pgd7(images: int = 1000) -> list[Path]:
@@ -150,11 +149,9 @@ def ship_pgd7(images: int = 1000) -> list[Path]:
     for name, trained in every.items():
         target = ATLASES / "repeats" / f"{name}-pgd7.safetensors"
         if not target.is_file():
-            source = data.load(JUDGED.get(trained.dataset, trained.dataset), shape=trained.network.input_shape)
+            source = judged(trained.dataset, trained.network)
             views = once_for_all.seven(trained.network, customary(source))
-            made = recording.record(trained.network, source.test[:images], views, draws=DRAWS, dataset=source.name,
-                                    data_variant=source.variant, checkpoint=trained.digest,
-                                    defence=trained.defence).lightened()
+            made = trained.attack(source, source.test[:images], views, draws=DRAWS).lightened()
             replace(made, entropy=None, meta=made.meta | {"missing": "logits and entropies"}).save(target)
     return sorted((ATLASES / "repeats").glob("*-pgd7.safetensors"))
 
@@ -178,12 +175,10 @@ def ship_repeats() -> None:
                 halved(loop.fit(asked, RUNS / "seeds" / name).path, weights)
             if target.is_file():
                 continue
-            shipped = checkpoints.load(weights)
-            at = (*points.published(shipped.network), points.halfway(shipped.network))
-            found = recording.record(shipped.network, images.test[:count], points.suite(
-                shipped.network, threat, at, averaged), draws=DRAWS, folder=RUNS / "seeds" / target.stem,
-                dataset=images.name, defence=asked.defence, data_variant=images.variant, checkpoint=shipped.digest)
-            found = found.lightened()
+            trained = Trained.load(weights)
+            at = (*points.published(trained.network), points.halfway(trained.network))
+            found = trained.attack(images, images.test[:count], points.suite(
+                trained.network, threat, at, averaged), draws=DRAWS, folder=RUNS / "seeds" / target.stem).lightened()
             if any(view.draws > 1 for view in found.views):  # else what is right is read off the answers
                 lacks = {"missing": "logits and answers, left out to keep the file small"}
                 found = replace(found, prediction=None, meta=found.meta | lacks)

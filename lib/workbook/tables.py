@@ -149,14 +149,6 @@ def settings(readings: Mapping[str, Reading]) -> pd.DataFrame:
     return pd.DataFrame(lines).T
 
 
-def bills(readings: Mapping[str, Reading]) -> pd.DataFrame:
-    """What each network costs under each view, M MACs (all heads on the way), and beside it as the paper counts."""
-    return stacked(pd.DataFrame({style.label(label): {
-        style.spoken(view): f"{reading.cost('cumulative_macs', view) / 1e6:.2f} "
-                            f"({reading.cost('paper_mflops', view):.2f})" for view in reading.names}
-        for label, reading in readings.items()}).T)
-
-
 def costs(backbone: str, *designs: str, digits: int = 2, **options) -> pd.DataFrame:
     """What leaving at each exit costs, of untrained networks at full size: a line per exit of each design of exits."""
     lines = []

@@ -1,8 +1,10 @@
 """A study's tables, claims and figures on hand-made records whose numbers are known; several trainings at once."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -17,6 +19,7 @@ from lib.training import methods
 from lib.workbook import figures, once_for_all, session, shipping, style, subject, tables
 from lib.workbook.once_for_all import SIZES, Member, Trained
 from lib.workbook.session import Session
+from tests.helpers import notebook_cells as pages
 from tests.helpers.made_members import IMAGES, THREAT, recorded, repeated, study
 from tests.helpers.networks import images, small
 
@@ -44,8 +47,11 @@ def test_tables_and_claims_read_the_records(members):
     assert table.shape == (7 + 2 + 4 + 1 + 1, len(once_for_all.COLUMNS) - 1)  # nobody met the strong suite
     assert table.loc[("control (dual BN, no noise)", "BN_A"), "PGD"] == "40.0"
     assert "noise in training only" in "".join(at for _, at in table.index)
-    crossed = once_for_all.crossing(members["float"])
-    assert crossed.shape == (7, 7) and not crossed.isna().any().any()
+    names = dict(members=members, lambdas=points.LAMBDAS, switches=points.SWITCHES, points=points, pd=pd, caption="c",
+                 figures=figures, live=SimpleNamespace(show=lambda figure: names.update(figure=figure)))
+    pages.value("20", "crossed = ", names)
+    crossed = names["crossed"]
+    assert crossed.shape == (7, 7) == names["figure"].data[0].z.shape and not crossed.isna().any().any()
     assert crossed.loc["s 0, BN_C", "s 1, BN_A"] == pytest.approx(60)
     said = once_for_all.claim(members, "more robust", ("float", 1.0), ("float", 0.0))
     assert (said["verdict"], said["over"]) == ("held here", "1 training, 2 draws")
@@ -91,7 +97,6 @@ def test_figures_have_a_mark_for_every_point(members):
     assert list(added) == ["noise"] and added["noise"][0] == pytest.approx(20)
     lines = figures.differences({"clean": added, "robust": added}, "t", "c").data
     assert [len(line.x) for line in lines] == [1, 1]
-    assert figures.heatmap(once_for_all.crossing(members["float"]), "t", "c", "x", "y").data[0].z.shape == (7, 7)
     ones = {0.0: members["float"].read(0.0).measured("clean"), 1.0: members["float"].read(1.0).measured("clean")}
     curve = figures.curves({"a": {"one": ones}, "b": {"one": ones}}, "t", "c", "x", "y", {"one": {"dash": "dot"}}).data
     assert [list(c.y) for c in curve] == [[90.0, 60.0]] * 2 and [c.line.dash for c in curve] == ["dot"] * 2
