@@ -89,9 +89,9 @@ class Session(Settings):
         return dataclasses.replace(recipes.compose(network, dataset or self.dataset, defence, preset), seed=self.seed)
 
     def shipped(self, network: str, defence: str, dataset: str | None = None) -> Path | None:
-        """Its weights, or where they stayed away its record, at the preset, else at the nearest size that came."""
-        family = f"{network}-{dataset or self.dataset}-{defence}"
-        files = (place / f"{family}-{size}.safetensors" for size in (self.preset, *SIZES)
+        """Its weights, or else its record, at the preset or the nearest size; "main-laptop-r007": that very file."""
+        family, sizes = f"{network}-{dataset or self.dataset}-{defence}", [f"-{size}" for size in (self.preset, *SIZES)]
+        files = (place / f"{family}{size}.safetensors" for size in (sizes if "-" not in defence else [""])
                  for place in (lib.CHECKPOINTS, lib.ATLASES))
         return next(filter(Path.is_file, files), None)
 
@@ -101,8 +101,7 @@ class Session(Settings):
             return self.train(self.recipe(network, defence, dataset))
         if path := self.shipped(network, defence, dataset):
             return Trained.load(path, device=self.device)
-        raise WorkbookError(f"no {network}-{dataset or self.dataset}-{defence} network came with the repository; set "
-                            "weights = \"train\" to train it")
+        raise WorkbookError(f"no {network}-{dataset or self.dataset}-{defence} came along; set weights = \"train\"")
 
     def load_all(self, wanted: Mapping[str, Sequence[str]] | Sequence[str]) -> dict[str, Trained]:
         """{label: its network} for {label: (network, defence) or (network, defence, dataset)}, or for methods of the
@@ -111,7 +110,7 @@ class Session(Settings):
         return {label: self.load(*one) for label, one in each.items() if self.weights == "train" or self.shipped(*one)}
 
     def train(self, asked: Recipe, start: Network | None = None) -> Trained:
-        """The network of a recipe, trained once per run and kept.
+        """The network of a recipe: shipped under its name, or trained once per run and kept.
 
         Raises WorkbookError when training stopped early, and for a changed recipe under the name of the unchanged one.
         """
@@ -120,6 +119,8 @@ class Session(Settings):
             if own.digest() != asked.digest():
                 raise WorkbookError(f"{asked.name} is the name of another training ({difference(own, asked)}); give "
                                     "this one a name of its own")
+        if self.weights == "shipped" and (path := lib.CHECKPOINTS / f"{asked.name}.safetensors").is_file():
+            return Trained.load(path, device=self.device)
         folder = self.networks / f"{asked.name}-{asked.digest()}"
         with waiting_for(folder):
             sound(folder / "last.safetensors", "network"), sound(folder / "state.safetensors", "state")
@@ -289,7 +290,7 @@ def waiting_for(folder: Path) -> AbstractContextManager[None]:
 def subjects(shown: Mapping[str, Member | Reading]) -> dict[str, Subject | dict[float, Subject]]:
     """What the explorer shows: a subject per method, of those with a network per lambda one for each; of readings one
     per network, the last one first."""
-    found: dict = {}
+    found = {}
     for m in (one for one in shown.values() if isinstance(one, Member)):
         if m.weight is None:
             found[m.label] = Subject.of(m.record, m.network)

@@ -63,17 +63,16 @@ def ship(name: str, images: int | None = None, forms: tuple[str, ...] | None = N
     default clean, the paper's, random and gate-aware, against calibrated gates and, where there are, published ones.
     Returns the record's path.
     """
-    recipe = recipes.find(name)
-    folder = folder or RUNS / "train" / recipe.label
+    folder = folder or RUNS / "train" / recipes.find(name).label
     trained = halved(folder / "last.safetensors", CHECKPOINTS / f"{name}.safetensors")
     if (history := folder / "history.csv").is_file():
         checkpoints.replace(CHECKPOINTS / f"{name}.csv", history.read_bytes())
     network, place = trained.network, folder / "record"
-    trained_on, source = data.load(recipe.dataset, shape=network.input_shape), judged(recipe.dataset, network)
-    if recipe.defence in methods.METHODS and network.num_exits > 1:
+    trained_on, source = data.load(trained.dataset, shape=network.input_shape), judged(trained.dataset, network)
+    if trained.defence in methods.METHODS and network.num_exits > 1:
         return save_every_knob(trained, source, images, trained_on.validation[:HELD_OUT], place,
                                held_out_variant=f"{trained_on.variant}, held out of its training images")
-    if recipe.defence in methods.METHODS:
+    if trained.defence in methods.METHODS:
         return save_points(trained, source, images, folder=place)
     network.to(memory_format=torch.channels_last)
     threat, held_out = customary(source), trained_on.validation

@@ -1,6 +1,7 @@
 """Whoever names a file, a seed or a number of images gets it or a refusal, and a row says what was read."""
 
 import dataclasses
+import shutil
 
 import pytest
 
@@ -8,6 +9,7 @@ import lib
 from lib import WorkbookError, data
 from lib.evaluation import rows
 from lib.evaluation.record import Record
+from lib.training import loop, recipes
 from lib.workbook import released_record, session, subject
 from lib.workbook.session import Session
 
@@ -69,6 +71,18 @@ def test_a_record_without_its_weights_is_read_and_cannot_be_attacked(asked, tmp_
     assert session.subjects({"ours": reading}).popitem()[1].network is None  # nothing to attack it with
     with pytest.raises(WorkbookError, match="its weights did not"):
         asked(images=400).readings(trained, forms=("clean",))
+
+
+def test_a_training_of_a_page_s_own_is_read_where_it_came_along(asked, tmp_path, monkeypatch):
+    recipe = dataclasses.replace(recipes.find("resnet38-digits-main-laptop"), name="resnet38-digits-main-laptop-mine",
+                                 learning_rate=0.01)
+    shutil.copy(lib.CHECKPOINTS / "resnet38-digits-main-laptop.safetensors", tmp_path / f"{recipe.name}.safetensors")
+    monkeypatch.setattr(lib, "CHECKPOINTS", tmp_path)
+    assert asked().train(recipe).weights == "shipped" and asked().shipped("resnet38", "main-laptop-mine")
+    monkeypatch.setattr(loop, "obtain", lambda *args, **told: pytest.fail("it was trained"))
+    for other in (asked(weights="train"), asked()):
+        with pytest.raises(pytest.fail.Exception, match="trained"):
+            other.train(dataclasses.replace(recipe, name=recipe.name + "2" * (other.weights == "shipped")))
 
 
 def test_a_record_kept_in_a_run_is_taken_for_its_own_thresholds_alone(asked):
