@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from lib import randomness
-from lib.attacks import autoattack, eot, forms, steps
+from lib.attacks import autoattack, forms, steps
 from lib.attacks.decision import Decision, fresh
 from lib.attacks.modes import attack_mode
 from lib.attacks.steps import Threat
@@ -141,7 +141,7 @@ def flat_gradients(subject: Subject, loss: str) -> float:
     threat = Threat(1.0, 1.0, 1, loss=loss)
     target = forms.Target.of(subject.network, subject.images, subject.labels, threat, subject.point, "eval", None)
     with attack_mode(subject.network, "eval"):
-        gradient = eot.gradient(target.loss(form, subject.stream(loss)), subject.images).flatten(1)
+        gradient = steps.expected_gradient(target.loss(form, subject.stream(loss)), subject.images).flatten(1)
     return ((gradient == 0).all(1) | ~gradient.isfinite().all(1)).double().mean().item()
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from lib import WorkbookError, randomness, unknown
-from lib.attacks import eot, slowdown, steps
+from lib.attacks import slowdown, steps
 from lib.attacks.modes import attack_mode
 from lib.attacks.steps import Loss, Threat
 from lib.models import exits as early_exits
@@ -220,7 +220,8 @@ class Target:
                                 f"in exit order; {len(candidates)} were given or their shapes differ")
 
         def score(x: Tensor) -> Tensor:
-            return eot.mean(lambda: self.losses(self.network(x, self.point, generator)).sum(0), self.threat.draws)
+            return steps.expectation(lambda: self.losses(self.network(x, self.point, generator)).sum(0),
+                                     self.threat.draws)
 
         stacked = torch.stack(list(candidates))
         if self.schedule == "shrink":

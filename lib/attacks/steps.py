@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lib import WorkbookError, check_counts
-from lib.attacks import eot
 
 ALGORITHMS = ("pgd", "fgsm", "fgsm_authors", "n_fgsm", "wrm", "wrm_authors")
 UNPROJECTED = ("fgsm_authors", "n_fgsm")  # one step from a random start, wherever it leads
@@ -89,6 +88,24 @@ class Threat:
         return self.algorithm == "wrm_authors"
 
 
+def expected_gradient(loss: Callable[[Tensor], Tensor], x: Tensor, draws: int = 1) -> Tensor:
+    """Mean over `draws` calls of d loss(x) / dx, the shape of `x`; no parameter's gradient is computed or touched.
+
+    Of a network with fresh noise that is the gradient of the expected loss (EOT, Athalye et al. 2018): each call draws.
+    """
+    x = x.detach().requires_grad_()
+    with torch.enable_grad():
+        return expectation(lambda: torch.autograd.grad(loss(x), x)[0], draws)
+
+
+def expectation(function: Callable[[], Tensor], draws: int = 1) -> Tensor:
+    """Mean over `draws` calls of `function()`, one result held at a time."""
+    total = function()
+    for _ in range(draws - 1):
+        total = total + function()
+    return total / draws if draws > 1 else total
+
+
 def per_sample(logits: Tensor, labels: Tensor, loss: str = "ce", smoothing: float = 0.0) -> Tensor:
     """Loss of each sample: logits (..., N, classes), labels (N,) -> (..., N).
 
@@ -137,7 +154,7 @@ def pgd(loss: Loss, images: Tensor, threat: Threat, generator: torch.Generator |
     low, high = (images - threat.reach).clamp(min=0), (images + threat.reach).clamp(max=1)
     x = begin(images, threat, generator) if start is None else start
     for _ in range(threat.steps):
-        x = torch.clamp(x + threat.step_size * eot.gradient(loss, x, threat.draws).sign(), low, high)
+        x = torch.clamp(x + threat.step_size * expected_gradient(loss, x, threat.draws).sign(), low, high)
     return x
 
 
@@ -151,7 +168,7 @@ def wrm(loss: Loss, images: Tensor, threat: Threat, generator: torch.Generator |
     images = images.detach()
     x = begin(images, threat, generator) if start is None else start
     for t in range(threat.steps):
-        ascent = threat.epsilon * eot.gradient(loss, x, threat.draws) - (x - images)
+        ascent = threat.epsilon * expected_gradient(loss, x, threat.draws) - (x - images)
         x = (x + exits / math.sqrt(t + 2) * ascent).clamp(0, 1)
     return x
 
@@ -176,7 +193,7 @@ def climb(forward: Callable[[Tensor], Tensor], loss: Loss, margin: Loss, images:
     for size in (*(sizes or (threat.step_size,) * threat.steps), 0.0):
         x = x.detach().requires_grad_()
         with torch.enable_grad():
-            found, gradient = eot.mean(look, threat.draws).split([1, x[0].numel()], dim=1)
+            found, gradient = expectation(look, threat.draws).split([1, x[0].numel()], dim=1)
         better = found[:, 0] > best
         best, kept = torch.where(better, found[:, 0], best), torch.where(better.view(-1, 1, 1, 1), x.detach(), kept)
         x = torch.clamp(x.detach() + size * gradient.view_as(x).sign(), low, high)

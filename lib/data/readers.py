@@ -41,17 +41,13 @@ def idx(folder: Path, classes: tuple[str, ...] = TEN_DIGITS) -> Raw:
     """The four idx files of the MNIST family in `folder`, plain or .gz; `variant` says when they hold fewer images."""
     splits, missing = [], []
     for name, official, files in (("training", 60_000, IDX_FILES[:2]), ("test", 10_000, IDX_FILES[2:])):
-        images, labels = (idx_file(find_idx(folder, file)) for file in files)
+        places = ([folder / file, folder / f"{file}.gz"] for file in files)
+        images, labels = (idx_file(next(filter(Path.is_file, both))) for both in places)
         if images.ndim != 3 or labels.shape != images.shape[:1] or labels.max(initial=0) >= len(classes):
             raise WorkbookError(f"The {name} images and labels in {folder} do not fit together; get them again.")
         splits.append(Split(torch.from_numpy(images)[:, None], torch.from_numpy(labels).long()))
         missing += [f"{len(images):,} {name}"] * (len(images) != official)
     return Raw(*splits, classes, f"first {' and '.join(missing)} images" if missing else "official")
-
-
-def find_idx(folder: Path, name: str) -> Path | None:
-    """The idx file `name` of `folder`, unpacked or as .gz, or None."""
-    return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
 
 
 def idx_file(path: Path) -> np.ndarray:

@@ -1,19 +1,21 @@
 """The weights that the authors of RDI-Nets released: their shipped record, or the file itself attacked here."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 import lib
-from lib import WorkbookError, checkpoints, data
+from lib import WorkbookError, checkpoints
 from lib.attacks import forms
+from lib.attacks.steps import Threat
+from lib.checkpoints import Loaded
+from lib.data import Split
 from lib.evaluation import recording
 from lib.evaluation.reading import Reading, read
 from lib.evaluation.record import Record, combine
 from lib.models import released
-from lib.models.network import Network
 from lib.workbook import subject
 from lib.workbook.once_for_all import Trained
 from lib.workbook.session import Session
@@ -23,24 +25,14 @@ FILE = "rdi_resnet38_released.pth.tar"  # as it was published
 SHIPPED = f"{released.NAME}.safetensors"
 
 
-@dataclass(frozen=True)
-class Released:
-    """reading: the record at the paper's thresholds.  restarts: one form, tried again and again on the first images.
-
-    restarts, images, network are None where they are not on this machine.
+class Released(NamedTuple):
+    """reading: the record at the paper's thresholds.  restarts: one form, tried again and again on the first images,
+    None where none came along.  subject: what an explorer shows, with images and network where they are at hand.
     """
 
     reading: Reading
     restarts: Record | None
-    images: data.Dataset | None
-    network: Callable[[], Network] | None
-
-    @property
-    def subject(self) -> Subject:
-        record = self.reading.record
-        if self.images is None:
-            return Subject(record)
-        return Subject(record, self.images.test, self.network)
+    subject: Subject
 
 
 def obtain(wb: Session) -> Released:
@@ -56,13 +48,16 @@ def obtain(wb: Session) -> Released:
         lacking = "is neither a file nor below data/datasets" if path is None else "needs the CIFAR-10 test images"
         raise WorkbookError(f"{name} {lacking} (see data/README.md); leave `file` empty to read the shipped record")
     if wb.file or (here and wb.weights == "train"):
-        source, (record, restarts, digest) = "file", attack(wb, path, images)
+        threat, few = wb.threat(images), range(wb.seed + 1, wb.seed + 1 + wb.restarts)
+        record, restarts = attack(checkpoints.load(path, wb.device), wb.first(images), threat, wb.run_dir /
+                                  f"released-{wb.images}-{threat.steps}-{wb.seed}", few, seed=wb.seed)
     else:
-        source, record = "shipped", shipped(wb)
-        digest, restarts = record.meta["checkpoint"], again(wb, lib.ATLASES / "repeats" / SHIPPED)
-    network = None if path is None else lambda: checkpoints.load(path, wb.device).network
-    trained = Trained(released.NAME, network and network(), digest, source)
-    return Released(wb.read(trained, record, "paper"), restarts, images, network)
+        record, restarts = shipped(wb), again(wb, lib.ATLASES / "repeats" / SHIPPED)
+    network = path and checkpoints.load(path, wb.device).network
+    source = "file" if wb.file or (here and wb.weights == "train") else "shipped"
+    trained = Trained(released.NAME, network, record.meta["checkpoint"], source)
+    explored = Subject(record) if images is None else Subject(record, images.test, network and (lambda: network))
+    return Released(wb.read(trained, record, "paper"), restarts, explored)
 
 
 def shipped(wb: Session) -> Record:
@@ -108,20 +103,18 @@ def again(wb: Session, path: Path) -> Record | None:
     return found.select(images=slice(0, min(images, found.images)))
 
 
-def attack(wb: Session, path: Path, images: data.Dataset) -> tuple[Record, Record, str]:
-    """(every form, restarts of the average attack, digest) of the file on the first test images; a kill costs a batch.
+def attack(weights: Loaded, images: Split, threat: Threat, folder: Path, restarts: Iterable[int], *, seed: int = 0,
+           audited: int = 0) -> tuple[Record, Record]:
+    """(every form, restarts of the average attack by these seeds on the first 256) of these images, kept in `folder`.
 
     No images are held out: the weights have seen all training images, so the thresholds are the published ones.
     """
-    found, threat = checkpoints.load(path, wb.device), wb.threat(images)
-    told = dict(batch_size=50, checkpoint=found.digest, dataset="cifar10", defence="max_average",
-                data_variant=f"lossless, first {wb.images:,}")
-    folder = wb.run_dir / f"released-{wb.images}-{threat.steps}"
-    every, again = (recording.suite(found.network, threat, which) for which in (
-        ("clean", *forms.names(found.network.num_exits)), ("average",)))
-    record = recording.record(found.network, wb.first(images), every,
-                              seed=wb.seed, folder=folder / f"seed{wb.seed}", **told)
-    seeds = range(wb.seed + 1, wb.seed + 1 + wb.restarts)
-    restarts = [recording.record(found.network, images.test[:min(wb.images, 256)], again, seed=seed,
-                                 folder=folder / f"restart{seed}", **told) for seed in seeds]
-    return record, combine(restarts), found.digest
+    told = dict(checkpoint=weights.digest, dataset="cifar10", defence="max_average",
+                data_variant=f"lossless, first {len(images):,}")
+    every, average = (recording.suite(weights.network, threat, which) for which in (
+        ("clean", *forms.names(weights.network.num_exits)), ("average",)))
+    record = recording.record(weights.network, images, every, batch_size=50, seed=seed, folder=folder / "record",
+                              audited=audited, **told)
+    again = [recording.record(weights.network, images[:256], average, batch_size=64, seed=one,
+                              folder=folder / f"restart{one}", **told) for one in restarts]
+    return record, combine(again)

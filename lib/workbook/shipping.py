@@ -25,12 +25,12 @@ import torch
 from lib import ATLASES, CHECKPOINTS, DATASETS, IMAGES, RUNS, WorkbookError, checkpoints, data
 from lib.attacks import forms as attack_forms
 from lib.evaluation import points, recording, surviving, tuning
-from lib.evaluation.record import Record, combine
+from lib.evaluation.record import Record
 from lib.models import released
 from lib.models.network import Network
 from lib.training import loop, methods, recipes
 from lib.training.recipe import Recipe
-from lib.workbook import once_for_all
+from lib.workbook import once_for_all, released_record
 from lib.workbook.once_for_all import Trained, repeat_files
 from lib.workbook.published import suited
 from lib.workbook.session import JUDGED, customary
@@ -205,20 +205,15 @@ def ship_released(folder: Path | None = None) -> Path:
     folder = folder or RUNS / released.NAME
     weights = checkpoints.load(DATASETS / f"{released.NAME}.pth.tar")
     network, images = weights.network.to(memory_format=torch.channels_last), data.load(DATASETS / "cifar10_png")
-    told = dict(checkpoint=weights.digest, dataset="cifar10", data_variant=f"lossless, first {len(images.test):,}",
-                defence="max_average")
-    every, again = (recording.suite(network, customary(images), which) for which in (
-        ("clean", *attack_forms.names(network.num_exits)), ("average",)))
-    found = recording.record(network, images.test, every, batch_size=50, folder=folder / "record", audited=AUDITED,
-                             **told)
+    found, restarts = released_record.attack(weights, images.test, customary(images), folder, range(1, 10),
+                                             audited=AUDITED)
     target = save(with_held_out(found, network), ATLASES / f"{released.NAME}.safetensors")
     chosen = tuning.tuned_on(tuning.of_paper_forms(Record.load(target)), found.exit_costs())
     gates = recording.suite(network, customary(images), ("gate_aware",), thresholds=chosen)
+    told = {key: found.meta[key] for key in ("checkpoint", "dataset", "data_variant", "defence")}
     save(recording.record(network, images.test[1::2], gates, batch_size=50, folder=folder / "gates", **told),
          ATLASES / "repeats" / f"{released.NAME}-gates.safetensors")
-    restarts = [recording.record(network, images.test[:256], again, batch_size=64, seed=seed,
-                                 folder=folder / f"restart{seed}", **told) for seed in range(1, 10)]
-    save(combine(restarts), ATLASES / "repeats" / f"{released.NAME}.safetensors")
+    save(restarts, ATLASES / "repeats" / f"{released.NAME}.safetensors")
     return target
 
 

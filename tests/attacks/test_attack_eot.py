@@ -3,7 +3,7 @@
 import torch
 
 from lib import randomness
-from lib.attacks import eot, forms, steps
+from lib.attacks import forms, steps
 from lib.attacks.steps import Threat
 from lib.models import zoo
 from tests.helpers.linear_oracle import linear_network, random_batch
@@ -21,9 +21,9 @@ def test_the_eot_gradient_is_the_mean_of_single_draws():
     images, labels = random_batch(4, (1, 28, 28), 10)
     generator = stream()
     loss = lambda x: steps.per_sample(network(x, None, generator)[0], labels).sum()  # noqa: E731
-    mean = eot.gradient(loss, images, draws=5)
+    mean = steps.expected_gradient(loss, images, draws=5)
     generator = stream()
-    singles = [eot.gradient(loss, images) for _ in range(5)]
+    singles = [steps.expected_gradient(loss, images) for _ in range(5)]
     assert torch.allclose(mean, torch.stack(singles).mean(0), atol=1e-7) and not torch.equal(singles[0], singles[1])
     assert all(p.grad is None for p in network.parameters())
 
