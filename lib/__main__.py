@@ -14,10 +14,11 @@ if sys.version_info < (3, 11):
 import argparse
 import importlib
 import os
+import re
 
 import lib
 from lib import WorkbookError, environment
-from lib.flags import count, image_range, input_shape, macs, names, number, path, port, thresholds, unit, widths
+from lib.flags import count, image_range, macs, minutes, names, number, path, port, seed, size, thresholds, unit, widths
 
 # What a verb needs before it starts: only the core packages, all of them, or nothing but Python.
 NEEDS = {"run": "all", "test": "all", "lab": "all", "doctor": None,
@@ -34,12 +35,12 @@ def add_run(add):
     verb.add_argument("--list", action="store_true", help="list the notebooks and stop")
     verb.add_argument("--dry-run", action="store_true", help="say what it would train, how long that takes, and stop")
     verb.add_argument("--name", metavar="NAME", help="folder below data/runs (default: made from the settings)")
-    verb.add_argument("--seed", type=int, default=0)
+    verb.add_argument("--seed", type=seed, default=0)
     verb.add_argument("-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
                       help="set a notebook parameter; may be repeated")
     verb.add_argument("--dataset", type=path, metavar="NAME", help="the dataset, in notebooks that let it be chosen")
     verb.add_argument("--jobs", type=count, metavar="N", help="notebooks at a time (default 1 on a GPU, else up to 4)")
-    verb.add_argument("--patience", type=number, default=10.0, metavar="MINUTES",
+    verb.add_argument("--patience", type=minutes, default=10.0, metavar="MINUTES",
                       help="end a notebook that used no CPU and wrote nothing for so long (default 10)")
     verb.add_argument("--allow-cpu", action="store_true", help="let preset paper start without a GPU")
     add_runs(verb)
@@ -68,7 +69,7 @@ def add_train(add):
     verb.add_argument("--preset", choices=("quick", "laptop", "paper"), help="size and schedule (default laptop)")
     verb.add_argument("--list", action="store_true", help="list the recipes and stop")
     verb.add_argument("--minutes", type=number, metavar="M", help="stop cleanly after M minutes")
-    verb.add_argument("--seed", type=int, default=None, help="another seed than the recipe's")
+    verb.add_argument("--seed", type=seed, help="another seed than the recipe's")
     verb.add_argument("--folder", type=path, metavar="DIR", help="where checkpoints go (default: made from the recipe)")
     add_common(verb)
 
@@ -94,10 +95,10 @@ def add_evaluate(add):
     verb.add_argument("--batch-size", type=count, default=250)
     verb.add_argument("--thresholds", type=thresholds, default="paper", metavar="paper|calibrated|t1,t2,...",
                       help="when an image leaves: entropy below the exit's threshold (default paper)")
-    verb.add_argument("--algorithm", choices=("pgd", "fgsm", "wrm", "cw"), default="pgd",
+    verb.add_argument("--algorithm", choices=("pgd", "fgsm", "wrm", "cw"),
                       help="what steps (default pgd); cw is PGD on the margin")
-    verb.add_argument("--loss", choices=("ce", "margin"), default="ce", help="what is climbed (default ce)")
-    verb.add_argument("--mode", choices=("eval", "batch", "authors"), default="eval",
+    verb.add_argument("--loss", choices=("ce", "margin"), help="what is climbed (default ce)")
+    verb.add_argument("--mode", choices=("eval", "batch", "authors"),
                       help="state of batch norm and dropout while attacking (default eval)")
     for knob, meaning in (("lambda-n", "FLOAT's one knob, 0 (accurate) to 1 (robust)"),
                           ("lambda-th", "where it switches batch norm (default 0)"),
@@ -105,11 +106,11 @@ def add_evaluate(add):
                           ("batch-norm", "0 (clean statistics) to 1 (adversarial)"), ("code", "OAT's lambda"),
                           ("width", "one of the trained widths")):
         verb.add_argument(f"--{knob}", type=unit, metavar="X", help=meaning)
-    verb.add_argument("--draws", type=count, default=5, metavar="N", help="of fresh noise, to judge over (default 5)")
+    verb.add_argument("--draws", type=count, metavar="N", help="of fresh noise, to judge over (default 5)")
     verb.add_argument("--strong", action="store_true", help="attack what is left by the strong suite as well")
     verb.add_argument("--autoattack", choices=("standard", "rand"), help="AutoAttack on the deployed decision as well")
     verb.add_argument("--robustbench-card", type=path, metavar="FILE", help="AutoAttack's entry in RobustBench")
-    verb.add_argument("--seed", type=int, default=0)
+    verb.add_argument("--seed", type=seed, default=0)
     verb.add_argument("--save-record", type=path, metavar="FILE", help="keep the record of every image")
     add_common(verb)
 
@@ -149,7 +150,7 @@ def add_cost(add):
     verb.add_argument("--conditioning", default="none", metavar="NAME", help="such as float or oat (default none)")
     verb.add_argument("--widths", type=widths, default=(1.0,), metavar="0.5,1.0")
     verb.add_argument("--classes", type=count, default=10)
-    verb.add_argument("--input", type=input_shape, default=None, metavar="3x32x32",
+    verb.add_argument("--input", type=size, default=None, metavar="3x32x32",
                       help="image shape (default: what the model was published for)")
     verb.add_argument("--json", type=path, metavar="FILE", help="write the numbers there as well")
 
@@ -226,8 +227,12 @@ def main(argv):
     try:
         environment.ensure(NEEDS[args.verb], argv)
         return start(args) or 0
-    except WorkbookError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except Exception as error:
+        lacking = isinstance(error, MemoryError) or re.search("out of memory|can't allocate memory", str(error))
+        if not lacking and not isinstance(error, WorkbookError):
+            raise
+        said = "there is not enough memory; ask for a smaller network, images or batch" if lacking else error
+        print(f"error: {said}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nstopped; what was finished is kept, and the same command goes on from there", file=sys.stderr)

@@ -12,7 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -70,23 +70,30 @@ def load(path: Path | str, device: torch.device | str = "cpu") -> Loaded:
         network.class_names = _class_names(metadata, network.classes)
         return Loaded(network.to(device), metadata, digest)
     tensors, metadata, digest = read(path, "network")
-    try:
+    with described(path, "network"):
         with at_most(len(tensors), sum(t.numel() for t in tensors.values())):
             network = zoo.build(**metadata["config"], seed=None)
         network.load_state_dict(tensors)
         if missing := network.state_dict().keys() - tensors.keys():  # torch forgives a missing batch counter
             raise ValueError(f"{min(missing)} is missing")
         network.class_names = _class_names(metadata, network.classes)
-    except zoo.Missing as error:
-        raise WorkbookError(f"{path}: {error}") from error
-    except Exception as error:  # whatever a foreign description makes a backbone raise
-        reason = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
-        raise WorkbookError(f"{path} does not hold the network that it describes ({reason}); it was written by another "
-                            "version of this project: train it again or use that version") from error
     if broken := [name for name, t in tensors.items() if not t.isfinite().all()]:
         raise WorkbookError(f"{path} holds weights that are not finite numbers ({broken[0]}): its training diverged; "
                             "train it again with a lower learning rate")
     return Loaded(network.to(device).eval(), metadata, digest)
+
+
+@contextmanager
+def described(path: Path | str, kind: str) -> Iterator[None]:
+    """Raises WorkbookError where what a sound file says of itself is not what this version makes of it."""
+    try:
+        yield
+    except zoo.Missing as error:
+        raise WorkbookError(f"{path}: {error}") from error
+    except Exception as error:  # whatever a foreign description makes its reader raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
+        raise WorkbookError(f"{path} does not hold the {kind} that it describes ({reason}); it was written by another "
+                            "version of this project: make it again or use that version") from error
 
 
 @contextmanager
@@ -169,7 +176,8 @@ def replace(path: Path | str, data: bytes) -> None:
         os.fsync(folder)
         os.close(folder)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
         raise WorkbookError(_cannot_write(path, error)) from error
 
 
@@ -221,6 +229,8 @@ def seal(path: Path | str) -> str:
 
 def is_safetensors(path: Path | str) -> bool:
     """Whether the file's content, not its name, looks so: a header's size, then its brace."""
+    if Path(path).exists() and not Path(path).is_file() and not Path(path).is_dir():
+        raise WorkbookError(f"{path} is a device or a pipe, which may never end; give the path of a file")
     try:
         with open(path, "rb") as file:
             return file.read(9)[8:] == b"{"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas
 import torch
 
-from lib import ATLASES, ROOT, RUNS, WorkbookError, checkpoints, data, writable
+from lib import ATLASES, CHECKPOINTS, IMAGES, ROOT, RUNS, WorkbookError, checkpoints, data, writable
 from lib.evaluation import choosing, speeds
 from lib.evaluation.record import Record
 from lib.models import zoo
@@ -33,7 +33,7 @@ def train(args) -> int:
         print("\n".join(recipes.names()))
         return 0
     device = find_device(args.device)
-    recipe = recipes.find(args.recipe) if args.recipe else recipes.compose(
+    recipe = recipes.find(args.recipe) if args.recipe is not None else recipes.compose(
         args.network, args.dataset, args.method, args.preset or "laptop")
     if args.seed is not None:
         recipe = dataclasses.replace(recipe, seed=args.seed)
@@ -160,16 +160,12 @@ def find_device(name: str | None) -> torch.device:
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise WorkbookError(f"'{name}' is not a device; write cpu, cuda or cuda:1") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise WorkbookError(f"there is no GPU '{name}' here ({torch.cuda.device_count()} found); use --device cpu")
-    try:
-        torch.empty(1, device=device)
+        there = torch.zeros(1, device=name)
+        there.item()  # which "meta" has not
+        return there.device
     except (RuntimeError, NotImplementedError, AssertionError):
-        raise WorkbookError(f"this machine or this PyTorch has no device '{name}'; use --device cpu") from None
-    return device
+        raise WorkbookError(f"there is no device '{name}' here ({torch.cuda.device_count()} GPUs found); use --device "
+                            "cpu, cuda or cuda:1") from None
 
 
 def exit_names(num_exits: int) -> list[str]:
@@ -179,9 +175,9 @@ def exit_names(num_exits: int) -> list[str]:
 def check_output(*paths: str | None, inputs: Sequence[str | Path] = ()) -> None:
     """Refuse before the work starts, not after, a file that cannot be written or that this command uses itself.
 
-    inputs: files and folders that have to stay as they are. Raises WorkbookError.
+    inputs: files and folders that have to stay as they are, besides what came along. Raises WorkbookError.
     """
-    taken = [Path(one).resolve() for one in inputs]
+    taken = [Path(one).resolve() for one in (*inputs, ATLASES, CHECKPOINTS, IMAGES)]
     for path in map(Path, filter(None, paths)):
         if path.is_dir():
             raise WorkbookError(f"{path} is a folder; give the name of a file")

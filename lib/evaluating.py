@@ -23,15 +23,12 @@ from lib.operating_point import OperatingPoint
 
 EOT = 10  # gradients averaged at a step where the noise is fresh
 AUDITED = 64  # the first images, which the audit looks at
+DRAWS = 5  # of fresh noise, to judge over
 
 
 def evaluate(args) -> None:
     """Accuracy of a checkpoint, clean and attacked, at one operating point, routed through its exits where it has some.
-
-    args: checkpoint, dataset, attack, epsilon, step_size, steps, algorithm, loss, images, batch_size, thresholds, seed,
-    device, mode, the knobs (lambda_n, lambda_th, noise, batch_norm, code, width), draws, strong, autoattack,
-    robustbench_card, save_record, json.
-    """
+    args: the verb's."""
     check_output(args.json, args.save_record, args.robustbench_card, inputs=[args.checkpoint, args.dataset, DATASETS])
     if args.robustbench_card and args.autoattack != "standard":
         raise WorkbookError("RobustBench's card holds the verdict of --autoattack standard; ask for it")
@@ -44,21 +41,23 @@ def evaluate(args) -> None:
     asked = args.attack or ("clean", *attack_forms.names(network.num_exits))
     forms = {name: recording.check_forms([name], network.num_exits)[0] for name in asked}
     attacked = set(forms.values()) != {"clean"}
+    refuse_idle(args, attacked or args.autoattack or args.strong, fresh(network, at))
     threat = find_threat(args, dataset) if attacked or args.autoattack or args.strong else None
     first, images = find_images(args.images, dataset)
-    told = dict(draws=args.draws, seed=args.seed, batch_size=args.batch_size)
+    draws = args.draws or DRAWS
+    told = dict(draws=draws, seed=args.seed, batch_size=args.batch_size)
     held_out = None
     if args.thresholds == "calibrated" or args.save_record:
         held_out = recording.hold_out(network, dataset.validation, [at], **told)
     thresholds, source = find_thresholds(args.thresholds, network, held_out)
     deployed = at.replace(thresholds=thresholds or None)
     views = recording.suite(network, threat, tuple(dict.fromkeys(forms.values())), point=at, thresholds=thresholds,
-                            mode=args.mode)
+                            mode=args.mode or "eval")
     if fresh(network, at):  # where the noise is fresh, an attacker who averages over it as well
         averaging = [v for v in views if v.attacked]
         views += tuple(dataclasses.replace(v, threat=dataclasses.replace(v.threat, draws=EOT)) for v in averaging)
     record = recording.record(
-        network, images, views, held_out=held_out, first=first, **told, dataset=dataset.name,
+        network, images, views, held_out=held_out, first=first, **told, audited=0, dataset=dataset.name,
         data_variant=dataset.variant, checkpoint=loaded.digest,
         defence=(loaded.metadata.get("recipe") or {}).get("defence"), trained_on=loaded.metadata.get("dataset"),
     )
@@ -126,7 +125,7 @@ def beyond(args, network: Network, point: OperatingPoint, threat: Threat, images
     """AutoAttack on the deployed decision, where asked for: {"autoattack"}, printed."""
     told, (x, y) = {}, images
     if args.autoattack:
-        draws = args.draws if args.autoattack == "standard" and fresh(network, point) else 1
+        draws = (args.draws or DRAWS) if args.autoattack == "standard" and fresh(network, point) else 1
         verdict = autoattack.run(network, x, y, threat.epsilon, version=args.autoattack, point=point, draws=draws,
                                  seed=args.seed, batch_size=args.batch_size)
         told["autoattack"] = {"version": args.autoattack, "correct": int(verdict.robust.sum()), "draws": draws,
@@ -185,10 +184,24 @@ def find_point(args, network: Network) -> OperatingPoint:
     return point.replace(**{k: v for k, v in rest.items() if k in network.knobs and getattr(point, k) is None})
 
 
+def refuse_idle(args, attacked: bool, noisy: bool) -> None:
+    """Raises WorkbookError for a flag that would change nothing: whoever gives one gets what it says."""
+    one_step = "the one step of FGSM, which is epsilon long"
+    every = ("algorithm", "loss", "mode", "epsilon", "step_size", "steps")
+    idle = {} if attacked else dict.fromkeys(every, "clean images")
+    idle |= {"fgsm": dict(step_size=one_step, steps=one_step), "cw": dict(loss="PGD on the margin, as cw is"),
+             "wrm": dict(step_size="WRM, whose rates are its own")}.get(args.algorithm, {})
+    idle |= {} if noisy else {"draws": "a point without fresh noise"}
+    for flag, what in idle.items():
+        if getattr(args, flag) is not None:
+            raise WorkbookError(f"--{flag.replace('_', '-')} changes nothing about {what}; leave it out")
+
+
 def find_threat(args, dataset: Dataset) -> Threat:
     """The budget: the flags, and the dataset's customary values where they are missing; its step follows epsilon."""
     given = {name: getattr(args, name) for name in ("epsilon", "step_size", "steps")}
-    usual, kind = dict(dataset.threat), {"cw": ("pgd", "margin")}.get(args.algorithm, (args.algorithm, args.loss))
+    usual, kind = dict(dataset.threat), (args.algorithm or "pgd", args.loss or "ce")
+    kind = ("pgd", "margin") if kind[0] == "cw" else kind
     if kind[0] == "wrm" and given["epsilon"] is None:
         raise WorkbookError("WRM's epsilon weighs the loss against the squared distance, no radius; give --epsilon")
     if given["epsilon"] and kind[0] == "pgd":

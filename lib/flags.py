@@ -18,12 +18,15 @@ def number(text, low=0.0, high=float("inf")):
     return value
 
 
-def count(text, high=float("inf")):
+def count(text, high=float("inf"), low=1):
     if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number")
-    return int(number(text, 1, high))
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least {low}")
+    number(text, low, high)
+    return int(text)
 
 
+seed = functools.partial(count, high=2**63 - 1, low=0)
+minutes = functools.partial(number, low=0.01)
 unit = functools.partial(number, high=1.0)
 macs = functools.partial(number, low=1.0)
 port = functools.partial(count, high=65535)
@@ -65,7 +68,7 @@ def image_range(text):
     return first, last
 
 
-def input_shape(text):
+def size(text):
     """CxHxW, such as 3x32x32."""
     parts = text.split("x")
     if len(parts) != 3 or not all(part.isdecimal() and int(part) for part in parts):

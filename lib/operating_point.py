@@ -3,7 +3,9 @@
 import dataclasses
 import math
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -36,6 +38,18 @@ class OperatingPoint:
     thresholds: tuple[float, ...] | None = None
 
     def __post_init__(self):
+        for name in ("exits", "thresholds"):
+            if isinstance(given := getattr(self, name), Iterable) and not isinstance(given, str):
+                object.__setattr__(self, name, tuple(given))
+        for name in self.used():
+            given, several = getattr(self, name), name in ("exits", "thresholds")
+            kind = Integral if name in ("draw", "exits") else (Real, Tensor)
+            if isinstance(given, tuple) != several or any(
+                    not isinstance(one, kind) or isinstance(one, bool) for one in (given if several else (given,))):
+                kinds = f"{'whole ' * (kind is Integral)}number{'s' * several}"
+                raise WorkbookError(f"{name} {given!r} has to be a {'list of ' * several}{kinds}")
+        if self.draw is not None and self.draw < 0:
+            raise WorkbookError(f"draw {self.draw} is below 0; frozen draws are numbered from 0")
         if self.noise is not None and not (isinstance(self.noise, Tensor) and self.noise.is_cuda):  # no wait for a GPU
             low, high = float(torch.as_tensor(self.noise).min()), float(torch.as_tensor(self.noise).max())
             if not 0 <= low <= high < math.inf:
@@ -44,9 +58,6 @@ class OperatingPoint:
                 warnings.warn(f"noise scale {high:g} is above 1, the strength used in training", stacklevel=3)
         if self.batch_norm is not None and not 0 <= self.batch_norm <= 1:
             raise WorkbookError(f"batch_norm {self.batch_norm} is outside 0 (clean) to 1 (adversarial)")
-        for name in ("exits", "thresholds"):
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.thresholds is not None and any(math.isnan(t) for t in self.thresholds):
             raise WorkbookError("a threshold is not a number; a closed exit has threshold -inf")
 

@@ -34,7 +34,7 @@ def test_what_cannot_be_measured_is_refused():
     with pytest.raises(WorkbookError, match="there is no measurement warp_drive; choose from attack_exact"):
         run.main(arguments(only=("augment", "warp_drive")))
     if not torch.cuda.is_available():
-        with pytest.raises(WorkbookError, match="no GPU 'cuda'"):
+        with pytest.raises(WorkbookError, match="no device 'cuda'"):
             run.main(arguments(device="cuda"))
         with pytest.raises(WorkbookError, match="cuda_main: only a GPU can measure that"):
             run.main(arguments(only=("augment", "cuda_main")))

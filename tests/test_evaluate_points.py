@@ -18,9 +18,9 @@ OAT = CHECKPOINTS / "resnet20-digits-oat-laptop.safetensors"
 EXITS = CHECKPOINTS / "rdi_smallcnn-digits-max_average-laptop.safetensors"
 
 
-def evaluate(tmp_path, capsys, path, flags):
+def evaluate(tmp_path, capsys, path, flags, budget="--steps 2 --step-size 0.1"):
     out = tmp_path / "x.json"
-    line = f"evaluate {path} --dataset digits --device cpu --images 6 --steps 2 --step-size 0.1 {flags} --json {out}"
+    line = f"evaluate {path} --dataset digits --device cpu --images 6 {budget} {flags} --json {out}"
     commands.evaluate(__main__.parse(line.split()))
     return json.loads(out.read_text()), capsys.readouterr().out
 
@@ -31,7 +31,8 @@ def evaluate(tmp_path, capsys, path, flags):
     ("--noise 0 --batch-norm 1", OperatingPoint(noise=0.0, batch_norm=1.0, width=1.0)),
     ("", OperatingPoint(noise=0.0, batch_norm=0.0, width=1.0))])
 def test_a_float_network_is_judged_at_the_point_asked_for_and_it_is_said_first(tmp_path, capsys, flags, point):
-    told, printed = evaluate(tmp_path, capsys, FLOAT, f"{flags} --draws 2 --attack clean,main")
+    draws = "--draws 2" if point.noise else ""
+    told, printed = evaluate(tmp_path, capsys, FLOAT, f"{flags} {draws} --attack clean,main")
     assert printed.startswith(f"operating point: {points.name(point)}\n") and told["point"] == point.to_json()
     network = checkpoints.load(FLOAT).network
     dataset = data.load("digits", shape=network.input_shape)
@@ -47,16 +48,22 @@ def test_a_float_network_is_judged_at_the_point_asked_for_and_it_is_said_first(t
     (FLOAT, "--lambda-n 1 --noise 0.5", "says what noise is"), (FLOAT, "--lambda-th 0.5", "give that as well"),
     (EXITS, "--lambda-n 1", "not made for a lambda"), (EXITS, "--noise 0.5", "has no knob noise"),
     (OAT, "--lambda-n 0.5", "has no code"), (FLOAT, "--width 0.3", "width 0.3 was not trained"),
-    (FLOAT, "--algorithm wrm", "no radius; give --epsilon"), (EXITS, "--robustbench-card x", "ask for it")])
+    (FLOAT, "--algorithm wrm --steps 2", "no radius; give --epsilon"), (EXITS, "--robustbench-card x", "ask for it"),
+    (EXITS, "--draws 3", "--draws changes nothing about a point"),
+    (EXITS, "--algorithm cw --loss ce", "--loss changes nothing about PGD on the margin"),
+    *((EXITS, f"--algorithm fgsm {flag}", "one step of FGSM") for flag in ("--steps 5", "--step-size 0.1")),
+    *((EXITS, f"--attack clean {flag}", "changes nothing about clean images; leave it out") for flag in (
+        "--epsilon 0.3", "--steps 5", "--step-size 0.1", "--mode batch", "--loss margin", "--algorithm fgsm"))])
 def test_what_cannot_be_done_is_refused(tmp_path, capsys, path, flags, match):
     with pytest.raises(WorkbookError, match=match):
-        evaluate(tmp_path, capsys, path, flags)
+        evaluate(tmp_path, capsys, path, flags, budget="")
 
 
-@pytest.mark.parametrize("flags, said", [("--algorithm cw", "pgd cw-2"), ("--algorithm fgsm", "fgsm-1"),
-                                         ("--algorithm wrm --epsilon 0.5", "wrm-2"), ("--loss margin", "pgd cw-2")])
+@pytest.mark.parametrize("flags, said", [
+    ("--algorithm cw --steps 2", "pgd cw-2"), ("--algorithm fgsm", "fgsm-1"), ("--loss margin --steps 2", "pgd cw-2"),
+    ("--algorithm wrm --epsilon 0.5 --steps 2", "wrm-2")])
 def test_the_algorithm_is_the_one_named(tmp_path, capsys, flags, said):
-    told, printed = evaluate(tmp_path, capsys, OAT, f"{flags} --code 1 --attack clean,main")
+    told, printed = evaluate(tmp_path, capsys, OAT, f"{flags} --code 1 --attack clean,main", budget="")
     assert said in printed and told["point"] == {"code": 1.0} and "λ 1" in printed
 
 

@@ -42,6 +42,16 @@ def test_out_of_range(values):
         OperatingPoint(**values)
 
 
+@pytest.mark.parametrize("values, kind", [
+    (dict(noise="1"), "a number"), (dict(noise=True), "a number"), (dict(noise=(0.1, 0.2)), "a number"),
+    (dict(batch_norm="clean"), "a number"), (dict(code="0.2"), "a number"), (dict(width="half"), "a number"),
+    (dict(draw=1.5), "a whole number"), (dict(draw=-1), "numbered from 0"), (dict(exits=(1.5,)), "whole numbers"),
+    (dict(exits=2), "whole numbers"), (dict(thresholds=0.5), "a list of numbers"), (dict(thresholds="a"), "a list")])
+def test_what_is_no_number_is_refused(values, kind):
+    with pytest.raises(WorkbookError, match=kind):
+        OperatingPoint(**values)
+
+
 @pytest.mark.parametrize("arguments", [(0.2, 1.0), (0.2, -0.1), (-0.1, 0.5), (math.nan, 0.5), (0.2, math.nan)])
 def test_lambda_out_of_range(arguments):
     with pytest.raises(WorkbookError):

@@ -10,7 +10,7 @@ import pytest
 from nbclient import NotebookClient
 
 import lib
-from lib import ROOT, WorkbookError, __main__, commands, data
+from lib import ROOT, WorkbookError, __main__, checkpoints, commands, data
 from lib.data import official
 from lib.workbook import parameters, released_record
 
@@ -87,11 +87,34 @@ def test_no_output_replaces_a_device_or_what_the_command_reads(tmp_path):
             ([network], "safetensors is used by this command"), ([images / "new"], "lies in .*images, which is"),
             ([images / ".." / network.name], "is used by"), ([tmp_path / "a", tmp_path / "a"], "is used by"),
             (["/dev/null"], "is a device"), ([tmp_path / "pipe"], "a pipe"), ([tmp_path / "link"], "or a link"),
-            ([images], "is a folder"), ([network / "x"], "may not be written")]:
+            ([images], "is a folder"), ([network / "x"], "may not be written"),
+            *(([place / "x"], "lies in .*data/.*, which is used") for place in (
+                lib.ATLASES, lib.CHECKPOINTS, lib.IMAGES))]:  # `choose` reads the record that came with a network
         with pytest.raises(WorkbookError, match=sentence):
             commands.check_output(*outputs, inputs=[network, images])
     commands.check_output(None, tmp_path / "a", tmp_path / "new" / "b", inputs=[network, images, "digits"])
     assert network.read_bytes() == b"weights" and not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("place", ["/dev/zero", "{tmp}/pipe"])
+def test_what_never_ends_is_not_read(place, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(WorkbookError, match="is a device or a pipe"):
+        checkpoints.load(place.format(tmp=tmp_path))
+
+
+@pytest.mark.parametrize("error, sentence", [
+    (MemoryError(), "not enough memory"), (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), "not enough"),
+    (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "not enough"),
+    (RuntimeError("something else"), None)])
+def test_too_little_memory_is_one_sentence_and_no_other_fault_is(error, sentence, monkeypatch, capsys):
+    monkeypatch.setattr(__main__.environment, "ensure", lambda need, argv: None)
+    monkeypatch.setattr(commands, "cost", lambda args: (_ for _ in ()).throw(error))
+    if sentence is None:
+        with pytest.raises(RuntimeError, match="something else"):
+            __main__.main(["cost", "smallcnn"])
+    else:
+        assert __main__.main(["cost", "smallcnn"]) == 2 and sentence in capsys.readouterr().err
 
 
 # ---- kernels

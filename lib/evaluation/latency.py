@@ -55,7 +55,7 @@ def measure(network: Network, images: Tensor, thresholds: Sequence[float], *, po
 
 
 def check_sizes(images: Tensor, batch_sizes: Sequence[int]) -> None:
-    for size in batch_sizes:
+    for size in batch_sizes or (0,):
         check_counts(batch_size=size)
     if len(images) < max(batch_sizes):
         raise WorkbookError(f"{len(images)} images do not fill a batch of {max(batch_sizes)}; give more of them")
@@ -63,6 +63,7 @@ def check_sizes(images: Tensor, batch_sizes: Sequence[int]) -> None:
 
 def _alternate(ways: dict[str, Callable], images: Tensor, size: int, passes: int, warm_up: int, seconds: float) -> dict:
     """{way: seconds of each timed pass}; the ways take turns on the same batch."""
+    check_counts(passes=passes)
     times, batches, begin = {name: [] for name in ways}, len(images) // size, time.perf_counter()
 
     def turn(i: int) -> dict[str, float]:

@@ -1,7 +1,6 @@
 """A reading: a record at one operating point and one set of thresholds, over one or several trainings. Numbers only.
 
     found = reading.read(record, thresholds="calibrated")             # a network with exits
-    found = reading.read(record, OperatingPoint(noise=1.0))           # a once-for-all network
     found = reading.read([record0, record1, record2], point)          # several trainings: arrays get an axis of seeds
     found.right("clean"), found.right("average"), found.right("union"), found.measured("paper_worst"), found.spent()
 
@@ -19,6 +18,7 @@ from functools import cached_property
 import numpy as np
 
 from lib import WorkbookError
+from lib.attacks.audit import failed, step_checks
 from lib.attacks.forms import paper_forms
 from lib.attacks.steps import Threat
 from lib.evaluation import routing
@@ -134,8 +134,7 @@ class Reading:
         if record.num_exits == 1:
             return {called: np.zeros((1, record.images), int) for called in self.views}
         if record.entropy is None or any(record.views[v].draws > 1 for vs in self.views.values() for v in vs):
-            raise WorkbookError("this record kept no entropies of each draw, so images cannot be routed; record it "
-                                "again")
+            raise WorkbookError("this record kept no entropies of each draw, so it routes no images; record it again")
         return {called: routing.decide(record.entropy[places], self.thresholds)
                 for called, places in self.views.items()}
 
@@ -241,12 +240,13 @@ class Reading:
             return float(self.share(view) @ self.record.costs(self.point)["paper_mflops"])
         return float(self.share(view) @ self.record.exit_costs(self.point).cumulative(self.thresholds))
 
-    @property
+    @cached_property
     def doubts(self) -> list[str]:
-        """What the audit says against attacked numbers: at this point, or where it was not audited at any other."""
-        audits = self.record.meta.get("audit") or {}
-        here = audits.get(json.dumps(self.point.to_json()))
-        return sorted({flag for audit in ([here] if here else audits.values()) for flag in audit["flags"]})
+        """What speaks against attacked numbers: the audit's flags, of this point or else of others; ill-sized steps."""
+        audits, here = self.record.meta.get("audit") or {}, json.dumps(self.point.to_json())
+        said = [audit["flags"] for at, audit in audits.items() if at == here or here not in audits]
+        ill_sized = {flag for attack in self.attacks for flag in failed(step_checks(self.view(attack).threat))}
+        return sorted(ill_sized.union(*said))
 
     def flag(self, quantity: str) -> str:
         """What stands behind an attacked number that should not be believed."""
@@ -287,8 +287,8 @@ class Trainings:
             return getattr(self.each[0], attribute)
         if attribute in ("flag", "bound"):  # marked where one of them is
             return lambda quantity: max(getattr(reading, attribute)(quantity) for reading in self.each)
-        if attribute == "robust":  # "strong" where all of them met it
-            return max(reading.robust for reading in self.each)
+        if attribute in ("robust", "doubts"):  # "strong" where all of them met it
+            return max(getattr(reading, attribute) for reading in self.each)
         raise AttributeError(attribute)
 
     def measured(self, quantity: str) -> Number:

@@ -183,8 +183,7 @@ class Record:
     def probabilities(self, temperature: float = 1.0) -> np.ndarray:
         """(V, exits, N, classes) float32, of the first draw. Raises WorkbookError where the logits were not kept."""
         if self.logits is None:
-            raise WorkbookError("this record holds no logits, which ensembles, other gates and temperatures need; "
-                                "record the network again")
+            raise WorkbookError("this record holds no logits, which other gates and temperatures need; record it again")
         scaled = np.float32(self.logits) / temperature
         powers = np.exp(scaled - scaled.max(-1, keepdims=True))
         return powers / powers.sum(-1, keepdims=True)
@@ -200,10 +199,7 @@ class Record:
                        meta={**self.meta, "missing": "logits, left out to keep the file small"})
 
     def select(self, forms: Sequence[str] | None = None, images: slice = slice(None), **where) -> "Record":
-        """The views of these forms whose attributes equal `where` (restart=0, point=…), on a slice of the images.
-
-        Raises WorkbookError when nothing is left.
-        """
+        """The views of these forms with these attributes (restart=0), on a slice of images; WorkbookError if none."""
         keep = [v for v, view in enumerate(self.views) if (forms is None or view.form in forms)
                 and all(getattr(view, name) == value for name, value in where.items())]
         first, stop, step = images.indices(self.images)
@@ -248,18 +244,22 @@ class Record:
             about = values[prefix + "about"]
             held = {n: tensors[prefix + n].numpy() for n in ARRAYS if prefix + n in tensors}
             labels = tensors[prefix + "labels"].long().numpy() if prefix + "labels" in tensors else None
-            if "right" not in held:
-                held["right"] = (held["prediction"] == labels).astype(np.uint8)
-            views = tuple(View.from_json(v) for v in about["views"])
+            held.setdefault("right", np.uint8(held.get("prediction") == labels))
+            views, (_, exits, images) = tuple(map(View.from_json, about["views"])), held["right"].shape
+            images = images if labels is None else len(labels)
+            if {array.shape[:3] for array in held.values()} != {(len(views), exits, images)}:
+                raise ValueError("arrays of different sizes")
             return cls(views, labels=labels, meta=about["meta"], **held, **more)
 
-        return part("", **{name: part(f"{name}.") for name in ("held_out", "strong") if f"{name}.about" in values})
+        with checkpoints.described(path, "record"):
+            found = part("", **{name: part(f"{name}.") for name in ("held_out", "strong") if f"{name}.about" in values})
+            found.exit_costs(found.points[0]), found.model, found.meta["seed"], found.meta["images"]  # are there
+            return found
 
 
 def alike(one: dict, other: dict, *but: str) -> bool:
     """Whether two records' metadata are the same, apart from `but` and from what differs from run to run."""
-    ignored = {"seconds", "threads", *but}
-    return all(one.get(name) == other.get(name) for name in {*one, *other} - ignored)
+    return all(one.get(name) == other.get(name) for name in {*one, *other} - {"seconds", "threads", "audit", *but})
 
 
 def join(records: Sequence[Record]) -> Record:
@@ -273,10 +273,9 @@ def join(records: Sequence[Record]) -> Record:
             raise WorkbookError("these records were made differently and cannot be joined; record them alike")
         if before.meta["images"][1] != after.meta["images"][0]:
             raise WorkbookError(f"there is a gap between images {before.meta['images']} and {after.meta['images']}")
-    meta = {name: value for name, value in first.meta.items() if name != "pixels" or len(records) == 1}
-    meta |= {"images": [first.meta["images"][0], records[-1].meta["images"][1]],
-             "seconds": sum(r.meta["seconds"] for r in records)}
-    return replace(_together(records, 2), labels=np.concatenate([r.labels for r in records]), meta=meta)
+    found = _together(records, 2, images=[first.meta["images"][0], records[-1].meta["images"][1]])
+    meta = {name: value for name, value in found.meta.items() if name != "pixels" or len(records) == 1}
+    return replace(found, labels=np.concatenate([r.labels for r in records]), meta=meta)
 
 
 def combine(records: Sequence[Record]) -> Record:
@@ -288,13 +287,14 @@ def combine(records: Sequence[Record]) -> Record:
     if any(not alike(r.meta, first.meta, "seed", "costs", "attacked_on") or not np.array_equal(r.labels, first.labels)
            for r in records):
         raise WorkbookError("these records are of different networks or images and cannot be combined")
-    meta = {**first.meta, "costs": {width: c for r in records for width, c in r.meta["costs"].items()},
-            "seconds": sum(r.meta["seconds"] for r in records)}
-    return replace(_together(records, 0), views=tuple(view for r in records for view in r.views), meta=meta)
+    found = _together(records, 0, costs={width: c for r in records for width, c in r.meta["costs"].items()})
+    return replace(found, views=tuple(view for r in records for view in r.views))
 
 
-def _together(records: Sequence[Record], axis: int) -> Record:
-    """The first record with the arrays of all; an array that one of them lacks is left out."""
+def _together(records: Sequence[Record], axis: int, **meta) -> Record:
+    """The first record with the arrays of all (none that one of them lacks), their time, each point's gravest audit."""
     held = {name: [getattr(r, name) for r in records] for name in ARRAYS}
-    return replace(records[0], **{name: None if any(a is None for a in arrays) else np.concatenate(arrays, axis)
-                                  for name, arrays in held.items()})
+    whole = {n: None if any(a is None for a in parts) else np.concatenate(parts, axis) for n, parts in held.items()}
+    audits = sorted((a for r in records for a in (r.meta.get("audit") or {}).items()), key=lambda a: len(a[1]["flags"]))
+    meta |= {"seconds": sum(r.meta["seconds"] for r in records)} | ({"audit": dict(audits)} if audits else {})
+    return replace(records[0], **whole, meta=records[0].meta | meta)

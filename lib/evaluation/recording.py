@@ -12,6 +12,7 @@ One call records a network of any kind, and a killed call goes on where it stopp
 Attacks run on the folded copy of the network, which is faster; the network itself answers.
 """
 
+import contextlib
 import json
 import time
 from collections.abc import Iterable, Sequence
@@ -41,6 +42,7 @@ from lib.operating_point import OperatingPoint
 from lib.progress import bar
 
 HALF = 65504.0  # the largest number in half precision
+BRIEF = 16  # images of the audit that every recording of attacks carries
 
 
 def suite(network: Network, threat: Threat | None = None, forms: Sequence[str] | None = None, *,
@@ -53,11 +55,12 @@ def suite(network: Network, threat: Threat | None = None, forms: Sequence[str] |
     point = point or OperatingPoint()
     names = check_forms(("clean", *attack_forms.paper_forms(network.num_exits)) if forms is None else forms,
                         network.num_exits)
-    used = network.paper_thresholds if thresholds is None else tuple(map(float, thresholds))
+    used = network.paper_thresholds if thresholds is None else thresholds
     if gated := [form for form in names if form in attack_forms.GATED]:
         if used is None:
             raise WorkbookError(f"{gated[0]} needs thresholds, and this network has no published ones; give some")
         routing.check_thresholds(used, network.num_exits)
+        used = tuple(map(float, used))
     return tuple(View("clean", point) if form == "clean" else View(
         form, point, threat, point, thresholds_used=used if form in gated else None, **how) for form in names)
 
@@ -74,7 +77,7 @@ def check_forms(forms: Sequence[str], num_exits: int) -> tuple[str, ...]:
 
 def record(network: Network, images: Split, views: Sequence[View], *, held_out: Split | Record | None = None,
            draws: int = 5, seed: int = 0, batch_size: int = 250, first: int = 0, folder: Path | str | None = None,
-           split: str = "test", audited: int = 0, **meta) -> Record:
+           split: str = "test", audited: int = BRIEF, **meta) -> Record:
     """Attack `images` in every view, look at all exits, and write down what they said.
 
     views: see `suite` and `points.views`.  draws: over how many frozen draws a noisy point is judged, where the view
@@ -83,7 +86,8 @@ def record(network: Network, images: Split, views: Sequence[View], *, held_out: 
     from and the index of their first one there; a batch's random start depends on the index of its first image, so that
     slices cut at multiples of `batch_size` join to exactly the record made in one go.  folder: keeps a part per batch
     there, and takes up a killed recording again.  audited: of so many images an audit of the network and of the plain
-    attack (`attacks.audit`) at each end of the points: meta["audit"]; 64 for what is kept (minutes on a CPU).  meta:
+    attack (`attacks.audit`) at each end of the points: meta["audit"]; of more than 16 one that tries other attacks as
+    well, for what is kept (minutes on a CPU); 0 for none, where the caller audits what it made.  meta:
     what else to remember (checkpoint, dataset, data_variant, defence, …). Class names are compared and labels follow
     the network's; what has to be said of that is meta["remark"].
     Raises WorkbookError for no views, points that the network does not have, images or classes that do not fit it, and
@@ -119,7 +123,8 @@ def record(network: Network, images: Split, views: Sequence[View], *, held_out: 
                                     "settings that it was begun with")
             shown.update(len(part))
     found = replace(join(parts), held_out=held_out)
-    return replace(found, meta=found.meta | {"audit": _audits(network, images[:audited], found)}) if audited else found
+    audits = _audits(network, images[:audited], found, audited > BRIEF) if audited else None
+    return replace(found, meta=found.meta | {"audit": audits}) if audits else found
 
 
 @torch.no_grad()
@@ -137,18 +142,20 @@ def folded(network: Network, images: torch.Tensor, point: OperatingPoint) -> Net
     return copy if same else network
 
 
-def _audits(network: Network, images: Split, found: Record) -> dict[str, dict]:
-    """{point: its audit}, of the first and the last attacked point; gates by calibration where they can be chosen."""
+def _audits(network: Network, images: Split, found: Record, others: bool) -> dict[str, dict]:
+    """{point: its audit}, of the first and the last attacked point; gates by calibration where they can be chosen, else
+    the paper's or, where it states none, nobody leaves early."""
     attacked = [v for v in found.views if relation(v) == "white-box"]
     made = {}
     for view in dict.fromkeys([attacked[0], attacked[-1]]) if attacked else ():
-        gates = None
-        if network.num_exits > 1:
-            gates = found.thresholds_of("paper" if found.held_out is None else "calibrated", view.point)
+        gates = (-np.inf,) * (network.num_exits - 1) or None
+        for source in ("paper", "calibrated") if gates else ():
+            with contextlib.suppress(WorkbookError):
+                gates = found.thresholds_of(source, view.point)
         worst = read(found.select(images=slice(len(images))), view.point, gates).right("union") == 1
         point = view.evaluated_at.replace(thresholds=gates)
         made[json.dumps(view.point.to_json())] = audit(
-            network, *images.floats(), view.threat, point, seed=found.meta["seed"], limit=len(images),
+            network, *images.floats(), view.threat, point, seed=found.meta["seed"], limit=len(images), others=others,
             right=torch.from_numpy(worst).to(images.images.device))
     return made
 

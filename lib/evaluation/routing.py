@@ -19,7 +19,7 @@ def check_thresholds(thresholds: Sequence[float], num_exits: int) -> np.ndarray:
 
     Raises WorkbookError when the count is wrong or one is not a number.
     """
-    values = np.array(tuple(thresholds), dtype=np.float32)
+    values = np.array(() if isinstance(thresholds, str) else tuple(thresholds), dtype=np.float32)
     if values.shape != (num_exits - 1,):
         raise WorkbookError(f"{values.size} thresholds for {num_exits} exits; give {num_exits - 1} (none for the last)")
     if np.isnan(values).any():

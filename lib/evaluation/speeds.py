@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import lib
-from lib import progress, randomness
+from lib import checkpoints, progress, randomness
 from lib.evaluation import latency, tuning
 from lib.evaluation.latency import _alternate, _time, check_sizes, device_name, median_interval
 from lib.evaluation.record import Record
@@ -22,6 +22,7 @@ from lib.models.network import Network
 from lib.models.view import AttackView
 from lib.operating_point import OperatingPoint
 
+LARGEST = 10**8  # weights that a record's network may have: it came without them
 Way = tuple[Network, OperatingPoint | None]
 
 
@@ -131,10 +132,14 @@ class Routed:
 
 
 def shaped(record: Record, device: torch.device | str = "cpu") -> tuple[AttackView, AttackView]:
-    """Untrained networks of a record's shape, batch norm folded: with its exits, and without."""
+    """Untrained networks of a record's shape, batch norm folded: with its exits, and without.
+
+    Raises WorkbookError for a record that describes a network far larger than any here.
+    """
     config = record.meta["model"]
-    with_exits, plain = (AttackView(zoo.build(**{**config, "exits": kind}).to(device).eval())
-                         for kind in (config["exits"], "none"))
+    with checkpoints.described("the file", "record"), checkpoints.at_most(LARGEST // 100, LARGEST):
+        with_exits, plain = (AttackView(zoo.build(**{**config, "exits": kind}).to(device).eval())
+                             for kind in (config["exits"], "none"))
     return with_exits, plain
 
 

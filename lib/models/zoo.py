@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from lib import ROOT, WorkbookError, unknown
+from lib import ROOT, WorkbookError, check_counts, unknown
 from lib.models import mobilenet_v2, resnet, smallcnn, wide_resnet
 from lib.models.factors import factorise
 from lib.models.network import Network
@@ -92,8 +92,13 @@ def build(name: str, *, exits: str = "none", conditioning: str = "none", widths=
     known = inspect.signature(BACKBONES[name]).parameters
     if strange := [o for o in options if o not in known]:
         raise WorkbookError(f"{name} has no option {', '.join(strange)}")
+    if not (width_multiplier > 0 and depth_multiplier > 0):
+        raise WorkbookError(f"multipliers {width_multiplier} and {depth_multiplier} leave no {name}; make them larger")
+    check_counts(classes=classes)
     if classes < 2:
         raise WorkbookError(f"{name} cannot tell {classes} class{'es' * (classes != 1)} apart; give at least 2")
+    if len(input_shape) != 3:
+        raise WorkbookError(f"{input_shape} is no shape of an image; give (channels, height, width)")
     if min(input_shape[1:]) < 8:
         raise WorkbookError(f"images of {input_shape[1]}x{input_shape[2]} are too small for {name}; give at least 8x8")
     parts = Parts(conditioning, tuple(sorted(widths, reverse=True)), width_multiplier, code_size, noise_granularity,

@@ -164,7 +164,7 @@ def current(text: str) -> str:
                        ("coverage", coverage), ("differences", differences)):
         begin, end = MARK.format(name), f"<!-- end of {name} -->"
         before, after = text.split(begin)[0], text.split(end)[1]
-        text = f"{before}{begin}\n{make()}\n{end}{after}"
+        text = f"{before}{begin}\n{make().replace('<', '&lt;')}\n{end}{after}"  # no name of a record is markup
     return text
 
 

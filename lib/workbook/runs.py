@@ -125,16 +125,21 @@ def main(args) -> int:
         for notebook in chosen:
             print(f"{notebook.name:32} {notebook.title}")
         return 0
-    given = dict(args.parameters) | ({"dataset": args.dataset} if args.dataset else {})
+    asked = [*args.parameters, *([["dataset", args.dataset]] if args.dataset else [])]
+    if twice := [name for name, _ in asked if [other for other, _ in asked].count(name) > 1]:
+        raise WorkbookError(f"{twice[0]} is given twice; which of them is meant?")
+    given = dict(asked)
     settings = dict(preset=args.preset, weights=args.weights, seed=args.seed) | {
         name: given[name] for name in ("dataset",) if name in given}
-    name = args.name or re.sub(r"[^\w.+-]", "_", "-".join(map(str, settings.values())))
+    name = args.name if args.name is not None else re.sub(r"[^\w.+-]", "_", "-".join(map(str, settings.values())))
     folder = writable(RUNS / checked_name(name), "name another place with --runs or WORKBOOK_RUNS")
     jobs = plan(chosen, folder, args.preset, args.weights, args.seed, given)
     if args.allow_cpu:
         os.environ["WORKBOOK_ALLOW_CPU"] = "1"
     device = checks.pick_device()
-    if args.weights == "train" and (args.dry_run or args.preset == "paper"):
+    if args.weights == "shipped" and args.dry_run:
+        print("with shipped weights only what did not come along is trained, at size quick, in seconds")
+    elif args.weights == "train" and (args.dry_run or args.preset == "paper"):
         print(f"{bill(jobs, device)}\nhours of this {device}{' (of one core)' * (device == 'cpu')}: measured steps of "
               "each backbone on clean images, times the passes of the attacks; noise, FiLM and validation come on top")
     if args.dry_run:

@@ -28,7 +28,7 @@ from lib.models.network import Network
 from lib.training import loop, recipes
 from lib.training.folder import difference
 from lib.training.recipe import Recipe
-from lib.workbook import once_for_all, parameters, style
+from lib.workbook import once_for_all, parameters, style, tables
 from lib.workbook.once_for_all import Member, Trained, repeat_files
 from lib.workbook.parameters import Settings
 from lib.workbook.published import suited
@@ -105,15 +105,17 @@ class Session(Settings):
 
     def load_all(self, wanted: Mapping[str, Sequence[str]] | Sequence[str]) -> dict[str, Trained]:
         """{label: its network} for {label: (network, defence) or (network, defence, dataset)}, or for methods of the
-        session's network; of shipped weights those that came along."""
+        session's network; of shipped weights those that came along, of a dataset that was named at least one."""
         each = wanted if isinstance(wanted, Mapping) else {method: (self.network, method) for method in wanted}
-        return {label: self.load(*one) for label, one in each.items() if self.weights == "train" or self.shipped(*one)}
+        found = {label: one for label, one in each.items() if self.weights == "train" or self.shipped(*one)}
+        named, of = self.named & {"dataset", "grey"}, {(*one, self.dataset)[2] for one in found.values()}
+        if lacking := {vars(self)[name] for name in named} - of:
+            raise WorkbookError(f"no network of {min(lacking)} came with the repository; set weights = \"train\"")
+        return {label: self.load(*one) for label, one in found.items()}
 
     def train(self, asked: Recipe, start: Network | None = None) -> Trained:
-        """The network of a recipe: shipped under its name, or trained once per run and kept.
-
-        Raises WorkbookError when training stopped early, and for a changed recipe under the name of the unchanged one.
-        """
+        """The network of a recipe: shipped under its name, or trained once per run and kept. Raises WorkbookError when
+        training stopped early, and for a changed recipe under the name of the unchanged one."""
         if asked.name in recipes.names():
             own = dataclasses.replace(recipes.find(asked.name), seed=asked.seed)
             if own.digest() != asked.digest():
@@ -137,7 +139,6 @@ class Session(Settings):
                batch_size: int = 250, **options) -> Record:
         """The record of a network: shipped with its weights, where nothing but `which` is asked for (then no dataset is
         opened), or else made in this run and kept, to be taken up again after a kill.
-
         plan: (network, threat) -> views; default: `once_for_all.views` of once-for-all methods, else `recording.suite`,
         with its options (forms, thresholds, mode, point).  threat: default `threat`.  which: see `recorded`.
         """
@@ -169,9 +170,7 @@ class Session(Settings):
 
     def recorded(self, trained: Trained, which: str = "") -> Record | None:
         """The record shipped with a network, cut to the images named; None where it is of another seed, or of fewer.
-
-        which: not the one that explorers show, but another of that name. Raises WorkbookError for another's weights.
-        """
+        which: not the one that explorers show, but another of that name. Raises WorkbookError for another's weights."""
         path = trained.shipped_record(which)
         if self.weights != "shipped" or not path.is_file():
             return None
@@ -259,7 +258,8 @@ class Session(Settings):
             trainings = f"{len(first.runs)} trainings each · " * bool(first.others)
         thresholds = f" · thresholds: {', '.join(sorted(sources - {'none'}))}" if sources - {"none"} else ""
         return (f"{trainings}{record.images:,} test images of {style.dataset(record.meta)} · {attack} · "
-                f"seed {record.meta['seed']} · preset {self.preset}{thresholds} · 95 % intervals")
+                f"seed {record.meta['seed']} · preset {self.preset}{thresholds} · 95 % intervals" +
+                tables.doubted({k: v.readings() if isinstance(v, Member) else (v,) for k, v in shown.items()}))
 
 
 @functools.lru_cache(maxsize=2)  # each network of a study asks for it

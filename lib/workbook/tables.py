@@ -1,7 +1,7 @@
 """Tables as people read them: published beside measured, settings beside each other, and computed verdicts."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -47,6 +47,13 @@ def told(reading: Reading, quantity: str, digits: int = 2, with_interval: bool =
         return DASH
     said, flag = spread(found, digits) if with_interval else number(found.value, digits), reading.flag(quantity)
     return reading.bound(quantity) + ("".join(f"{letter}\u0336" for letter in said) + flag if flag else said)
+
+
+def doubted(shown: Mapping[str, Iterable[Reading]]) -> str:
+    """The end of a caption: whose attacked numbers the audit doubts, and why; "" where it doubts none."""
+    doubts = {style.label(label): {flag for one in each for flag in one.doubts} for label, each in shown.items()}
+    why, whose = ", ".join(sorted(set().union(*doubts.values()))), ", ".join(label for label in doubts if doubts[label])
+    return f" · do not trust attacked numbers of {whose} ({why})" if why else ""
 
 
 def comparable(reading: Reading) -> bool:

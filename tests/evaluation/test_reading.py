@@ -203,6 +203,15 @@ def test_a_robust_number_is_a_bound_where_no_attacker_knew_the_gates():
     assert Trainings((found, found)).bound("union") == "≤ "
 
 
+def test_steps_that_do_not_fit_the_budget_are_doubted_in_every_record():
+    for threat, said in ((Threat(0.1, 0.001, 5), "cannot reach"), (Threat(0.1, 0.5, 5), "jump over"),
+                         (Threat(0.1, 0.02, 5), None)):
+        views = [replace(v, threat=v.threat and threat) for v in SMALL.views]
+        doubtful = read(replace(SMALL, views=tuple(views)), thresholds=(0.5,))
+        assert [said in doubt for doubt in doubtful.doubts] == [True] * (said is not None)
+        assert doubtful.flag("union") == " !" * (said is not None) and Trainings((doubtful,)).doubts == doubtful.doubts
+
+
 def test_rows_hold_every_number_once():
     table = rows.frame(rows.of(read(SMALL, thresholds=(0.5,)), experiment="x"))
     routed = table[table["exit"] == "routed"].set_index(["metric", "attack"])["value"]

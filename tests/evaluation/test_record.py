@@ -10,7 +10,7 @@ from lib import WorkbookError, checkpoints, randomness
 from lib.attacks import forms as attack_forms
 from lib.attacks.steps import Threat
 from lib.data import Split
-from lib.evaluation import points, recording, routing
+from lib.evaluation import points, recording, routing, speeds
 from lib.evaluation.reading import read
 from lib.evaluation.record import Record, combine, join
 from lib.evaluation.recording import hold_out, record, suite
@@ -232,6 +232,34 @@ def test_foreign_and_damaged_files_are_refused_in_one_sentence(full, network, tm
         Record.load(path)
 
 
+def lacking(name):
+    return lambda tensors, values: values["about"]["meta"].pop(name)
+
+
+@pytest.mark.parametrize("spoil", [
+    *(lacking(name) for name in ("model", "costs", "seed", "images")), lambda tensors, values: values.pop("about"),
+    lambda tensors, values: values["about"]["views"].pop(), lambda tensors, values: tensors.pop("prediction"),
+    lambda tensors, values: values["about"]["meta"].update(costs=[]), lambda tensors, values: values.update(about=[7]),
+    lambda tensors, values: values["about"]["views"][1]["threat"].update(power=1),
+    lambda tensors, values: tensors.update(labels=tensors["labels"][:5]),
+    lambda tensors, values: tensors.update(entropy=tensors["entropy"][:, :2])])
+def test_a_sound_file_that_is_no_record_of_ours_is_refused_in_one_sentence(full, spoil, tmp_path):
+    """Anybody can seal a file: that nothing was flipped does not make it what it says."""
+    full.save(tmp_path / "x")
+    tensors, values, _ = checkpoints.read(tmp_path / "x", "record")
+    spoil(tensors, values)
+    checkpoints.write(tmp_path / "x", "record", tensors, {k: v for k, v in values.items() if "about" in k})
+    with pytest.raises(WorkbookError, match="does not hold the record that it describes") as error:
+        Record.load(tmp_path / "x")
+    assert "\n" not in str(error.value)
+
+
+def test_no_network_larger_than_any_is_built_for_a_record(full):
+    hostile = dataclasses.replace(full, meta=full.meta | {"model": full.meta["model"] | {"width_multiplier": 60}})
+    with pytest.raises(WorkbookError, match="asks for more weights"):
+        speeds.shaped(hostile)
+
+
 def test_select_cuts_views_and_images(full):
     part = full.select(["clean", "main"], images=slice(4, 10))
     assert [v.form for v in part.views] == ["clean", "main"] and part.meta["images"] == [4, 10]
@@ -298,6 +326,20 @@ def test_an_audit_can_come_along(network, split, monkeypatch):
     found = run(network, split, ("clean", "main"), audited=5)
     assert found.meta["audit"] == {"{}": {"flags": []}} and len(asked[0][0][1]) == 5
     assert asked[0][0][4].thresholds == found.thresholds_of("calibrated")  # the decision that is deployed
+
+
+def test_every_recording_of_an_attack_is_audited_briefly_and_the_gravest_audit_stays(network, split, monkeypatch):
+    asked, flags = [], iter([[], ["zero gradients"], [], ["weak"], []])
+    monkeypatch.setattr(recording, "audit", lambda *args, **how: asked.append(how) or {"flags": next(flags)})
+    assert "audit" not in run(network, split, ("clean",)).meta and not asked
+    one, two, three = (run(network, split[s:s + 4], ("clean", "main"), first=s, held_out=None) for s in (0, 4, 8))
+    assert [how["limit"] for how in asked] == [4, 4, 4] and not any(how["others"] for how in asked)
+    assert join([one, two, three]).meta["audit"] == {"{}": {"flags": ["zero gradients"]}}
+    again = run(network, split[:4], ("average",), held_out=None)
+    assert combine([one, again]).meta["audit"] == combine([again, one]).meta["audit"] == {"{}": {"flags": ["weak"]}}
+    assert "audit" not in run(network, split[:4], ("clean", "main"), audited=0).meta
+    run(network, split[:4], ("main",), audited=64, held_out=None)
+    assert asked[-1]["others"]
 
 
 @pytest.mark.gpu

@@ -82,6 +82,8 @@ def test_exits_that_are_not_there(point):
     ("resnet20", dict(conditioning="oat", code_size=3), "code_size"),
     ("resnet20", dict(normalise="imagenet"), "cifar10"), ("smallcnn", dict(conditioning="float", **MNIST), "none"),
     ("smallcnn", dict(input_shape=(1, 16, 16)), "20x20"), ("resnet38", dict(input_shape=(3, 4, 4)), "8x8"),
+    *(("resnet20", {f"{of}_multiplier": by}, "multipliers") for of in ("width", "depth") for by in (0, -1, math.nan)),
+    ("resnet20", dict(input_shape=(3, 32)), "no shape"), ("resnet20", dict(classes=2.5), "whole number"),
 ])
 def test_what_cannot_be_built(name, options, word):
     with pytest.raises(WorkbookError, match=word):

@@ -146,6 +146,14 @@ def test_trainings_are_those_named_of_which_every_file_came(asked, tmp_path):
             asked(**wrong).trainings(files)
 
 
+def test_a_dataset_that_was_named_is_shown_or_refused(asked):
+    families = {"digits": ("rdi_smallcnn", "max_average", "digits"), "elsewhere": ("rdi_smallcnn", "main", "stl10")}
+    assert list(asked().load_all(families)) == ["digits"]
+    assert list(asked(dataset="digits").load_all(families)) == ["digits"]
+    with pytest.raises(WorkbookError, match="no network of stl10 came with the repository"):
+        asked(dataset="stl10").load_all(families)
+
+
 def test_what_was_shipped_is_of_one_seed():
     for path in lib.ATLASES.glob("*.safetensors"):
         assert Record.load(path).meta["seed"] == 0

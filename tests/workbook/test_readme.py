@@ -20,6 +20,11 @@ def test_the_tables_of_the_readme_are_current():
     assert readme.current(text) == text
 
 
+def test_no_name_of_a_record_is_markup(monkeypatch):
+    monkeypatch.setattr(readme, "results", lambda: "| <img src=x onerror=alert(1)> <!-- end of results --> |")
+    assert "| &lt;img src=x onerror=alert(1)> &lt;!-- end of results --> |" in readme.current(readme.README.read_text())
+
+
 def test_every_table_and_figure_of_both_papers_is_listed_and_none_is_claimed_that_is_not_there():
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in readme.coverage().splitlines()[2:]]
     assert Counter(row[0].split(",")[0] for row in rows) == {"Triple Wins": 12, "FLOAT": 20}

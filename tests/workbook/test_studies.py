@@ -43,6 +43,14 @@ def test_a_reading_says_which_images_are_right():
     assert found.measured("paper_worst").value == 0.5
 
 
+def test_the_caption_of_every_figure_says_whose_attacks_are_doubted():
+    wb = Session(preset="laptop")
+    sound, doubtful = reading(), reading(audit={"{}": {"flags": ["zero gradients", "weak"]}})
+    told = wb.caption({"main": sound, "max_average": doubtful})
+    assert told.endswith(" · do not trust attacked numbers of max-average (weak, zero gradients)")
+    assert "trust" not in wb.caption({"main": sound})
+
+
 def test_the_papers_union_leaves_other_attacks_out():
     found = reading(views=(*VIEWS, "random"))
     found.record.right[5] = 0
