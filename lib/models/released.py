@@ -8,6 +8,7 @@ import hashlib
 import io
 import re
 import warnings
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -72,6 +73,9 @@ def _opened(data: bytes, path: Path | str):
     harmless = [np.dtype, argparse.Namespace, scalar, (scalar, "numpy.core.multiarray.scalar"),
                 *(type(np.dtype(kind)) for kind in "?bBhHiIlLefd")]
     try:
+        file = io.BytesIO(data)
+        if zipfile.is_zipfile(file) and any(part.compress_type for part in zipfile.ZipFile(file).infolist()):
+            raise ValueError("torch compresses nothing: a small file could take all memory")
         with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(harmless):
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a foreign or damaged pickle makes the reader raise

@@ -42,7 +42,7 @@ def _check_recipe(folder: Path, recipe: Recipe) -> None:
     if note.exists():
         try:
             other = Recipe.from_json(json.loads(note.read_bytes()))
-        except ValueError:
+        except (ValueError, TypeError):
             raise WorkbookError(f"{note} is damaged; remove {folder} or choose another folder") from None
         if other.digest() != recipe.digest():
             raise WorkbookError(f"{folder} holds another training ({difference(other, recipe)}); choose another folder")

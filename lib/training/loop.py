@@ -92,7 +92,7 @@ def _finished(recipe: Recipe, folder: Path, device: torch.device) -> Result | No
         return None
     loaded = checkpoints.load(path, device)
     told = loaded.metadata
-    if not told["finished"] or told["recipe_digest"] != recipe.digest():
+    if not told.get("finished") or told.get("recipe_digest") != recipe.digest():
         return None
     return Result(loaded.network, path, True, told["metrics"], told["step"], told["total"])
 

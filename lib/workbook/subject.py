@@ -253,7 +253,8 @@ class Subject:
             progress(start, total)
             chunk = self.images[first + start:first + min(start + CHUNK, total)].to(_place(network))
             parts.append(recording.record(network, chunk, list(todo), draws=draws, seed=record.meta["seed"],
-                                          batch_size=CHUNK, first=first + start))
+                                          batch_size=CHUNK, first=first + start,
+                                          audited=0 if parts else recording.BRIEF))
         progress(total, total)
         return join(parts)
 

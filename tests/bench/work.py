@@ -208,7 +208,7 @@ def recorded(rows: Sequence[str]) -> Work:
             return torch.stack([network(images).argmax(-1) for images in (x, *shown.values())])
 
     def fast():
-        return recording.record(network, split, views, batch_size=125)
+        return recording.record(network, split, views, batch_size=125, audited=0)
 
     alike = (slow().numpy() == fast().prediction).mean()
     require(alike > 0.99, f"only {alike:.1%} of the recorded answers are those under attacks on the network itself")

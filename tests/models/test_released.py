@@ -4,6 +4,7 @@ import argparse
 import hashlib
 import json
 import pickle
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +90,17 @@ def test_a_file_that_would_run_code_is_refused_and_runs_nothing(tmp_path, monkey
         with pytest.raises(WorkbookError, match="cannot be opened"):
             checkpoints.load(tmp_path / "bad.pth.tar")
     assert not (tmp_path / "touched_by_a_pickle").exists()
+
+
+def test_a_compressed_file_that_would_grow_is_not_opened(tmp_path, monkeypatch):
+    torch.save({"net": {"fc.weight": torch.zeros(10**6)}}, tmp_path / "whole.pth")
+    with zipfile.ZipFile(tmp_path / "whole.pth") as whole, zipfile.ZipFile(tmp_path / "x.pth", "w", 8) as small:
+        for part in whole.namelist():
+            small.writestr(part, whole.read(part))
+    assert (tmp_path / "x.pth").stat().st_size < 10**5
+    monkeypatch.setattr(torch, "load", lambda *opened, **how: pytest.fail("it was opened"))
+    with pytest.raises(WorkbookError, match="cannot be opened as tensors alone"):
+        checkpoints.load(tmp_path / "x.pth")
 
 
 def test_damaged_foreign_and_missing_files(plain, tmp_path):

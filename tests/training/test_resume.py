@@ -18,6 +18,7 @@ import torch
 
 from lib import WorkbookError, checkpoints, commands
 from lib.attacks.steps import Threat
+from lib.models import zoo
 from lib.training import loop, recipes
 from lib.training import training as trainings
 
@@ -190,9 +191,10 @@ def test_another_recipe_in_the_folder_is_refused_by_its_difference(tmp_path):
     (tmp_path / "recipe.json").unlink()
     with pytest.raises(WorkbookError, match="not what is asked now"):
         loop.fit(dataclasses.replace(TINY, batch_size=4), tmp_path)
-    (tmp_path / "recipe.json").write_text("{")
-    with pytest.raises(WorkbookError, match="damaged"):
-        loop.fit(TINY, tmp_path)
+    for damaged in (b"{", b"7", b"[1]", b"\xff"):
+        (tmp_path / "recipe.json").write_bytes(damaged)
+        with pytest.raises(WorkbookError, match="damaged"):
+            loop.fit(TINY, tmp_path)
 
 
 def test_other_data_than_the_state_was_trained_on_is_refused(tmp_path, monkeypatch):
@@ -216,6 +218,16 @@ def test_damaged_state_is_named(tmp_path):
     path.write_bytes(data)
     with pytest.raises(WorkbookError, match=r"state\.safetensors is damaged"):
         loop.fit(TINY, tmp_path)
+
+
+def test_a_finished_network_that_was_damaged_is_named_and_a_foreign_one_not_taken_for_it(tmp_path):
+    loop.fit(TINY, tmp_path)
+    path = tmp_path / "last.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(WorkbookError, match=r"last\.safetensors is cut short or damaged"):
+        loop.fit(TINY, tmp_path)
+    checkpoints.save(path, zoo.build(**TINY.network))
+    assert loop.fit(TINY, tmp_path, minutes=1e-9).step == 1
 
 
 def test_a_finished_training_is_loaded_and_an_unfinished_one_not_obtained(tmp_path, monkeypatch):
