@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from lib import CHECKPOINTS, WorkbookError, __main__, checkpoints, commands, data
+from lib import ATLASES, CHECKPOINTS, WorkbookError, __main__, checkpoints, commands, data
 from lib.attacks.steps import Threat
 from lib.evaluation import points, reading, recording
 from lib.models.layers import Chain
@@ -42,6 +42,25 @@ def test_a_float_network_is_judged_at_the_point_asked_for_and_it_is_said_first(t
         assert told["forms"][name]["correct"] == pytest.approx(found.right(name).sum())
     assert told["forms"]["main"]["cumulative_macs"] == found.cost("cumulative_macs")
     assert ("EOT" in told["forms"]) == (point.noise > 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", ["--lambda-n 1 --lambda-th 0", "--lambda-n 0.2 --lambda-th 0.5",
+                                   "--lambda-n 1 --lambda-th 0 --width 0.5"])
+def test_what_evaluate_says_is_what_the_notebook_shows(tmp_path, flags, monkeypatch):
+    """The shipped record that page 22 reads: the same images, seed, batches and draws give the same numbers."""
+    monkeypatch.setattr("lib.evaluating.EOT", 2)  # what it adds, dearer
+    out, record = tmp_path / "x.json", recording.Record.load(ATLASES / FLOAT.name)
+    how = f"--images 0:{record.meta['batch_size']} --batch-size {record.meta['batch_size']} --seed 0 --draws 5"
+    line = f"evaluate {FLOAT} --dataset digits --device cpu --attack clean,main {flags} {how} --json {out}"
+    commands.evaluate(__main__.parse(line.split()))
+    told = json.loads(out.read_text())
+    found = reading.read(record.select(images=slice(0, record.meta["batch_size"])), OperatingPoint.from_json(
+        told["point"]))
+    assert told["images"] == found.record.images == 250 and found.draws == 5
+    for name in ("clean", "main"):
+        assert told["forms"][name]["correct"] == pytest.approx(found.right(name).sum(), abs=1e-9)
+        assert told["forms"][name]["cumulative_macs"] == found.cost("cumulative_macs")
 
 
 @pytest.mark.parametrize("path, flags, match", [

@@ -89,7 +89,7 @@ def execute(jobs: list, at_once: int, threads: int | None, patience: float) -> l
 
         try:
             while waiting or running:
-                while waiting and len(running) < at_once:
+                while waiting and len(running) < at_once and not (running and waiting[0].last):
                     job = waiting.pop(0)
                     if job.kept:
                         tell(job, job.status | {"outcome": "kept"})

@@ -138,20 +138,20 @@ def ship_mixtures(dataset: str, images: int | None = None) -> list[Path]:
     return [save_points(mixed, judged(dataset, mixed.network), images) for mixed in once_for_all.mixed(ends).values()]
 
 
-def ship_pgd7(images: int = 1000) -> list[Path]:
-    """Record FLOAT's own attack on every shipped ResNet-20, on PGD-AT's mixtures, and on the repeats, where it is not
-    there yet. Their other records stay as they are."""
-    found = sorted(CHECKPOINTS.rglob("resnet20-*.safetensors"), key=lambda path: (path.parent.name, path.stem))
-    every = {path.stem: Trained.load(path, "train") for path in found}
-    every |= {t.name: t for t in once_for_all.mixed({name.split("-")[2]: t for name, t in every.items()
-                                                     if "-digits-" in name}).values()}
-    for name, trained in every.items():
-        target = ATLASES / "repeats" / f"{name}-pgd7.safetensors"
+def ship_pgd7() -> list[Path]:
+    """Record FLOAT's own attack on every shipped ResNet-20 that a page shows under it, on the images of its other
+    record, which stays as it is; where it is not there yet."""
+    found = {path.stem: path for path in CHECKPOINTS.rglob("resnet20-*.safetensors") if "-share_" not in path.stem}
+    for name, path in sorted(found.items()):
+        trained = Trained.load(path)
+        target, known = (ATLASES / "repeats" / f"{name}-{which}.safetensors" for which in ("pgd7", "suite"))
         if not target.is_file():
             source = judged(trained.dataset, trained.network)
+            images = Record.load(known if known.is_file() else ATLASES / f"{name}.safetensors").images
             views = once_for_all.seven(trained.network, customary(source))
-            made = trained.attack(source, source.test[:images], views, draws=DRAWS).lightened()
-            replace(made, entropy=None, meta=made.meta | {"missing": "logits and entropies"}).save(target)
+            made = trained.attack(source, source.test[:images], views, draws=DRAWS)
+            replace(made, prediction=None, entropy=None, logits=None,
+                    meta=made.meta | {"missing": "logits, answers and entropies"}).save(target)
     return sorted((ATLASES / "repeats").glob("*-pgd7.safetensors"))
 
 
