@@ -1,5 +1,8 @@
 """Every notebook is fit to be committed, the cleaner makes it so, and two run headlessly and train for real."""
 
+import ast
+import contextlib
+import importlib
 import json
 import os
 import subprocess
@@ -12,6 +15,7 @@ import torch
 
 from lib import ROOT, WorkbookError, checkpoints
 from lib.workbook import notebooks, parameters
+from lib.workbook.session import Session
 from tests.helpers.notebook_lint import problems
 
 ALL = notebooks.paths()
@@ -22,6 +26,24 @@ GOOD = ('preset: str = "auto"  # size\nweights: str = "auto"  # origin\nseed: in
 @pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
 def test_a_notebook_is_fit_to_be_committed(path):
     assert problems(path) == []
+
+
+@pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
+def test_what_a_notebook_calls_is_there(path):
+    """Every name of the library in its cells, and every method of its session."""
+    code = ("".join(cell["source"]) for cell in notebooks.cells(path) if cell["cell_type"] == "code")
+    tree, known = ast.parse("\n".join(code)), {"wb": Session}
+    bound = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module.partition(".")[0] == "lib":
+            for alias in node.names:
+                with contextlib.suppress(ImportError):
+                    importlib.import_module(f"{node.module}.{alias.name}")
+                known[alias.asname or alias.name] = getattr(importlib.import_module(node.module), alias.name)
+    calls = [node.func for node in ast.walk(tree)
+             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)]
+    assert [ast.unparse(call) for call in calls if isinstance(call.value, ast.Name)
+            and call.value.id in known.keys() - (bound - {"wb"}) and not hasattr(known[call.value.id], call.attr)] == []
 
 
 def test_there_are_notebooks_and_their_numbers_differ():
