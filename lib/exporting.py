@@ -42,7 +42,7 @@ def main(args) -> None:
     if point.thresholds or network.num_exits == 1:
         ways["network"] = lambda x: exits.route(network, x, point)
     for size in (1, 32):
-        times = latency._alternate(ways, images, size, passes=30, warm_up=5, seconds=10)
+        times = latency.alternate(ways, images, size, passes=30, warm_up=5, seconds=10)
         told["latency_ms"][f"batch {size}"] = {
             way: dict(zip(("low", "median", "high"), latency.median_interval(1e3 / size * each), strict=True))
             for way, each in times.items()}

@@ -1,5 +1,7 @@
 """What a saving is in milliseconds: routed inference against the plain backbone and against computing every exit."""
 
+import contextlib
+import ctypes
 import time
 from collections.abc import Callable, Iterable, Sequence
 
@@ -49,7 +51,7 @@ def measure(network: Network, images: Tensor, thresholds: Sequence[float], *, po
             "version": lib.__version__, "threads": torch.get_num_threads(), **columns}
     rows = []
     for size in batch_sizes:
-        times = _alternate(ways, images, size, passes, warm_up, seconds)
+        times = alternate(ways, images, size, passes, warm_up, seconds)
         rows += [{**base, "suite": f"batch {size}", **row} for row in _rows(times, size)]
     return rows
 
@@ -61,14 +63,15 @@ def check_sizes(images: Tensor, batch_sizes: Sequence[int]) -> None:
         raise WorkbookError(f"{len(images)} images do not fill a batch of {max(batch_sizes)}; give more of them")
 
 
-def _alternate(ways: dict[str, Callable], images: Tensor, size: int, passes: int, warm_up: int, seconds: float) -> dict:
+def alternate(ways: dict[str, Callable], images: Tensor, size: int, passes: int, warm_up: int, seconds: float) -> dict:
     """{way: seconds of each timed pass}; the ways take turns on the same batch."""
     check_counts(passes=passes)
+    keep_heap()
     times, batches, begin = {name: [] for name in ways}, len(images) // size, time.perf_counter()
 
     def turn(i: int) -> dict[str, float]:
         batch = images[i % batches * size:(i % batches + 1) * size]
-        return {name: _time(way, batch) for name, way in ways.items()}
+        return {name: timed(way, batch) for name, way in ways.items()}
 
     with torch.inference_mode():
         for i in range(warm_up):
@@ -85,14 +88,26 @@ def _alternate(ways: dict[str, Callable], images: Tensor, size: int, passes: int
     return {name: np.array(values) for name, values in times.items()}
 
 
-def _time(way: Callable, batch: Tensor) -> float:
+def keep_heap() -> None:
+    """Let glibc keep what is freed. A batch that shrinks frees the top of the heap, which glibc then gives back to the
+    system, to get it again page by page: some 300 page faults an image, a tenth of the time of routed inference, and
+    none in plain inference. How often depends on what else lies on the heap, so that ratios moved from run to run."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        for parameter in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+            ctypes.CDLL(None).mallopt(parameter, 2**30)
+
+
+def timed(way: Callable, batch: Tensor) -> float:
+    """Seconds of one call: of a CPU with one thread its own time, which other programs on the machine do not stretch;
+    else by the clock, on CUDA until the device is done."""
+    now = time.perf_counter if batch.is_cuda or torch.get_num_threads() > 1 else time.thread_time
     if batch.is_cuda:
         torch.cuda.synchronize(batch.device)
-    start = time.perf_counter()
+    start = now()
     way(batch)
     if batch.is_cuda:
         torch.cuda.synchronize(batch.device)
-    return time.perf_counter() - start
+    return now() - start
 
 
 def _rows(times: dict[str, np.ndarray], size: int) -> list[dict]:

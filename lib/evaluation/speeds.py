@@ -12,7 +12,7 @@ from torch import Tensor
 import lib
 from lib import checkpoints, progress, randomness
 from lib.evaluation import latency, tuning
-from lib.evaluation.latency import _alternate, _time, check_sizes, device_name, median_interval
+from lib.evaluation.latency import alternate, check_sizes, device_name, median_interval, timed
 from lib.evaluation.record import Record
 from lib.evaluation.routing import ExitCosts
 from lib.evaluation.stats import paired_difference
@@ -43,7 +43,7 @@ def side_by_side(ways: Mapping[str, Way], images: Tensor, *, batch_sizes: Sequen
              for name, (network, point) in ways.items()}
     first, rows = next(iter(ways)), []
     for size in batch_sizes:
-        times = _alternate(calls, images, size, passes, warm_up, seconds)
+        times = alternate(calls, images, size, passes, warm_up, seconds)
         for name, values in times.items():
             common = {"model": ways[name][0].config["name"], "defence": name, "split": "latency", "seed": seed,
                       "images": len(values) * size, "suite": f"batch {size}", "device": device_name(images.device),
@@ -56,7 +56,7 @@ def side_by_side(ways: Mapping[str, Way], images: Tensor, *, batch_sizes: Sequen
 
 
 @torch.inference_mode()
-def time_table(network: Network, images: Tensor, *, point: OperatingPoint | None = None, passes: int = 15,
+def time_table(network: Network, images: Tensor, *, point: OperatingPoint | None = None, passes: int = 25,
                warm_up: int = 3, seed: int = 0) -> ExitCosts:
     """Milliseconds an image, in place of MACs: trunk up to each tap; each head with its decision and what that brings.
 
@@ -82,9 +82,9 @@ def time_table(network: Network, images: Tensor, *, point: OperatingPoint | None
         x, spent = images, ([], [])
         for k in range(last + 1):
             reached = []
-            spent[0].append(_time(lambda batch, k=k, out=reached: out.append(network.advance(batch, k, at)), x))
+            spent[0].append(timed(lambda batch, k=k, out=reached: out.append(network.advance(batch, k, at)), x))
             x = reached[0]
-            spent[1].append(_time(lambda batch, k=k: decide(batch, k), x))
+            spent[1].append(timed(lambda batch, k=k: decide(batch, k), x))
         trunk.append(spent[0])
         heads.append(spent[1])
     per_image = [1e3 / len(images) * np.median(times[warm_up:], axis=0) for times in (trunk, heads)]

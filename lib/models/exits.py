@@ -61,22 +61,42 @@ def route(network: Network, images: Tensor, point: OperatingPoint,
     shrinks = not any(isinstance(knob, Tensor) and knob.dim() for knob in (at.noise, at.batch_norm))
     last = network.num_exits - 1
     thresholds = effective_thresholds(point, network.num_exits)
+    if len(images) == 1:  # nothing to shrink: a comparison in place of index arithmetic, which costs as much as a head
+        return _route_one(network, images, thresholds, at)
     rows = torch.arange(len(images), device=images.device)  # which image each row of the batch is
     prediction, exits = torch.empty_like(rows), torch.full_like(rows, last)
-    waiting = torch.ones_like(rows, dtype=torch.bool)  # rows of the batch that have not left yet
-    x = images
+    x, left = images, None  # who has left a batch that cannot shrink
     for k in range(last + 1):
         x = network.advance(x, k, at)
         if k < last and thresholds[k] == -math.inf:
             continue
         logits = network.heads[k](x, at)
-        leaves = waiting & (entropy(logits) < thresholds[k]) if k < last else waiting
-        out = leaves.nonzero()[:, 0]
-        prediction[rows[out]], exits[rows[out]] = logits[out].argmax(-1), k
-        waiting = waiting & ~leaves
-        staying = waiting.nonzero()[:, 0]
-        if len(staying) == 0:
+        leaves = entropy(logits) < thresholds[k] if k < last else torch.ones_like(rows, dtype=torch.bool)
+        if left is not None:
+            leaves = leaves & ~left
+        count = int(leaves.count_nonzero())
+        if count == 0:  # a small batch pays for its head alone
+            continue
+        if count == len(rows):
+            prediction[rows], exits[rows] = logits.argmax(-1), k
             break
-        if shrinks and len(staying) < len(rows):
-            x, rows, waiting = take(x, staying), rows[staying], waiting[staying]
+        out, staying = leaves.nonzero()[:, 0], (~leaves).nonzero()[:, 0]
+        prediction[rows[out]], exits[rows[out]] = logits[out].argmax(-1), k
+        if shrinks:
+            x, rows = take(x, staying), rows[staying]
+        else:
+            left = leaves if left is None else left | leaves
+            if left.all():
+                break
     return prediction, exits
+
+
+def _route_one(network: Network, x: Tensor, thresholds, at) -> tuple[Tensor, Tensor]:
+    last = network.num_exits - 1
+    for k, threshold in enumerate((*torch.tensor(thresholds, dtype=torch.float32).tolist(), math.inf)):
+        x = network.advance(x, k, at)
+        if threshold == -math.inf:
+            continue
+        logits = network.heads[k](x, at)
+        if k == last or entropy(logits).item() < threshold:
+            return logits.argmax(-1), torch.full((1,), k, device=x.device)

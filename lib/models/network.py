@@ -2,6 +2,7 @@
 
 import inspect
 import math
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -154,7 +155,7 @@ class Network(nn.Module):
     def advance(self, x: Tensor, exit: int, at: Conditions) -> Tensor:
         """Run the stages between exit `exit` - 1 and exit `exit` (0-based) on features `x`."""
         start = self.taps[exit - 1] + 1 if exit else 0
-        for stage in self.stages[start:self.taps[exit] + 1]:
+        for stage in islice(self.stages, start, self.taps[exit] + 1):  # a slice would be a module, made anew
             x = stage(x, at)
         return x
 

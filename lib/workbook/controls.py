@@ -40,6 +40,7 @@ class Dial:
 
     def __init__(self, name: str, act, low=0.0, high=1.0, step=0.01, log=False):
         self.act, self.log, self.tooltip = act, log, TIPS.get(name, name)
+        self.most = 10**high if log else math.inf  # beyond every score: what stands for infinity, which no field holds
         more = dict(tooltip=self.tooltip, continuous_update=True, readout=False, description=name,
                     style={"description_width": "84px"}, layout={"width": "246px", "margin": "0"})
         self.slider = widgets.FloatSlider(min=low, max=high, step=step, **more)
@@ -59,7 +60,10 @@ class Dial:
             self.value, self.stands = value, self._step(value)
             if not math.isclose(self.slider.value, self.stands, abs_tol=1e-9):  # else it would pull back a moving hand
                 self.slider.value = self.stands
-            self.field.value = float(f"{value:.6g}")
+            self.field.value = self._written(value)
+
+    def _written(self, value: float) -> float:
+        return float(f"{min(value, self.most):.6g}")
 
     def watch(self, on):
         self.slider.observe(on(self._slid), "value")
@@ -72,7 +76,7 @@ class Dial:
             self.act(self.value)
 
     def _typed(self, change):
-        if self.value is None or change.new != float(f"{self.value:.6g}"):
+        if self.value is None or change.new != self._written(self.value):
             self.show(change.new)
             self.act(self.value)
 
@@ -80,10 +84,11 @@ class Dial:
 class Work:
     """What takes long, one at a time, in a thread of its own, so that every control answers meanwhile.
 
-    box: a bar and a button that cancels.  starters: the buttons that begin it, off meanwhile.  done: called after it.
+    box: a bar and a button that cancels.  starters: the buttons that begin it, off meanwhile.  done: called with what
+    the work returns.
     """
 
-    def __init__(self, errors: widgets.HTML, done: Callable[[], None], starters: Sequence[widgets.Button]):
+    def __init__(self, errors: widgets.HTML, done: Callable, starters: Sequence[widgets.Button]):
         self.bar, self.cancel = widgets.IntProgress(layout={"width": "180px"}), widgets.Button(description="cancel")
         self.cancel.layout.width = "auto"
         self.box = widgets.HBox([self.bar, self.cancel], layout={"visibility": "hidden"})
@@ -91,7 +96,7 @@ class Work:
         self.cancel.on_click(lambda _: self.cancelled.set())
         self.guarded = live.on_screen(errors, alone=False)(self._work)
 
-    def run(self, job: Callable[[], None]):
+    def run(self, job: Callable):
         if self.box.layout.visibility == "hidden":
             self._busy(True)
             self.cancelled.clear()
@@ -104,12 +109,12 @@ class Work:
         for button in self.starters:
             button.disabled = busy
 
-    def _work(self, job: Callable[[], None]):
+    def _work(self, job: Callable):
         try:
-            job()
+            found = job()
         finally:
             self._busy(False)
-        self.done()
+        self.done(found)
 
     def progressed(self, done: int, total: int):
         """For the job to call. Raises WorkbookError where it was cancelled."""

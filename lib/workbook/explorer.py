@@ -23,7 +23,6 @@ from lib.evaluation.between import Spot, called, corners, reading_at
 from lib.evaluation.record import Record
 from lib.operating_point import OperatingPoint
 from lib.workbook import microscope
-from lib.workbook.published import suited
 from lib.workbook.subject import BY_HAND, Setting, Subject
 
 FLAT = 0.01  # accuracy that counts as no change
@@ -95,7 +94,7 @@ class Explorer:
         if "decision" not in changes and decision not in gates.known(subject.record):
             decision = "entropy"
         if decision != self.here.decision and isinstance(source, tuple) and "thresholds" not in changes:
-            source = "equal share"  # thresholds by hand are another score's
+            source = ""  # thresholds by hand are another score's
         for what, value, held in (("attack", attack, subject.attacks), ("threat", threat, subject.threats)):
             if what in changes and value not in held:
                 raise WorkbookError(f"{name} was not recorded under {what} {value!r}; choose from {', '.join(held)}")
@@ -109,8 +108,7 @@ class Explorer:
         subject = self.subject_of(wanted.network, wanted.lambda_n, wanted.decision)
         attack = wanted.attack if wanted.attack in subject.attacks else subject.attacks[0]
         threat = wanted.threat if wanted.threat in subject.threats else next(iter(subject.threats), "")
-        usual = {"paper": "paper", "calibrated": "equal share"}[suited(subject.record)]
-        for source in [wanted.source] if strict else (wanted.source, usual, "last exit only"):
+        for source in [wanted.source] if strict else (wanted.source, subject.usual, "last exit only"):
             try:
                 thresholds = subject.gates(wanted.at, source)
             except WorkbookError:
@@ -229,12 +227,14 @@ class Explorer:
                               for subject in self.subjects[self.here.network].values()])
 
     def take(self, choice: choosing.Choice):
-        """Go to a setting that `best` found."""
-        at, family = choice.reading.point, self.subjects[self.here.network]
-        weight = next(n for n, s in family.items() if s.by(self.here.decision).record is choice.reading.record)
+        """Go to a setting that `best` found, whatever was moved since."""
+        record, at = choice.reading.record, choice.reading.point
+        decision = record.meta.get("decision", "entropy")
+        name, weight = next((name, n) for name, family in self.subjects.items() for n, s in family.items()
+                            if decision in gates.known(s.record) and s.by(decision).record is record)
         knobs = {knob: getattr(at, knob) for knob in (*BY_HAND, "width")} | {"lambda_n": weight}
-        self.set(**{knob: value for knob, value in knobs.items() if value is not None}, attack="union",
-                 thresholds=choice.reading.thresholds)
+        self.set(network=name, **{knob: value for knob, value in knobs.items() if value is not None},
+                 decision=decision, thresholds=choice.reading.thresholds, attack="union")
 
     def page(self, path: Path | str) -> Path:
         """Write the present network's record as one HTML file with sliders, which needs neither kernel nor network."""

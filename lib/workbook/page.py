@@ -25,7 +25,6 @@ from lib.evaluation.reading import Reading, read
 from lib.evaluation.record import Record
 from lib.operating_point import OperatingPoint
 from lib.workbook import microscope, style
-from lib.workbook.published import suited
 from lib.workbook.subject import Subject
 from lib.workbook.view import TERMS, spoken
 
@@ -72,7 +71,6 @@ def contents(shown: Record | Subject) -> dict:
         "about": subject.title(), "images": record.images, "exits": record.num_exits,
         "plain": record.costs()["trunk"][-1], "first": record.meta["images"][0], "terms": TERMS,
         "exit_names": style.exit_names(record.num_exits), "classes": list(map(str, subject.classes)),
-        "usual": {"paper": "paper", "calibrated": "equal share"}[suited(record)],
         "attacks": {attack: html.unescape(spoken(attack, record.num_exits)) for attack in attacks},
         "sample": sample.tolist(), "labels": record.labels[sample].tolist(), "paths": _paths(subject, at),
         "pictures": subject.pixels and microscope.png_uri(np.concatenate(list(subject.pixels.values()), axis=1)),
@@ -84,7 +82,8 @@ def _decided(subject: Subject, at: list[OperatingPoint], attacks: list[str]) -> 
     record, closed = subject.record, (-math.inf,) * subject.early
     decision = record.meta.get("decision", "entropy")
     high = math.log(max(2, len(subject.classes))) if "entropy" in gates.DECISIONS[decision] else 1.1
-    return {"score": gates.DECISIONS[decision], "highest": high, "right": _packed(record.right, np.uint8),
+    return {"score": gates.DECISIONS[decision], "highest": high, "usual": subject.usual,
+            "right": _packed(record.right, np.uint8),
             "scores": _packed(record.entropy[:, :-1], "<f4") if subject.early else "",
             "said": _packed(record.prediction[:, :, subject.sample], "<u2") if subject.pixels is not None else "",
             "points": [_point(subject, read(record, point, closed), attacks) for point in at]}

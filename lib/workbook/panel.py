@@ -18,7 +18,6 @@ from lib.evaluation import choosing, gates
 from lib.workbook import live, microscope, style, view
 from lib.workbook.controls import STYLE, TIPS, Dial, LiveFigure, Work
 from lib.workbook.explorer import Explorer, file_name
-from lib.workbook.subject import SOURCES
 
 
 def show(explorer: Explorer):
@@ -78,8 +77,7 @@ class Panel:
         self.lambda_n, self.lambda_th = (Dial(name, self._to(knob), high=high) for name, knob, high in (
             ("λ_n", "lambda_n", 1.0), ("λ_th", "lambda_th", 0.95)))
         self.noise, self.mix = Dial("noise s", self._to("noise")), Dial("BN mix", self._to("batch_norm"))
-        self.source = widgets.ToggleButtons(options=SOURCES, tooltips=[TIPS["thresholds"]] * len(SOURCES),
-                                            style={"button_width": "106px"})
+        self.source = widgets.ToggleButtons(tooltips=[TIPS["thresholds"]] * 5, style={"button_width": "106px"})
         self.decision = widgets.Dropdown(description="leaves by", tooltip=TIPS["leaves by"], **narrow)
         self.most = widgets.FloatText(1.0, description="at most", tooltip=TIPS["choose"],
                                       style={"description_width": "52px"}, layout={"width": "150px"})
@@ -93,7 +91,7 @@ class Panel:
         self.save = widgets.Button(description="export", icon="download", tooltip="write this point and its numbers")
         for button in (self.pin, self.compute, self.save, self.choose):
             button.layout.width = "auto"
-        self.work = Work(self.errors, lambda: self.refreshed(), (self.compute, self.choose))
+        self.work = Work(self.errors, self.on(self._worked), (self.compute, self.choose))
         self.number = widgets.BoundedIntText(description="image", layout={"width": "150px"}, **narrow)
         self.examine = widgets.Button(description="look at it", layout={"width": "auto"},
                                       tooltip="attack this image here, and ask every exit about it")
@@ -133,7 +131,7 @@ class Panel:
                             (self.compute, lambda: self.work.run(lambda: self.explorer.compute(self.work.progressed))),
                             (self.examine, lambda: self.look_at(self.number.value))):
             button.on_click(self.on(lambda _, act=act: act()))
-        self.arrived, self.refreshed, self.found = map(self.on, (self._arrived, self.refresh, self._found))
+        self.arrived, self.refreshed = self.on(self._arrived), self.on(self.refresh)
         self.clicked = self.on(lambda trace, at, _: at.point_inds and setattr(
             self.number, "value", int(trace.customdata[at.point_inds[0]])))
 
@@ -191,8 +189,9 @@ class Panel:
         widths = [(f"{w:g}", w) for w in reversed(subject.values("width"))]
         by = gates.known(self.explorer.subject_of(self.explorer.here.network, self.explorer.here.lambda_n).record)
         for control, options in ((self.attack, attacks), (self.threat, list(subject.threats)), (self.width, widths),
-                                 (self.decision, by)):
-            control.options = options
+                                 (self.decision, by), (self.source, subject.sources)):
+            if control.options != tuple(options):  # setting them anew would undo a hand's next choice
+                control.options = options
             control.layout.display = "" if len(options) > 1 else "none"
         self.network.layout.display = "" if len(self.explorer.subjects) > 1 else "none"
         first, stop = subject.record.meta["images"]
@@ -274,9 +273,12 @@ class Panel:
     def within(self):
         """The best setting within the bounds of the fields, found beside the controls."""
         bound = {"max_macs": 1e6 * self.most.value} if self.unit.index == 0 else {"max_ms": self.most.value}
-        self.work.run(lambda: self.found(self.explorer.best(**bound, min_robust=self.least.value / 100)))
+        self.work.run(lambda: self.explorer.best(**bound, min_robust=self.least.value / 100))
 
-    def _found(self, choice: choosing.Choice):
+    def _worked(self, choice: choosing.Choice | None):
+        """After a computation, or with what was chosen."""
+        if choice is None:
+            return self.refresh()
         self.explorer.take(choice)
         self.chose = self.explorer.here
         self.chosen.value = f'<div style="white-space:pre-line">{_muted(choosing.sentence(choice))}</div>'

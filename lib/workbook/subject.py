@@ -23,8 +23,8 @@ from lib.models.conditioning import Conditioning
 from lib.models.network import Network
 from lib.operating_point import OperatingPoint
 from lib.workbook import microscope, style
+from lib.workbook.published import suited
 
-SOURCES = ("paper", "equal share", "budget", "last exit only", "by hand")
 BY_HAND = ("noise", "batch_norm", "code")
 CHUNK = 25  # images attacked between two signs of progress
 
@@ -170,9 +170,22 @@ class Subject:
         meta, (first, stop) = self.record.meta, self.record.meta["images"]
         return f"{self.record.images:,} images ({style.dataset(meta)}, {first} to {stop - 1}), seed {meta['seed']}"
 
+    @property
+    def usual(self) -> str:
+        """Where thresholds come from unless somebody says."""
+        if self.record.meta.get("decision") == "patience":  # counts, no shares
+            return "2 in a row"
+        return {"paper": "paper", "calibrated": "equal share"}[suited(self.record)]
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Where thresholds can come from."""
+        named = ("2 in a row", "3 in a row") if self.usual == "2 in a row" else ("paper", "equal share")
+        return (*named, "budget", "last exit only", "by hand")
+
     def stops(self, at: OperatingPoint | None = None) -> dict[str, tuple[float, ...]]:
         """Thresholds of the usual sources at a point, by name; budgets that buy no more than another are left out."""
-        sources = {"paper": "paper", "equal share": "equal share"}
+        sources = {source: source for source in self.sources[:2]}
         sources |= {f"at most {share:.0%} of the MACs": share for share in (0.15, 0.3, 0.6)}
         by_gates: dict[tuple, str] = {}
         for name, source in (sources | {"last exit only": "last exit only"}).items() if self.early else ():
@@ -227,6 +240,10 @@ class Subject:
             return gates
         if source == "last exit only":
             return (-math.inf,) * self.early
+        if isinstance(source, str) and source not in self.sources:
+            raise WorkbookError(f"thresholds cannot come from {source!r}; choose from {', '.join(self.sources)}")
+        if isinstance(source, str) and source.endswith(" in a row"):
+            return (1 / (int(source[0]) - 0.5),) * self.early  # between so many exits that agree and one fewer
         near = nearest(record, at)
         wanted = source * record.costs()["trunk"][-1] if isinstance(source, float | int) else {
             "equal share": "calibrated"}.get(source, source)

@@ -29,28 +29,31 @@ HISTORY = Path(__file__).with_name("history.jsonl")
 ROUNDS = 7
 
 
-def spent(function: Callable) -> float:
+def spent(function: Callable, *arguments) -> float:
     """CPU seconds of this process and its children that one call takes."""
     def now():
         used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
         return sum(u.ru_utime + u.ru_stime for u in used)
 
     begun = now()
-    function()
+    function(*arguments)
     return now() - begun
 
 
 def measure(work: Work, rounds: int) -> list[dict]:
-    """A row per engine: quartiles of the ratio over `rounds` rounds after one untimed round, all in turns."""
+    """A row per engine: quartiles of the ratio over `rounds` rounds after one untimed turn, all in turns."""
     ratios: dict[str, list[float]] = {name: [] for name in work.engines}
-    for r in range(rounds + 1):
-        plain = spent(work.plain)
-        for name, engine in work.engines.items():
-            taken = spent(engine.run)
-            ratios[name] += [plain / max(taken, 1e-9)] if r else []
+    for r in range(rounds * work.turns + 1):
+        plain, taken = 0.0, dict.fromkeys(work.engines, 1e-9)
+        for part in work.parts:
+            plain += spent(work.plain, *part)
+            for name, engine in work.engines.items():
+                taken[name] += spent(engine.run, *part)
+        for name, found in ratios.items():
+            found += [plain / taken[name]] if r else []
     rows = []
     for name, found in ratios.items():
-        low, middle, high = statistics.quantiles(found, n=4) if rounds > 1 else found * 3
+        low, middle, high = statistics.quantiles(found, n=4) if len(found) > 1 else found * 3
         rows.append({"name": name, "ratio": round(middle, 3), "q25": round(low, 3), "q75": round(high, 3),
                      "note": work.engines[name].note})
     return rows

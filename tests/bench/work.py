@@ -18,7 +18,7 @@ import lib
 from lib import WorkbookError, checkpoints, data
 from lib.attacks import forms
 from lib.attacks.steps import Threat
-from lib.evaluation import recording, speeds, tuning
+from lib.evaluation import latency, recording, speeds, tuning
 from lib.evaluation.record import Record
 from lib.models import exits, released, zoo
 from lib.models.view import VIEWS, AttackView
@@ -45,6 +45,8 @@ class Work(NamedTuple):
 
     plain: Callable
     engines: dict[str, Engine]
+    parts: Sequence = ((),)  # arguments of the calls that make up one turn, all sides taking turns at each
+    turns: int = 1  # in a round
 
 
 def require(held: bool, sentence: str):
@@ -216,17 +218,19 @@ def recorded(rows: Sequence[str]) -> Work:
 
 
 def routed(rows: Sequence[str]) -> Work:
-    """RDI-ResNet38 with early exits against its plain backbone, both folded, batches of the row's size.
+    """A network with early exits against its plain backbone, both folded, batches of the row's size.
 
-    Exits and thresholds are tuned with times measured here, on the held-out clean images of the released network's
-    record and half of its attacked ones. The others judge, and tell what shares leave at each exit; random images
-    leave in those shares.
+    Exits and thresholds are tuned with times measured here, on the held-out clean images of a record and half of its
+    attacked ones. The others judge, and tell what shares leave at each exit; random images leave in those shares, the
+    same ones in every turn, so that the work is the same in every run but for what the tuning chose. Both sides take
+    turns batch by batch, on a heap that is kept (see `latency.keep_heap`).
     """
-    size, record = int(rows[0].removeprefix("routed_")), Record.load(lib.ATLASES / f"{released.NAME}.safetensors")
-    record = tuning.of_paper_forms(record)
-    early, plain = (AttackView(zoo.build("resnet38", exits=e).eval()) for e in ("rdi", "none"))
+    kind, size = rows[0].split("_")
+    size, record = int(size), RECORDS[kind]()
+    latency.keep_heap()
+    early, plain = (AttackView(zoo.build("resnet38", exits=e).eval()) for e in (record.meta["model"]["exits"], "none"))
     x, _ = batch(256)
-    tuned = tuning.tuned_on(record, speeds.time_table(early, x[:size]))
+    tuned = tuning.tuned_on(record, speeds.time_table(early, x[:size], passes=25 if size > 1 else 200))
     leaving, clean, worst = tuning.judged(record, tuned)
     with torch.no_grad():
         entropies = exits.entropy(early(x))
@@ -234,18 +238,36 @@ def routed(rows: Sequence[str]) -> Work:
     point = OperatingPoint(thresholds=thresholds)
     require(torch.equal(exits.route(early, x, point)[1], exits.decide(entropies, thresholds)),
             "routed inference leaves at other exits than computing every exit and then choosing")
-    parts = x[:64].split(1) if size == 1 else x.split(size)
 
-    def over(function):
+    def plainly(part):
         with torch.inference_mode():
-            return [function(part) for part in parts]
+            return plain(part)
+
+    def leaving_early(part):
+        with torch.inference_mode():
+            return exits.route(early, part, point)
 
     used = ", ".join(str(k + 1) for k in range(record.num_exits - 1) if tuned[k] > -np.inf)
     gains = ", ".join(f"{what} {100 * (ours.mean() - last.mean()):+.1f} points on {len(last):,} other images"
                       for what, (ours, last) in (("clean", clean), ("under all attacks", worst)))
-    note = f"exits {used or 'none'}; {gains}"
-    return Work(lambda: over(plain),
-                {rows[0]: Engine(lambda: over(lambda part: exits.route(early, part, point)), note)})
+    macs = record.exit_costs().cumulative(tuned)[leaving].mean() / record.costs()["trunk"][-1]
+    note = f"exits {used or 'none'}; by multiplications {1 / macs:.2f}; {gains}"
+    return Work(plainly, {rows[0]: Engine(leaving_early, note)}, [(part,) for part in x.split(size)], TURNS)
+
+
+def released_record() -> Record:
+    return tuning.of_paper_forms(Record.load(lib.ATLASES / f"{released.NAME}.safetensors"))
+
+
+def cheap_record() -> Record:
+    """Cheap heads trained with two batch norms: its accurate end (λ = 0) at full width, which deploys as one bank."""
+    record, at = Record.load(lib.ATLASES / f"{CHEAP}.safetensors"), OperatingPoint(batch_norm=0.0, width=1.0)
+    return replace(record.select(point=at), held_out=record.held_out.select(point=at), strong=None)
+
+
+CHEAP = "cheap_resnet38-cifar10_jpeg-dual_bn_slim-laptop"
+RECORDS = {"routed": released_record, "cheap": cheap_record}
+TURNS = 5  # of routed inference in a round: single batches differ by a few percent
 
 
 def float_step(rows: Sequence[str]) -> Work:
@@ -288,9 +310,7 @@ GROUPS: dict[tuple[str, ...], Callable[[Sequence[str]], Work]] = {
     ("step_average",): other_steps,
     ("suite_exact", "suite"): evaluation,
     ("recording",): recorded,
-    ("routed_1",): routed,
-    ("routed_32",): routed,
-    ("routed_256",): routed,
+    **{(f"{kind}_{size}",): routed for kind in RECORDS for size in (1, 32, 256)},
     ("float_step",): float_step,
     ("augment",): augmentation,
     ("startup",): start_up,

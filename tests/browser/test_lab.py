@@ -341,6 +341,7 @@ def test_every_knob_of_one_network_on_one_page(browser, server, awaited):
     page.get_by_label("leaves by").select_option("patience")
     awaited(page, f"{CODE}.includes(old) && {NUMBERS}.includes('how many exits in a row agree')", "decision='patience'")
     page.get_by_label("leaves by").select_option("entropy")
+    awaited(page, f"!{CODE}.includes('decision')")
     page.get_by_label("at most").fill("60")
     page.get_by_label("per-image worst case at least").fill("20")
     page.get_by_role("button", name="choose").click()  # the bounds are read when the work begins

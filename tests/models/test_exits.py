@@ -108,6 +108,21 @@ def test_routing_equals_computing_everything_and_choosing(name, options):
 
 
 @torch.no_grad()
+def test_routing_one_image_is_the_same():
+    network = small("resnet38", exits="cheap")
+    network, x, logits = lively(network, images(network, 24))
+    thresholds = (-math.inf, *spread_thresholds(logits)[1:])
+    seen = set()
+    for one in x.split(1):
+        whole = network(one)
+        prediction, exit = exits.route(network, one, OperatingPoint(thresholds=thresholds))
+        assert torch.equal(exit, exits.decide(exits.entropy(whole), thresholds))
+        assert torch.equal(prediction, whole[exit[0]].argmax(-1)) and prediction.shape == exit.shape == (1,)
+        seen.add(int(exit))
+    assert len(seen) > 3 and 0 not in seen
+
+
+@torch.no_grad()
 def test_routing_drops_what_has_left_and_skips_closed_heads():
     network = small("resnet38", exits="rdi")
     network, x, logits = lively(network, images(network, 24))

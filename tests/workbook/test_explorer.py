@@ -151,10 +151,11 @@ def test_another_decision_is_a_choice_like_any_other(exits):
     assert live.decision.options == ("entropy", "patience") and live.decision in live.exits.children
     exits.set(thresholds=(0.3, 0.4))
     live.decision.value = "patience"
-    assert not live.errors.value and exits.here.source == "last exit only"  # 0.3 is another score's
-    assert "1 / how many exits in a row agree" in live.notes.value and "decision='patience'" in exits.code
-    exits.set(thresholds=(None, 0.6))  # two in a row
+    assert not live.errors.value and exits.here.source == "2 in a row" == live.source.value  # 0.3 is another score's
     two = (record.prediction[0, 1] == record.prediction[0, 0])
+    assert exits.spot().nearest.leaving["clean"][0].tolist() == np.where(two, 1, 2).tolist()
+    assert "1 / how many exits in a row agree" in live.notes.value and "decision='patience'" in exits.code
+    exits.set(thresholds=(None, 0.6))
     assert exits.spot().nearest.leaving["clean"][0].tolist() == np.where(two, 1, 2).tolist()
     assert exits.spot().mark("union") == "≤ " and live.gates[1].value == pytest.approx(0.6)
     for act in (lambda: exits.point, lambda: exits.examine(0), exits.compute):
@@ -181,6 +182,10 @@ def test_a_setting_for_a_budget_is_found_and_gone_to(every, tmp_path, monkeypatc
     assert "nothing reaches it; nearest" in live.chosen.value and "that did not choose" in live.chosen.value
     explorer.set(width=0.5 if explorer.here.at.width == 1 else 1.0)
     assert live.chosen.value == ""  # it was said of another setting
+    found = explorer.best(0.6 * every.record.macs(), 0.3)  # and meanwhile a hand moves on
+    explorer.set(decision="patience")
+    explorer.take(found)
+    assert explorer.here.decision == "entropy" and explorer.point == choice.point
     live.unit.index = 1
     live.choose.click()
     finished()
@@ -195,6 +200,15 @@ def test_a_setting_for_a_budget_is_found_and_gone_to(every, tmp_path, monkeypatc
     family = Explorer({"PGD-AT": {0.0: weak, 1.0: strong}}, tmp_path, lambda_n=0.0)
     family.choose(min_robust=0.5)
     assert family.here.lambda_n == 1.0
+
+
+def test_a_gate_that_lets_all_leave_stands_at_its_end(exits):
+    """No field can hold infinity: a browser would send back another number, as if a hand had typed it."""
+    live = Panel(exits)
+    exits.set(thresholds=(math.inf, 0.5))
+    assert exits.here.thresholds == (math.inf, 0.5) and live.gates[0].slider.value == live.gates[0].stands
+    assert math.isfinite(live.gates[0].field.value) and live.gates[0].field.value >= 2.2
+    assert exits.spot().share()[0] == 1
 
 
 def test_between_recorded_points_numbers_are_interpolated(knob):
