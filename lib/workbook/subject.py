@@ -240,9 +240,9 @@ class Subject:
             return gates
         if source == "last exit only":
             return (-math.inf,) * self.early
-        if isinstance(source, str) and source not in self.sources:
-            raise WorkbookError(f"thresholds cannot come from {source!r}; choose from {', '.join(self.sources)}")
-        if isinstance(source, str) and source.endswith(" in a row"):
+        if isinstance(source, str) and record.meta.get("decision") == "patience":
+            if source not in self.sources[:2]:
+                raise WorkbookError(f"patience counts exits, not {source!r}; choose from {', '.join(self.sources)}")
             return (1 / (int(source[0]) - 0.5),) * self.early  # between so many exits that agree and one fewer
         near = nearest(record, at)
         wanted = source * record.costs()["trunk"][-1] if isinstance(source, float | int) else {
