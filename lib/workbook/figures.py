@@ -94,54 +94,37 @@ def exits(readings: Mapping[str, Reading], caption: str) -> go.Figure:
     return fig.update_yaxes(range=[0, 100], tickvals=[0, 25, 50, 75, 100])
 
 
-def against_cost(readings: Mapping[str, Reading], caption: str, swept: str | None = None,
-                 costs: Mapping[str, float] | None = None, unit: str = "paper_mflops") -> go.Figure:
-    """TA (open) and the paper's worst case (filled) of each network at its mean cost on clean images.
+def against_cost(readings: Mapping[str, Reading], caption: str, swept: Iterable[str] = (),
+                 costs: Mapping[str, float] | None = None, unit: str = "paper_mflops", robust: str = "paper_worst",
+                 title: str = "Accuracy against cost, %") -> go.Figure:
+    """TA (open) and a worst case (filled) of each network at its mean cost on clean images.
 
-    swept: the network whose thresholds are moved along its held-out trade-off; its lines pass through what it can do.
+    swept: the networks whose thresholds are moved along their held-out trade-offs, from "nobody leaves early" to "all
+    leave at exit 1"; lines pass through what they can do, and beside true costs stands the plain network's.
     costs: {label: cost} where the record does not know it (sparse weights).  unit: paper_mflops | cumulative_macs.
+    robust: paper_worst | union.
     """
-    fig = style.figure("Accuracy against cost, %", f"{caption}<br>open: clean images; filled: the paper's worst case",
+    worst, some = {"paper_worst": "the paper's", "union": "per-image"}[robust] + " worst case", bool(swept)
+    fig = style.figure(title, f"{caption}<br>{'dotted, ' * some}open: clean images; {'solid, ' * some}filled: {worst}",
                        height=440, margin=dict(l=64, r=170, t=96, b=52),
                        legend=dict(orientation="v", x=1.01, xanchor="left", y=1, yanchor="top"))
     for place, (label, reading) in enumerate(readings.items()):
         tint, name = colour(label, place), style.label(label)
-        curve = trade_off(reading.record) if label == swept else ()
+        curve = trade_off(reading.record) if label in swept else ()
         at = (costs or {}).get(label, tables.measured(reading, unit).value)
-        for quantity, symbol in (("clean", "circle-open"), ("paper_worst", "circle")):
+        for quantity, symbol, dash in (("clean", "circle-open", "dot"), (robust, "circle", "solid")):
             if curve:
                 fig.add_scatter(**_line(curve, unit, quantity), mode="lines", showlegend=False, hoverinfo="skip",
-                                line=dict(color=tint, width=1.5))
+                                line=dict(color=tint, width=1.5, dash=dash))
             fig.add_scatter(x=[at], y=[_accuracy(reading, quantity)], mode="markers", name=name,
-                            showlegend=quantity == "paper_worst",
+                            showlegend=quantity == robust,
                             marker=dict(symbol=symbol, size=11, color=tint, line=dict(width=2)),
                             hovertemplate=f"{name}: %{{y:.1f}} % at %{{x:.3g}}<extra></extra>")
+    if some and unit == "cumulative_macs":
+        plain = next(iter(readings.values())).plain("trunk") / 1e6
+        fig.add_vline(x=plain, line=dict(color=style.GHOST, width=1, dash="dash"), annotation_text="plain network",
+                      annotation_position="right", annotation_font=dict(size=11, color=style.MUTED))
     fig.update_xaxes(rangemode="tozero", title_text=f"{AXES[unit]}, mean over the clean images")
-    return fig.update_yaxes(PERCENT)
-
-
-def trade_offs(readings: Mapping[str, Reading], caption: str) -> go.Figure:
-    """TA (dotted) and the per-image worst case (solid) against true cost; marks where the readings stand.
-
-    The lines go from "nobody leaves early" to "all leave at exit 1", by thresholds chosen on held-out images."""
-    fig = style.figure("What leaving early buys, %", f"{caption}<br>dotted: clean images; solid: per-image worst case",
-                       height=470, margin=dict(l=64, r=20, t=112, b=52), legend=dict(y=1.02))
-    for place, (label, reading) in enumerate(readings.items()):
-        tint, name = colour(label, place), style.label(label)
-        for what, (dash, told) in {"clean": ("dot", "clean"), "union": ("solid", "per-image worst case")}.items():
-            fig.add_scatter(**_line(trade_off(reading.record), "cumulative_macs", what), mode="lines", name=name,
-                            line=dict(color=tint, dash=dash, width=2), showlegend=what == "union",
-                            hovertemplate=f"{name}, {told}: %{{y:.1f}} % at %{{x:.2f}} M<extra></extra>")
-        fig.add_scatter(x=[tables.measured(reading, "cumulative_macs").value] * 2, mode="markers", showlegend=False,
-                        y=[_accuracy(reading, what) for what in ("clean", "union")],
-                        marker=dict(size=10, color=tint, line=dict(color="white", width=2)),
-                        hovertemplate=f"{name}, {reading.source}: %{{y:.1f}} % at %{{x:.2f}} M<extra></extra>")
-    plain = next(iter(readings.values())).plain("trunk") / 1e6
-    dearest = max(r.record.exit_costs().cumulative((0,) * len(r.thresholds))[-1] for r in readings.values())
-    fig.add_vline(x=plain, line=dict(color=style.GHOST, width=1, dash="dash"), annotation_text="plain network",
-                  annotation_position="right", annotation_font=dict(size=11, color=style.MUTED))
-    fig.update_xaxes(range=[0, 1.06 * dearest / 1e6],
-                     title_text=f"{AXES['cumulative_macs']}, mean over the clean images")
     return fig.update_yaxes(PERCENT)
 
 

@@ -50,10 +50,10 @@ def test_the_trade_off_runs_from_nobody_to_everybody_leaving_at_exit_1():
 
 def test_the_trade_off_figure_marks_where_each_network_stands():
     pair = {"main": reading("main"), "max_average": reading("max_average", main=8)}
-    figure = figures.trade_offs(pair, "ten images")
+    figure = figures.against_cost(pair, "ten images", swept=pair, unit="cumulative_macs", robust="union")
     marks = [trace for trace in figure.data if trace.mode == "markers"]
     cost = reading().cost("cumulative_macs") / 1e6
-    assert [list(trace.y) for trace in marks] == [[100, 60], [100, 60]]
+    assert [list(trace.y) for trace in marks] == [[100], [60], [100], [60]]
     assert all(x == pytest.approx(cost) for trace in marks for x in trace.x)
     assert "ten images" in figure.layout.title.text and figure.layout.yaxis.range == (-2, 102)
     lines = [trace for trace in figure.data if trace.mode == "lines"]
@@ -115,9 +115,9 @@ def test_headless_a_figure_is_shown_with_its_title_as_text(monkeypatch):
     shown = []
     monkeypatch.setenv("WORKBOOK_PNG", "0")
     monkeypatch.setattr(live, "display", lambda bundle, raw: shown.append(bundle))
-    live.show(figures.trade_offs({"main": reading()}, "ten images"))
+    live.show(figures.against_cost({"main": reading()}, "ten images"))
     (bundle,) = shown
-    assert bundle["text/plain"].startswith("[What leaving early buys, %") and "image/png" not in bundle
+    assert bundle["text/plain"].startswith("[Accuracy against cost, %") and "image/png" not in bundle
     json.dumps(bundle)
 
 
