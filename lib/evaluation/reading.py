@@ -28,7 +28,11 @@ from lib.evaluation.stats import Number, interval
 from lib.operating_point import OperatingPoint
 
 SUITE = ("white-box", "EOT", "noise-free transfer", "restart 2", "restart 3")  # the attacks behind a worst case
-COUNTED = ("paper_mflops", "cumulative_macs", "paper_saving", "saving")  # on clean images
+COSTS = {  # (how multiplications are counted, against what of the plain network a saving is)
+    "paper_mflops": ("paper_mflops", ""), "cumulative_macs": ("cumulative_macs", ""),
+    "paper_saving": ("paper_mflops", "paper_mflops"), "saving": ("cumulative_macs", "trunk"),
+    "attacked_mflops": ("paper_mflops", ""), "attacked_saving": ("paper_mflops", "paper_mflops")}
+COUNTED = tuple(COSTS)[:4]  # on clean images; the others on those of the worst form
 
 
 def relation(view: View) -> str:
@@ -263,15 +267,11 @@ class Reading:
     def measured(self, quantity: str) -> Number:
         """A number: whatever `right` knows; on clean images paper_mflops, cumulative_macs, and what leaving early saves
         by either, paper_saving and saving; under the worst form attacked_mflops, attacked_saving. Raises as `right`."""
-        if quantity in ("attacked_mflops", "attacked_saving"):
-            spent, plain = self.cost("paper_mflops", self.paper_worst or self.worst_form), self.plain("paper_mflops")
-            return Number(spent if quantity == "attacked_mflops" else 1 - spent / plain)
-        if quantity in COUNTED[:2]:
-            return Number(self.cost(quantity))
-        if quantity in COUNTED:
-            count, plain = {"saving": ("cumulative_macs", "trunk")}.get(quantity, ("paper_mflops", "paper_mflops"))
-            return Number(1 - self.cost(count) / self.plain(plain))
-        return interval(self.right(quantity))
+        if quantity not in COSTS:
+            return interval(self.right(quantity))
+        count, plain = COSTS[quantity]
+        spent = self.cost(count, "clean" if quantity in COUNTED else self.paper_worst or self.worst_form)
+        return Number(1 - spent / self.plain(plain) if plain else spent)
 
 
 @dataclass(frozen=True)
