@@ -190,15 +190,14 @@ def _of_attack(subject: Subject, threat: Threat, right: Tensor | None, others: b
             right &= subject.correct(replace(subject, form="average").attack(threat))
     left = _part(subject, right)
 
-    def share(attacks: Sequence[Craft], fell: bool) -> float:
-        return (_under(left, attacks) != fell).sum().item() / len(right)
+    def few(attacks: Sequence[Craft], fell: bool, most: float) -> Check:
+        share, most = (_under(left, attacks) != fell).sum().item() / len(right), max(most, 1 / len(right))
+        return Check(share, most, share <= most)  # one image of a handful proves nothing
 
-    one = share([lambda s: s.attack(replace(threat, algorithm="fgsm"))], True)
-    survive = share([lambda s, n=n: _climb(s, Threat(1.0, 1.5 / n, n)) for n in (15, 100)], False)
-    more = share(_others(left, threat) if others else (), True)
-    return grows | {"one step breaks more": Check(one, 0.05, one <= 0.05),
-                    "an unlimited budget does not break all": Check(survive, 0.02, survive <= 0.02),
-                    **({"other attacks break more": Check(more, MORE, more <= MORE)} if others else {})}
+    tried = {"one step breaks more": few([lambda s: s.attack(replace(threat, algorithm="fgsm"))], True, 0.05),
+             "an unlimited budget does not break all": few([lambda s, n=n: _climb(s, Threat(1.0, 1.5 / n, n))
+                                                            for n in (15, 100)], False, 0.02)}
+    return grows | tried | ({"other attacks break more": few(_others(left, threat), True, MORE)} if others else {})
 
 
 def _part(subject: Subject, which: Tensor) -> Subject:

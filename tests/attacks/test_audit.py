@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from lib import CHECKPOINTS, WorkbookError, __main__, checkpoints, commands, data, evaluating
+from lib.attacks import audit as audits
 from lib.attacks.audit import audit, step_checks
 from lib.attacks.decision import Decision
 from lib.attacks.steps import Threat
@@ -59,6 +60,15 @@ def test_fresh_noise_that_is_a_knob_is_no_disease():
     (Threat(8 / 255, 2 / 255, 4), []), (Threat(0.1, algorithm="fgsm"), []), (Threat(0.0, 0.1, 1), [])])
 def test_steps_that_do_not_fit_the_budget_are_said(threat, said):
     assert [name for name, check in step_checks(threat).items() if not check.passed] == said
+
+
+def test_one_image_of_a_handful_proves_nothing(monkeypatch):
+    network = checkpoints.load(SMALL).network
+    x, y = data.load("digits", shape=network.input_shape).test[:16].floats()
+    for lost, said in ((1, False), (2, True)):
+        monkeypatch.setattr(audits, "_under", lambda left, attacks, lost=lost: torch.arange(len(left.labels)) >= lost)
+        found = audits.audit(network, x, y, Threat(0.15, 0.03, 10), right=torch.ones(16, dtype=bool), others=False)
+        assert ("one step breaks more" in found["flags"]) == said
 
 
 def test_a_weak_attack_is_said_to_be_weak():
