@@ -152,8 +152,8 @@ class Session(Settings):
         try:
             source = self.data(name, shape)
         except WorkbookError as error:
-            raise WorkbookError(f"{trained.name} came without a record of these attacks, images and seed "
-                                f"{self.seed}: {error}") from None
+            raise WorkbookError(f"{trained.name} came without a record of these attacks, images and seed {self.seed}: "
+                                f"{str(error).partition(';')[0]}; see data/README.md, or ask for the usual") from None
         images, how = self.first(source), dict(seed=self.seed, batch_size=batch_size)
         if once_for_all.at_points(trained.defence):
             how["draws"] = once_for_all.SIZES[self.preset]["draws"]
