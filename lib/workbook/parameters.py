@@ -6,6 +6,7 @@ Papermill changes types silently and lets misspelt names pass; everything it can
 
 import ast
 import json
+import math
 import os
 import typing
 from fractions import Fraction
@@ -132,7 +133,8 @@ def coerce(name: str, value, kind: type):
         value = float(value)
     if wanted is int and isinstance(value, float) and value.is_integer():
         value = int(value)
-    if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool) or value != value:
+    if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool) or (
+            wanted is float and not math.isfinite(value)):
         raise mistyped(name, value, wanted)
     if wanted in (int, float) and value < 0:
         raise WorkbookError(f"parameter {name} is {value}; it has to be 0 or more")
