@@ -67,7 +67,6 @@ def test_a_value_that_is_beyond_doubt_is_coerced(kind, given, meant):
 @pytest.mark.parametrize("kind, given", [
     (str, 7), (float, "fast"), (float, "1/0"), (float, True), (float, float("nan")), (float, "inf"), (int, 1.5),
     (int, True), (int, "1e3"), (bool, "no"), (bool, 1), (list, "1,2"), (list[int], [1, "b"]), (float, None), (int, [1]),
-]), (float, None), (int, [1]),
 ])
 def test_a_doubtful_value_is_refused_by_name(kind, given):
     with pytest.raises(WorkbookError, match="parameter epsilon"):
