@@ -49,7 +49,7 @@ def _parameter_problems(path: Path, tagged: list[dict]) -> list[str]:
     if missing := [name for name in COMMON if not any(line.startswith(f"{name}:") for line in lines)]:
         faults.append(f"parameters without {', '.join(missing)}")
     if f'"{path.stem}"' not in path.read_text("utf-8").replace('\\"', '"'):
-        faults.append(f"settings are not resolved for \"{path.stem}\"")
+        faults.append(f"no session is opened for \"{path.stem}\"")
     return faults
 
 

@@ -121,7 +121,7 @@ def spoil_language(nb): del nb["metadata"]["language_info"]["version"]
     (spoil_size, "bytes"), (spoil_heading, "does not begin"), (spoil_kernel, "kernelspec"),
     (spoil_widget_state, "metadata"), (spoil_papermill, "metadata papermill"), (spoil_tag, "0 cells tagged parameters"),
     (spoil_comment, "without type, literal and comment"), (spoil_equals, "one = only"),
-    (spoil_missing, "without seed"), (spoil_name, "not resolved"), (spoil_count, "count 7 instead of 2"),
+    (spoil_missing, "without seed"), (spoil_name, "no session is opened"), (spoil_count, "count 7 instead of 2"),
     (spoil_unrun, "count None"), (spoil_length, "27 lines"), (spoil_links, "out of date"), (spoil_path, "absolute"),
     (spoil_checked, "without a stored output"), (spoil_error, "stored error"), (spoil_widget, "stored widget"),
 ])
