@@ -63,8 +63,7 @@ def every_knob(network, threat: Threat, gates, images: int = 40, **meta) -> Reco
     found = made(views, draw.integers(0, 3, shape), draw.random(shape) * 2.2, np.arange(images) % 3, dataset="digits",
                  model=network.config, paper_thresholds=None, **meta)
     clean = [v for v, view in enumerate(views) if not view.attacked]
-    held_out = replace(found, views=tuple(views[v] for v in clean), right=found.right[clean],
-                       entropy=found.entropy[clean])
+    held_out = found.take(clean)
     full = found.meta["costs"]["1"]
     costs = {"1": full, "0.5": {name: (np.array(values) / 4).tolist() for name, values in full.items()}}
     return replace(found, held_out=held_out, meta=found.meta | {"costs": costs})
