@@ -8,20 +8,26 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
+
+import pandas
 
 from lib import ATLASES, CHECKPOINTS, ROOT, checkpoints
 from lib.evaluation.reading import Reading, read
 from lib.evaluation.record import Record
-from lib.training import recipes
+from lib.models import zoo
+from lib.training import recipes, timing
 from lib.workbook import notebooks as pages
-from lib.workbook import once_for_all, style
+from lib.workbook import once_for_all, runs, style
 from lib.workbook.once_for_all import Member, Trained
 from lib.workbook.published import suited
 from lib.workbook.session import Session
 from lib.workbook.tables import DASH, spread
 
 README = ROOT / "README.md"
+TIMED = {"cuda_float": "resnet34-cifar10-float-paper", "cuda_max_average": "rdi_resnet38-cifar10-max_average-paper",
+         "cuda_fleet_plain": "resnet38-cifar10-main-laptop"}  # rows of tests/bench/cuda.py, and of what
 MARK = "<!-- {}: written by python -m lib.workbook.readme -->"
 
 
@@ -144,6 +150,24 @@ def differences() -> str:
         table[0], ["---"] * len(table[0]), *table[1:]))
 
 
+def hours() -> str:
+    """One line per notebook that trains: what it takes at paper size, as far as its backbones were timed on a GPU."""
+    history = (ROOT / "tests/bench/history.jsonl").read_text("utf-8").splitlines()
+    steps, paces = {row["name"]: row["ms"] for line in history if line for row in json.loads(line)["cuda"]}, {}
+    for row, name in TIMED.items():
+        recipe = replace(recipes.find(name), attack_mode="eval")  # as it was timed
+        work = recipe.batch_size * timing.work(recipe, zoo.build(**recipe.network))
+        paces[name.split("-")[0]] = steps[row] / 1000 / work
+    table = runs.bill(runs.plan(runs.choose(), Path(), "paper", "train", 0, {}), lambda recipe: paces.get(
+        recipe.name.split("-")[0], 0.0)).query("trainings > 0")
+    more = {"in all", *pandas.read_csv(runs.NEEDS).query("network not in @paces").notebook}
+    lines = ["| notebook | trainings | hours | to record: hours | GB |", "|---|---|---|---|---|"]
+    for name, (count, *spent, stored) in table.iterrows():
+        told = (f"{'≥ ' * (name in more)}{value:.1f}" if value else DASH for value in spent)
+        lines.append(f"| {name} | {count:.0f} | {' | '.join(told)} | {stored:.1f} |")
+    return "\n".join(lines)
+
+
 def seen_on(page: Path) -> tuple[str, str, str]:
     """(networks and their dataset, images, preset) that a stored page says its numbers are of."""
     cells = pages.cells(page)
@@ -161,7 +185,7 @@ def seen_on(page: Path) -> tuple[str, str, str]:
 def current(text: str) -> str:
     """`text` of the README with its tables made anew."""
     for name, make in (("notebooks", notebooks), ("results", results), ("once for all", with_knob),
-                       ("coverage", coverage), ("differences", differences)):
+                       ("coverage", coverage), ("differences", differences), ("hours", hours)):
         begin, end = MARK.format(name), f"<!-- end of {name} -->"
         before, after = text.split(begin)[0], text.split(end)[1]
         text = f"{before}{begin}\n{make().replace('<', '&lt;')}\n{end}{after}"  # no name of a record is markup

@@ -17,6 +17,7 @@ import os
 import re
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -145,8 +146,12 @@ def main(args) -> int:
     if args.weights == "shipped" and args.dry_run:
         print("with shipped weights only what did not come along is trained, at size quick, in seconds")
     elif args.weights == "train" and (args.dry_run or args.preset == "paper"):
-        print(f"{bill(jobs, device)}\nhours of this {device}{' (of one core)' * (device == 'cpu')}: measured steps of "
-              "each backbone on clean images, times the passes of the attacks; noise, FiLM and validation come on top")
+        from lib.training import timing
+
+        table = bill(jobs, functools.partial(timing.pass_seconds, device=device))
+        print(f"{table.to_string(float_format='{:,.1f}'.format)}\nhours of this {device}"
+              f"{' (of one core)' * (device == 'cpu')}: measured steps of each backbone on clean images, times the "
+              "passes of the attacks; noise, FiLM and validation come on top")
     if args.dry_run:
         return 0
     checks.refuse_paper_on_cpu(args.preset, args.weights, device)
@@ -166,15 +171,16 @@ def main(args) -> int:
     return 1 if failed else 0
 
 
-def bill(jobs: list[Job], device: str) -> str:
+def bill(jobs: list[Job], pace: Callable) -> pandas.DataFrame:
     """What jobs train and record, a line each, with hours and GB to keep, before anything starts.
 
     `trainings.csv` says what a notebook trains at full size; a training that several need counts where it is first.
+    pace: seconds per image and forward pass of a recipe's backbone, asked once for each; NaN where it is not known.
     """
     from lib.models import zoo
     from lib.training import recipes, timing
 
-    needs, lines, pace, known = pandas.read_csv(NEEDS), {}, {}, set()
+    needs, lines, paces, known = pandas.read_csv(NEEDS), {}, {}, set()
     for job in jobs:
         preset, line = job.parameters["preset"], dict.fromkeys(("trainings", "hours", "to record: hours", "GB"), 0.0)
         for need in needs[needs.notebook == job.notebook.name].itertuples():
@@ -186,7 +192,7 @@ def bill(jobs: list[Job], device: str) -> str:
                 known.add(recipe.name)
                 if new:
                     shape = json.dumps([recipe.network.get(key) for key in timing.SHAPE])
-                    pace[shape] = hours = pace.get(shape) or timing.pass_seconds(recipe, device) / 3600
+                    paces[shape] = hours = paces.get(shape) or pace(recipe) / 3600
                     network, images = zoo.build(**recipe.network), job.parameters.get("images") or test
                     passes, stored = recorded(network, method, given, preset)
                     steps = recipe.total(train) * recipe.batch_size * timing.work(recipe, network)
@@ -196,7 +202,7 @@ def bill(jobs: list[Job], device: str) -> str:
         lines[job.notebook.name] = line
     table = pandas.DataFrame(lines).T
     table.loc["in all"] = table.sum()
-    return table.to_string(float_format="{:,.1f}".format)
+    return table
 
 
 def recorded(network, method: str, dataset: str, preset: str) -> tuple[float, float]:

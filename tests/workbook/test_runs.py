@@ -227,6 +227,35 @@ def test_a_killed_kernel_is_tried_once_more(place, ended, code):
     assert runs.main(arguments(only=("03",))) == 1 and Ended.codes == [0]
 
 
+def test_a_report_begins_when_the_others_have_ended_and_is_made_anew_each_time(place, ended, monkeypatch):
+    going, begun = [], []
+
+    class Slow(Ended):
+        def __init__(self, module, notebook, *rest, **options):
+            super().__init__(module, notebook, *rest, **options)
+            self.name, self.looks = Path(notebook).stem, iter([None] * 3)
+            begun.append((self.name, list(going)))
+            going.append(self.name)
+
+        def poll(self):
+            return next(self.looks, self.code)
+
+        def idle(self):
+            return 0
+
+        def end(self):
+            if self.name in going:
+                going.remove(self.name)
+
+    notebook(place / "notebooks", "90_report", "")
+    monkeypatch.setattr(execution, "Child", Slow)
+    monkeypatch.setattr(execution, "LOOK", 0.001)
+    ended(0, 0, 0, 0)
+    for _ in range(2):
+        assert runs.main(arguments(only=("01", "03", "90"), jobs=2)) == 0
+    assert begun == [("01_first", []), ("03_last", ["01_first"]), ("90_report", []), ("90_report", [])]
+
+
 def test_a_failed_cell_is_tried_only_once(place, ended):
     ended(1, 0)
     assert runs.main(arguments(only=("01",))) == 1 and Ended.codes == [0]
