@@ -57,7 +57,7 @@ def test_what_no_program_can_hold_is_refused(every, tmp_path, capsys):
         with pytest.raises(WorkbookError, match="give single values, and no noise or draw=0"):
             export.stages(every, point)
     for at, told in (("missing.json", "holds no operating point"), ('{"width": 0.3}', "width 0.3 was not trained"),
-                     ('{"color": 1}', "unknown knob color"), ('{"noise": "x"}', "holds no operating point")):
+                     ('{"color": 1}', "unknown knob color"), ('{"noise": "x"}', "noise 'x' has to be a number")):
         assert __main__.main(["export", str(EVERY), str(tmp_path / "x"), "--at", at]) == 2
         assert told in capsys.readouterr().err
     assert not (tmp_path / "x" / "card.json").exists()
