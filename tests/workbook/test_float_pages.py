@@ -98,7 +98,7 @@ def test_a_page_of_shipped_records_opens_no_dataset(stem, tmp_path, monkeypatch)
         assert len(lines) == 18 and set(lines["over"]) == {"3 trainings, 5 draws", "3 trainings"}
     else:
         lines = pages.value(stem, "claim = partial(", found)
-        assert len(lines) == {"20": 19, "21": 11, "22": 8}[stem]
+        assert len(lines) == {"20": 23, "21": 11, "22": 8}[stem]
 
 
 def test_names_and_colours_are_of_the_methods_that_train():
