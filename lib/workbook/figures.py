@@ -19,6 +19,7 @@ from lib.operating_point import OperatingPoint
 from lib.workbook import style, tables
 
 OTHERS = ("#56b4e9", "#0072b2", "#d55e00", "#b8860b", "#6b7785")
+SYMBOLS = ("circle", "diamond", "square", "cross", "triangle-up")
 PERCENT = dict(range=[-2, 102], tickvals=[0, 25, 50, 75, 100])
 AXES = {"paper_mflops": "MFlops as the paper counts", "cumulative_macs": "true cost, M MACs"}
 Series = Mapping[str, Mapping[str, Sequence[float | None]]]  # {name: {group: (value, low, high)}}
@@ -158,18 +159,20 @@ def plane(shown: Mapping[str, Mapping[str, Mapping[str, tuple[Number | float, Nu
 def _marks(shown, title: str, caption: str, x: str, y: str, looks, mode: str, **layout) -> go.Figure:
     names = list(dict.fromkeys(name for series in shown.values() for name in series))
     tall = len(names) > 5  # too many for a legend above
+    tints = {name: style.DEFENCES.get(name, style.CYCLE[i % len(style.CYCLE)]) for i, name in enumerate(names)}
     fig = make_subplots(1, len(shown), shared_yaxes=True, horizontal_spacing=0.05, subplot_titles=list(shown))
     for column, series in enumerate(shown.values(), start=1):
         for name, marks in series.items():
-            place = names.index(name)
-            look = dict(color=style.DEFENCES.get(name, style.CYCLE[place % len(style.CYCLE)]), dash="solid")
-            look |= (looks or {}).get(name, {})
-            first = all(name not in before for before in list(shown.values())[:column - 1])
+            look = dict(color=tints[name], dash="solid") | (looks or {}).get(name, {})
+            before = list(tints.values())[:names.index(name)]  # of many names some share a colour
+            symbol = SYMBOLS[before.count(tints[name]) % len(SYMBOLS) if tall else 0]
+            first = all(name not in earlier for earlier in list(shown.values())[:column - 1])
             across, up = zip(*((a, u) for _, a, u in marks), strict=True)
             called = style.label(name)
             fig.add_scatter(**_errors("x", across, look["color"]), **_errors("y", up, look["color"]), mode=mode,
                             opacity=0.85, name=called, legendgroup=name, showlegend=first and len(names) > 1,
-                            text=[str(mark) for mark, *_ in marks], line=look, marker=dict(size=9, color=look["color"]),
+                            text=[str(mark) for mark, *_ in marks], line=look,
+                            marker=dict(size=9, color=look["color"], symbol=symbol),
                             hovertemplate=f"{called}, %{{text}}: %{{y:.1f}} % (%{{x:.3g}})<extra></extra>", row=1,
                             col=column)
     base = dict(height=440, margin=dict(l=64, r=250 if tall else 20, t=112, b=52))

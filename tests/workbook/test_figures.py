@@ -158,3 +158,12 @@ def test_a_drawing_of_conditioned_blocks_says_what_conditions_them():
     assert boxes["float"][0] == "<br>".join(lines)
     assert "BN_C | BN_A" in boxes["float"][1] and boxes["none"][1].startswith("<b>BN</b><br>width 1")
     assert boxes["oat"][2] == f"FiLM<br>fc 4 to {2 * channels}<br>fc {2 * channels} to {2 * channels}"
+
+
+def test_of_many_series_no_two_look_alike():
+    series = {name: {"a": (0.5, 0.5)} for name in (*style.DEFENCES, "one", "two", "three")}
+    fig = figures.plane({"": series}, "", "", "x", "y")
+    looks = [(trace.marker.color, trace.marker.symbol) for trace in fig.data]
+    assert len(series) > 10 and len(set(looks)) == len(looks)
+    few = figures.plane({"": dict(list(series.items())[:4])}, "", "", "x", "y")
+    assert {trace.marker.symbol for trace in few.data} == {"circle"}
