@@ -5,7 +5,7 @@
     dlr                 on the difference of logits ratio
     reroute k           on the margin of exit k, while pushing the image to leave there
     target j            on the margin of the j-th wrong class of the clean image
-    apgd-…              CE and targeted DLR (on fresh noise: CE and DLR) of AutoAttack
+    apgd-…, fab-t, square   AutoAttack `standard`, whole (on fresh noise `rand`: apgd-ce and apgd-dlr)
 
 Every PGD judges each of its iterates and keeps the best, with steps that shrink to nothing. A network with fewer open
 exits gets as many more restarts of the margin, so that all meet as many attacks. An attack meets only the images that
@@ -13,9 +13,10 @@ are still right, so that the costly ones at the end are run on few. The survivor
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -29,10 +30,11 @@ from lib.models.exits import effective_thresholds, entropy
 from lib.models.network import Network
 from lib.operating_point import OperatingPoint
 
-SUITE = "strong-2"  # changes whenever a number may change
-STEPS, APGD = 50, 100
+SUITE = "strong-3"  # changes whenever a number may change
+STEPS, APGD, QUERIES = 50, 100, 5000
 DRAWS = 5  # of fresh noise: averaged by the attacker, and judged
 TRIES = 7  # exits to push an image to, and restarts of the margin for a network with fewer
+AUTOATTACK = {name for version in autoattack.ATTACKS.values() for name in version}
 WEIGHT = 5.0  # of what still holds an image back from the exit it is pushed to, in nats, against the margin, in logits
 
 
@@ -44,19 +46,21 @@ def names(network: Network, point: OperatingPoint | None = None) -> tuple[str, .
     reroute = [f"reroute {k}" for k in opened if len(opened) > 1]
     again = [f"margin {n + 3}" for n in range(TRIES - len(reroute))]
     many = ["dlr"] * (classes > 2), [f"target {j + 1}" for j in range(classes - 1) if classes > 2]
-    last = ["apgd-dlr"] * (classes > 2) if fresh(network, point) else ["apgd-t"] * (classes > 3)
-    return ("gate_aware", "margin", "margin 2", *many[0], *reroute, *again, *many[1], "apgd-ce", *last)
+    version = autoattack.ATTACKS["rand" if fresh(network, point) else "standard"]
+    last = [name for name in version if classes >= autoattack.FEWEST_CLASSES.get(name, 2)]
+    return ("gate_aware", "margin", "margin 2", *many[0], *reroute, *again, *many[1], *last)
 
 
 def budget(name: str, epsilon: float, noisy: bool) -> Threat:
-    """What the attack `name` may do; APGD chooses its steps itself, and averages over 20 draws where it averages."""
-    apgd = name.startswith("apgd")
-    return Threat(epsilon, 2 * epsilon if apgd else epsilon, APGD if apgd else STEPS,
-                  draws=1 if not noisy else 20 if apgd else DRAWS)
+    """What the attack `name` may do; AutoAttack's choose their steps, and average over 20 draws where they average."""
+    theirs = name in AUTOATTACK
+    steps = STEPS if not theirs else QUERIES if name == "square" else APGD
+    return Threat(epsilon, 2 * epsilon if theirs else epsilon, steps, draws=1 if not noisy else 20 if theirs else DRAWS)
 
 
 def attacked(network: Network, images: Tensor, labels: Tensor, threat: Threat, *, point: OperatingPoint | None = None,
              seed: int = 0, batch_size: int = 250, crafted_on: Network | None = None,
+             known: Mapping[str, Tensor] = MappingProxyType({}),
              folder: Path | None = None) -> Iterator[tuple[str, Tensor, Tensor]]:
     """After each attack (its name, the images (N, C, H, W) so far, in how many draws (N,) each is still right).
 
@@ -64,8 +68,9 @@ def attacked(network: Network, images: Tensor, labels: Tensor, threat: Threat, *
     thresholds the routed decision is attacked, without the last exit's.  The draws are DRAWS frozen ones where noise
     is fresh, else 1; of each image the worst so far is kept, and one that is wrong in every draw is left alone.
     batch_size: of the images that are left at each attack, wherever they stand.  crafted_on: a folded copy of the
-    network, which is faster; the network judges.  folder: keeps every attack's outcome there, and takes up a killed run
-    again, with the same result.
+    network, which is faster; the network judges.  known: outcomes (N,) of the first attacks, made
+    before, which are not made again.  folder: keeps every attack's outcome there, and takes up a killed run again, with
+    the same result.
     Raises WorkbookError as the attacks do, without pyautoattack, and for a folder that holds another run.
     """
     check_counts(batch_size=batch_size)
@@ -86,6 +91,10 @@ def attacked(network: Network, images: Tensor, labels: Tensor, threat: Threat, *
 
     right = judged(images, labels)
     for place, name in enumerate(names(network, point)):
+        if name in known:
+            right = known[name]
+            yield name, made, right
+            continue
         path = folder and Path(folder) / f"{place:02d}-{name.replace(' ', '-')}.safetensors"
         if path and path.is_file():
             kept, values = checkpoints.load_state(path, images.device)
@@ -110,9 +119,9 @@ def craft(name: str, network: Network, x: Tensor, y: Tensor, epsilon: float, poi
           source: torch.Generator, seed: int = 0) -> Tensor:
     """One attack of the suite by itself, on images x (N, C, H, W) with labels y; seed: of AutoAttack's."""
     (kind, _, number), noisy = name.partition(" "), fresh(network, point)
-    if kind.startswith("apgd"):
+    if kind in AUTOATTACK:
         return autoattack.run(network, x, y, epsilon, version="rand" if noisy else "standard", attacks=(kind,),
-                              point=point, seed=seed, iterations=APGD).adversarial
+                              point=point, seed=seed, iterations=APGD, queries=QUERIES).adversarial
     decision = Decision(network, point, generator=source)
     losses: dict[str, Callable[[Tensor], Tensor]] = {
         "gate_aware": lambda z: steps.per_sample(decision.of(z), y),

@@ -38,9 +38,9 @@ def add(record: Record, network: Network, images: Split, threat: Threat,
     """The record with the strong suite's views of its first images, at each (point, thresholds) of `settings`.
 
     images: the record's first ones, all or fewer.  threat: its epsilon is kept.  settings: as `reading.read` takes
-    them.  folder: keeps every attack's outcome there, and takes up a killed call again.  A setting that the record
-    holds already is made anew. Raises WorkbookError for a network or images that are not the record's, for other
-    images than settings it holds already were made on, and as `strong.attacked`.
+    them.  folder: keeps every attack's outcome there, and takes up a killed call again.  What the record holds of a
+    setting, from the same seed in the same batches, is not made again. Raises WorkbookError for a network or images
+    that are not the record's, for other images than settings it holds already were made on, and as `strong.attacked`.
     """
     images, _ = admitted(network, images, batch_size)
     (x, y), weights = images.floats(), checkpoints.digest(network.state_dict())
@@ -57,9 +57,12 @@ def add(record: Record, network: Network, images: Split, threat: Threat,
         at = read(record, point, thresholds)
         deployed, noisy = at.point.replace(thresholds=at.thresholds or None), fresh(network, at.point)
         part = folder and Path(folder) / checkpoints.digest({repr(deployed): y})[:12]
-        made = strong.attacked(network, x, y, threat, point=deployed, seed=seed, batch_size=batch_size, folder=part,
-                               crafted_on=folded(network, x[:4], at.point))
-        met = {view: right for view, right in met.items() if view.point != at.point or not view.exact_at(at.thresholds)}
+        here = {view: right for view, right in met.items() if view.point == at.point and view.exact_at(at.thresholds)}
+        met = {view: right for view, right in met.items() if view not in here}
+        same = held is not None and all(held.meta[key] == meta[key] for key in ("seed", "batch_size"))
+        known = {view.form: torch.from_numpy(right[0]).to(y.device).int() for view, right in here.items() if same}
+        made = strong.attacked(network, x, y, threat, point=deployed, seed=seed, batch_size=batch_size, known=known,
+                               folder=part, crafted_on=folded(network, x[:4], at.point))
         with bar(len(strong.names(network, deployed)), "strong suite", "attack") as shown:
             for name, _, right in made:
                 view = View(name, at.point, strong.budget(name, threat.epsilon, noisy), seed=seed,

@@ -41,21 +41,21 @@ DRAWS = once_for_all.SIZES["laptop"]["draws"]
 BATCH = 125  # the fastest on one core; part of the record, since random starts are drawn per batch
 
 
-def judged(dataset: str, network: Network) -> data.Dataset:
+def judged(dataset: str, network: Network, device: str = "cpu") -> data.Dataset:
     """The dataset whose test images judge a network that was trained on `dataset`."""
-    return data.load(JUDGED.get(dataset, dataset), shape=network.input_shape)
+    return data.load(JUDGED.get(dataset, dataset), device=device, shape=network.input_shape)
 
 
-def halved(trained: Path, path: Path) -> Trained:
+def halved(trained: Path, path: Path, device: str = "cpu") -> Trained:
     """The network of the file `trained` as it is shipped: stored at `path` in half precision, and loaded again."""
     found = checkpoints.load(trained)
     told = {key: value for key, value in found.metadata.items() if key not in ("config", "format", "kind", "sha256")}
     checkpoints.save(path, found.network, dtype=torch.float16, **told)
-    return Trained.load(path)
+    return Trained.load(path, device=device)
 
 
 def ship(name: str, images: int | None = None, forms: tuple[str, ...] | None = None,
-         folder: Path | None = None) -> Path:
+         folder: Path | None = None, device: str = "cpu") -> Path:
     """Store the trained network `name`, what its training told, and the record of its test images (all, or the first
     `images`).
 
@@ -64,11 +64,12 @@ def ship(name: str, images: int | None = None, forms: tuple[str, ...] | None = N
     Returns the record's path.
     """
     folder = folder or RUNS / "train" / recipes.find(name).label
-    trained = halved(folder / "last.safetensors", CHECKPOINTS / f"{name}.safetensors")
+    trained = halved(folder / "last.safetensors", CHECKPOINTS / f"{name}.safetensors", device)
     if (history := folder / "history.csv").is_file():
         checkpoints.replace(CHECKPOINTS / f"{name}.csv", history.read_bytes())
     network, place = trained.network, folder / "record"
-    trained_on, source = data.load(trained.dataset, shape=network.input_shape), judged(trained.dataset, network)
+    trained_on = data.load(trained.dataset, device=device, shape=network.input_shape)
+    source = judged(trained.dataset, network, device)
     if trained.defence in methods.METHODS and network.num_exits > 1:
         return save_every_knob(trained, source, images, trained_on.validation[:HELD_OUT], place,
                                held_out_variant=f"{trained_on.variant}, held out of its training images")
@@ -238,7 +239,9 @@ def add_strong(name: str, images: int, folder: Path | None = None, device: str =
               for n in (0.0, 1.0)]
         gates += [(-math.inf,) * (network.num_exits - 1)] * (network.num_exits > 1)
     threat = next(view.threat for view in found.views if view.attacked)
-    surviving.add(replace(found, strong=None), network, dataset.test[:images], threat, list(product(at, gates)),
+    if found.strong is not None and found.strong.meta["images"] != [found.meta["images"][0], images]:
+        found = replace(found, strong=None)
+    surviving.add(found, network, dataset.test[:images], threat, list(product(at, gates)),
                   batch_size=BATCH, folder=folder or RUNS / "strong" / f"{name}-{images}").save(target)
     return target
 
@@ -257,7 +260,7 @@ def main(argv: list[str] | None = None):
     parser.add_argument("recipes", nargs="+", metavar="RECIPE")
     parser.add_argument("--images", type=int, help="only the first so many test images")
     parser.add_argument("--strong", type=int, metavar="N", help="add the strong suite on N images to shipped records")
-    parser.add_argument("--device", default="cpu", help="where the strong suite runs")
+    parser.add_argument("--device", default="cpu", help="where a network is recorded")
     parser.add_argument("--forms", type=lambda text: tuple(text.split(",")))
     parser.add_argument("--folder", type=Path, help="where a training or recording is (default: below data/runs)")
     args = parser.parse_args(argv)
@@ -276,7 +279,8 @@ def main(argv: list[str] | None = None):
         elif name == "trainings":
             print(*ship_trainings(args.folder or RUNS / "interactive" / "19_over_seeds"), sep="\n")
         else:
-            print(ship_released(folder) if name == "released" else ship(name, args.images, args.forms, folder))
+            print(ship_released(folder) if name == "released" else
+                  ship(name, args.images, args.forms, folder, args.device))
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ def test_every_attack_of_the_suite_reaches_the_optimum_alone(point, monkeypatch)
     suite = strong.names(network, point)
     reroutes = () if point is None else ("reroute 1", "reroute 2")
     again = [f"margin {n}" for n in range(3, 10 - len(reroutes))]
-    assert suite == ("gate_aware", "margin", "margin 2", *reroutes, *again, "apgd-ce")
+    assert suite == ("gate_aware", "margin", "margin 2", *reroutes, *again, "apgd-ce", "fab-t", "square")
     for name in suite:
         monkeypatch.setattr(strong, "names", lambda *_, name=name: (name,))
         ((said, made, left),) = strong.attacked(network, x, y, Threat(EPSILON, 0.01, 1), point=point)
@@ -105,7 +105,7 @@ def test_a_killed_suite_takes_up_its_finished_attacks(tmp_path, monkeypatch):
 def test_every_network_meets_as_many_attacks_and_none_towards_a_closed_exit():
     plain, exits = small("smallcnn"), small("smallcnn", exits="rdi")
     at, closed = (OperatingPoint(thresholds=t) for t in ((0.5, 0.5), (0.5, -math.inf)))
-    assert len(strong.names(plain)) == len(strong.names(exits, at)) == len(strong.names(exits, closed)) == 22
+    assert len(strong.names(plain)) == len(strong.names(exits, at)) == len(strong.names(exits, closed)) == 24
     assert [n for n in strong.names(exits, closed) if "reroute" in n] == ["reroute 1", "reroute 3"]
     assert not any("reroute" in n for n in strong.names(exits, OperatingPoint(thresholds=(-math.inf, -math.inf))))
 

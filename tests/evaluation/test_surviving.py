@@ -131,6 +131,23 @@ def test_the_command_adds_it_to_a_shipped_record_at_both_ends_of_lambda(tmp_path
         shipping.main([KNOB, "--strong", "6"])
 
 
+def test_what_the_record_holds_of_a_setting_is_gone_on_with(added, shipped, monkeypatch):
+    """More attacks at one setting: the first ones are not made again, and their outcome is as if made in one go."""
+    record, network, images = shipped
+    threat, crafted = next(view.threat for view in record.views if view.attacked), []
+    monkeypatch.setattr(strong, "names", lambda *_: ("gate_aware", "margin", "dlr"))
+    whole = surviving.add(record, network, images[:20], threat, [(None, "calibrated")])
+    craft = strong.craft
+    monkeypatch.setattr(strong, "craft", lambda name, *rest: (crafted.append(name), craft(name, *rest))[1])
+    more = surviving.add(added, network, images[:20], threat, [(None, "calibrated")])
+    assert crafted == ["dlr"] and [v.form for v in more.strong.views][-3:] == ["gate_aware", "margin", "dlr"]
+    at = read(more, thresholds="calibrated")
+    assert all(np.array_equal(at.survived[n], read(whole, thresholds="calibrated").survived[n]) for n in at.survived)
+    assert len(more.strong.views) == 5  # the other setting keeps its own
+    surviving.add(added, network, images[:20], threat, [(None, "calibrated")], seed=1)
+    assert crafted == ["dlr", "gate_aware", "margin", "dlr"]
+
+
 @pytest.mark.gpu
 def test_on_a_gpu_as_on_the_cpu(added, shipped):
     record, network, images = shipped[0], copy.deepcopy(shipped[1]).cuda(), shipped[2][:20].to("cuda")
