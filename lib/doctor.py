@@ -17,7 +17,7 @@ import json, torch
 from lib import data
 print(json.dumps([{"cuda": torch.version.cuda, "available": torch.cuda.is_available(),
                    "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]},
-                  {name: str(place) for name, place in data.found().items()}]))
+                  {name: str(place) for name, place in data.available().items()}]))
 """
 
 

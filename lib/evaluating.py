@@ -15,7 +15,8 @@ from lib.attacks.decision import fresh
 from lib.attacks.steps import Threat
 from lib.commands import check_output, exit_names, find_device, plain, write_json
 from lib.data import Dataset, Split
-from lib.evaluation import points, reading, recording, routing, surviving
+from lib.evaluation import points, recording, routing, surviving
+from lib.evaluation.reading import Reading, kind, read
 from lib.evaluation.record import Record
 from lib.models.cost import MEBI
 from lib.models.network import Network
@@ -61,50 +62,50 @@ def evaluate(args) -> None:
         data_variant=dataset.variant, checkpoint=loaded.digest,
         defence=(loaded.metadata.get("recipe") or {}).get("defence"), trained_on=loaded.metadata.get("dataset"),
     )
-    found = reading.read(record, at, thresholds, source=source)
-    forms |= {name: name for name in found.names if name not in forms.values()}
-    right = torch.from_numpy(found.right("union") == 1).to(device)
+    reading = read(record, at, thresholds, source=source)
+    forms |= {name: name for name in reading.names if name not in forms.values()}
+    right = torch.from_numpy(reading.right("union") == 1).to(device)
     x, labels = images.floats()[0], torch.from_numpy(record.labels).to(device)  # as the network numbers its classes
     audited = audit(network, x[:AUDITED], labels[:AUDITED], threat if attacked else None, deployed, seed=args.seed,
                     right=right[:AUDITED])
     record = dataclasses.replace(record, meta={**record.meta, "audit": {json.dumps(at.to_json()): audited}})
-    found = dataclasses.replace(found, record=record)
+    reading = dataclasses.replace(reading, record=record)
     if args.save_record:
         record.save(args.save_record)
-    print(report(found))
+    print(report(reading))
     more = {}
     if args.strong:
         record = surviving.add(record, network, images, threat, [(at, thresholds)], seed=args.seed,
                                batch_size=args.batch_size)
         if args.save_record:
             record.save(args.save_record)
-        more["strong"] = survived(dataclasses.replace(found, record=record))
+        more["strong"] = survived(dataclasses.replace(reading, record=record))
     more |= beyond(args, network, deployed, threat, (x, labels))
     if args.robustbench_card:
-        write_json(args.robustbench_card, card(found, threat, more["autoattack"]))
+        write_json(args.robustbench_card, card(reading, threat, more["autoattack"]))
     write_json(args.json, {
         "images": record.images, "point": at.to_json(), "thresholds": [plain(t) for t in thresholds],
-        "forms": {name: numbers(found, form) for name, form in forms.items()},
-        "worst_form": found.worst_form, "union_correct": count(found, "union"), "audit": audited, **more,
+        "forms": {name: numbers(reading, form) for name, form in forms.items()},
+        "worst_form": reading.worst_form, "union_correct": count(reading, "union"), "audit": audited, **more,
         "remarks": remarks(record),
     })
 
 
-def numbers(found: reading.Reading, view: str) -> dict:
+def numbers(reading: Reading, view: str) -> dict:
     """What the JSON says of a view: counts of images, at a noisy point of their mean over draws; means over images."""
-    shares = found.share(view) * found.record.images
-    return {"correct": count(found, view), "exits": [whole(n) for n in shares],
-            "per_exit": [whole(n) for n in found.alone(view).sum(-1)],
-            "paper_mflops": found.cost("paper_mflops", view), "cumulative_macs": found.cost("cumulative_macs", view),
-            "saving": 1 - found.cost("cumulative_macs", view) / found.plain("trunk"), "efficacy": efficacy(found, view)}
+    shares, macs = reading.share(view) * reading.record.images, reading.cost("cumulative_macs", view)
+    return {"correct": count(reading, view), "exits": [whole(n) for n in shares],
+            "per_exit": [whole(n) for n in reading.alone(view).sum(-1)],
+            "paper_mflops": reading.cost("paper_mflops", view), "cumulative_macs": macs,
+            "saving": 1 - macs / reading.plain("trunk"), "efficacy": efficacy(reading, view)}
 
 
-def efficacy(found: reading.Reading, view: str) -> float:
-    return found.record.exit_costs(found.point).efficacy(found.thresholds, found.share(view))
+def efficacy(reading: Reading, view: str) -> float:
+    return reading.record.exit_costs(reading.point).efficacy(reading.thresholds, reading.share(view))
 
 
-def count(found: reading.Reading, what: str) -> int | float:
-    return whole(found.right(what).sum())
+def count(reading: Reading, what: str) -> int | float:
+    return whole(reading.right(what).sum())
 
 
 def whole(number: float) -> int | float:
@@ -112,12 +113,12 @@ def whole(number: float) -> int | float:
     return round(number) if abs(number - round(number)) < 1e-9 * max(1, abs(number)) else float(number)
 
 
-def survived(found: reading.Reading) -> dict:
+def survived(reading: Reading) -> dict:
     """{"suite", "correct", "left": {attack: who is right after it}} under the strong suite, printed."""
-    told = {"suite": found.record.strong.meta["suite"], "correct": count(found, "strong"),
-            "left": {attack: whole(right.sum()) for attack, right in found.survived.items()}}
+    told = {"suite": reading.record.strong.meta["suite"], "correct": count(reading, "strong"),
+            "left": {attack: whole(right.sum()) for attack, right in reading.survived.items()}}
     print(f"right under these and the {len(told['left'])} attacks of {told['suite']}: {told['correct']:g} of "
-          f"{found.record.images} = {100 * found.measured('strong').value:.2f} %, an upper bound")
+          f"{reading.record.images} = {100 * reading.measured('strong').value:.2f} %, an upper bound")
     return told
 
 
@@ -137,24 +138,24 @@ def beyond(args, network: Network, point: OperatingPoint, threat: Threat, images
     return told
 
 
-def card(found: reading.Reading, threat: Threat, verdict: dict | None) -> dict:
+def card(reading: Reading, threat: Threat, verdict: dict | None) -> dict:
     """The entry that RobustBench asks for (its model_info), with what is known here, and what it does not ask: exits,
     true cost, the per-image worst case and the attacks behind it, seed and flags. verdict: of AutoAttack, or None."""
-    record, images = found.record, found.record.images
-    flags = sorted({*found.doubts, *(verdict or {}).get("flags", ())})
+    record, images = reading.record, reading.record.images
+    flags = sorted({*reading.doubts, *(verdict or {}).get("flags", ())})
     return {"name": record.model, "architecture": record.model, "dataset": record.meta["dataset"], "images": images,
-            "eps": f"{threat.epsilon * 255:g}/255", "clean_acc": f"{100 * found.right('clean').mean():.2f}",
+            "eps": f"{threat.epsilon * 255:g}/255", "clean_acc": f"{100 * reading.right('clean').mean():.2f}",
             "autoattack_acc": verdict and f"{100 * verdict['correct'] / images:.2f}",
-            "number_forward_passes": verdict["draws"] if verdict else found.draws, "additional_data": False,
-            "unreliable": bool(flags), "flags": flags, "seed": record.meta["seed"], "exits": found.record.num_exits,
-            "leave_at_each_exit": found.share().tolist(), "true_macs": found.cost("cumulative_macs"),
-            "worst_case_acc": f"{100 * found.right(found.robust).mean():.2f}",
-            "attacks": [*found.suite, *(found.survived if found.robust == "strong" else ())]}
+            "number_forward_passes": verdict["draws"] if verdict else reading.draws, "additional_data": False,
+            "unreliable": bool(flags), "flags": flags, "seed": record.meta["seed"], "exits": reading.record.num_exits,
+            "leave_at_each_exit": reading.share().tolist(), "true_macs": reading.cost("cumulative_macs"),
+            "worst_case_acc": f"{100 * reading.right(reading.robust).mean():.2f}",
+            "attacks": [*reading.suite, *(reading.survived if reading.robust == "strong" else ())]}
 
 
-def find_images(asked: tuple[int, int | None] | None, dataset: Dataset) -> tuple[int, Split]:
+def find_images(part: tuple[int, int | None] | None, dataset: Dataset) -> tuple[int, Split]:
     """(index of the first image, the images) of a half-open range of the test images."""
-    first, stop = asked or (0, None)
+    first, stop = part or (0, None)
     stop = len(dataset.test) if stop is None else stop
     if not 0 <= first < stop <= len(dataset.test):
         raise WorkbookError(f"images {first}:{stop} are not among the {len(dataset.test):,} test images of "
@@ -174,7 +175,7 @@ def find_point(args, network: Network) -> OperatingPoint:
             raise WorkbookError(f"--lambda-n says what {' and '.join(twice)} is; leave one of them out")
         if not {"noise", "batch_norm", "code"} & network.knobs:
             raise WorkbookError("this network was not made for a lambda; leave --lambda-n and --lambda-th out")
-        point = points.of_lambda(network, args.lambda_n, args.lambda_th or 0.0, args.width)
+        point = network.at(args.lambda_n, args.lambda_th or 0.0, args.width)
         if "code" in network.knobs:  # a lambda that it was not trained for is refused, not the nearest taken
             point = point.replace(code=args.lambda_n)
     elif args.lambda_th is not None:
@@ -200,30 +201,30 @@ def refuse_idle(args, attacked: bool, noisy: bool) -> None:
 def find_threat(args, dataset: Dataset) -> Threat:
     """The budget: the flags, and the dataset's customary values where they are missing; its step follows epsilon."""
     given = {name: getattr(args, name) for name in ("epsilon", "step_size", "steps")}
-    usual, kind = dict(dataset.threat), (args.algorithm or "pgd", args.loss or "ce")
-    kind = ("pgd", "margin") if kind[0] == "cw" else kind
-    if kind[0] == "wrm" and given["epsilon"] is None:
+    usual, how = dict(dataset.threat), (args.algorithm or "pgd", args.loss or "ce")
+    how = ("pgd", "margin") if how[0] == "cw" else how
+    if how[0] == "wrm" and given["epsilon"] is None:
         raise WorkbookError("WRM's epsilon weighs the loss against the squared distance, no radius; give --epsilon")
-    if given["epsilon"] and kind[0] == "pgd":
+    if given["epsilon"] and how[0] == "pgd":
         usual["step_size"] *= given["epsilon"] / usual["epsilon"]
     return Threat(**{name: usual[name] if value is None else value for name, value in given.items()},
-                  algorithm=kind[0], loss=kind[1])
+                  algorithm=how[0], loss=how[1])
 
 
-def find_thresholds(asked, network: Network, held_out: Record | None) -> tuple[tuple[float, ...], str]:
+def find_thresholds(source, network: Network, held_out: Record | None) -> tuple[tuple[float, ...], str]:
     """(thresholds, where they come from). Raises WorkbookError when they are missing or too many."""
     if network.num_exits == 1:
-        if asked not in (None, "paper", "calibrated"):
+        if source not in (None, "paper", "calibrated"):
             raise WorkbookError("this network has one exit and takes no thresholds; leave --thresholds out")
         return (), "none"
-    if asked == "calibrated":
+    if source == "calibrated":
         return routing.calibrate(np.concatenate(list(held_out.entropy), axis=-1)), "calibrated"
-    if asked in (None, "paper"):
+    if source in (None, "paper"):
         if network.paper_thresholds is None:
             raise WorkbookError("the paper states no thresholds for this network; use --thresholds calibrated")
         return tuple(network.paper_thresholds), "paper"
-    routing.check_thresholds(asked, network.num_exits)
-    return tuple(asked), "given"
+    routing.check_thresholds(source, network.num_exits)
+    return tuple(source), "given"
 
 
 def remarks(record: Record) -> list[str]:
@@ -233,46 +234,46 @@ def remarks(record: Record) -> list[str]:
     return [f"trained on {meta['trained_on']}"] * elsewhere + [meta["remark"]] * bool(meta["remark"])
 
 
-def report(found: reading.Reading) -> str:
+def report(reading: Reading) -> str:
     """What `evaluate` prints."""
-    record, names = found.record, exit_names(found.record.num_exits)
+    record, names = reading.record, exit_names(reading.record.num_exits)
     meta, view = record.meta, next((v for v in record.views if v.attacked), None)
     budget = "no attack" if view is None else (
-        f"{reading.kind(view.threat)}-{view.threat.steps}, epsilon {view.threat.epsilon:.4g}, " +
+        f"{kind(view.threat)}-{view.threat.steps}, epsilon {view.threat.epsilon:.4g}, " +
         ("" if view.threat.step_size is None else f"step {view.threat.step_size:.4g}, ") + f"{view.mode} mode")
-    gates = ", ".join(f"{t:.4g}" for t in found.thresholds) or "none"
-    audit, rows = record.meta["audit"][json.dumps(found.point.to_json())], []
+    gates = ", ".join(f"{t:.4g}" for t in reading.thresholds) or "none"
+    audit, rows = record.meta["audit"][json.dumps(reading.point.to_json())], []
 
     def shown(what: str, number: str = "{:.2f} % ({:.1f} - {:.1f})") -> str:
-        return number.format(*(100 * part for part in found.measured(what)))
+        return number.format(*(100 * part for part in reading.measured(what)))
 
-    for called in found.names:
-        saved = [1 - found.cost(count, called) / found.plain(whole_net) for count, whole_net in (
+    for called in reading.names:
+        saved = [1 - reading.cost(count, called) / reading.plain(whole_net) for count, whole_net in (
             ("paper_mflops", "paper_mflops"), ("cumulative_macs", "trunk"))]
         rows.append({
-            "attack": called, "accuracy %": shown(called, "{:.2f}") + found.flag(called),
+            "attack": called, "accuracy %": shown(called, "{:.2f}") + reading.flag(called),
             "95 %": shown(called, "{1:.1f} - {2:.1f}"),
-            "last exit alone %": f"{100 * found.alone(called)[-1].mean():.2f}",
-            "paper MFlops": f"{found.cost('paper_mflops', called):.2f}", "saved %": f"{100 * saved[0]:.1f}",
-            "true Mi MACs": f"{found.cost('cumulative_macs', called) / MEBI:.2f}",
+            "last exit alone %": f"{100 * reading.alone(called)[-1].mean():.2f}",
+            "paper MFlops": f"{reading.cost('paper_mflops', called):.2f}", "saved %": f"{100 * saved[0]:.1f}",
+            "true Mi MACs": f"{reading.cost('cumulative_macs', called) / MEBI:.2f}",
             "truly saved %": f"{100 * saved[1]:.1f}",
-            **({"efficacy": f"{efficacy(found, called):.2f}"} if record.num_exits > 1 else {}),
-            **{f"exit {n}": whole(share * record.images) for n, share in zip(names, found.share(called), strict=True)}})
-    verdict = (f"do not trust numbers with ! ({', '.join(found.doubts)})" if found.doubts else
+            **({"efficacy": f"{efficacy(reading, called):.2f}"} if record.num_exits > 1 else {}),
+            **{f"exit {n}": whole(part * record.images) for n, part in zip(names, reading.share(called), strict=True)}})
+    verdict = (f"do not trust numbers with ! ({', '.join(reading.doubts)})" if reading.doubts else
                "nothing against these numbers")
     lines = [
         f"{record.model} on {meta['dataset']} ({meta['data_variant']}), test images {meta['images'][0]}:"
-        f"{meta['images'][1]}, seed {meta['seed']}, {found.draws} draw{'s' * (found.draws > 1)}; {budget}; thresholds "
-        f"{gates} ({found.source})" + "".join(f"; {remark}" for remark in remarks(record)),
+        f"{meta['images'][1]}, seed {meta['seed']}, {reading.draws} draw{'s' * (reading.draws > 1)}; {budget}; "
+        f"thresholds {gates} ({reading.source})" + "".join(f"; {remark}" for remark in remarks(record)),
         pandas.DataFrame(rows).to_string(index=False),
         f"audit on {audit['images']} images: {verdict}",
     ]
     if view is not None:
-        lines.append(f"worst form: {found.worst_form} with {shown(found.worst_form, '{:.2f} %')}")
-    if found.paper_worst:
+        lines.append(f"worst form: {reading.worst_form} with {shown(reading.worst_form, '{:.2f} %')}")
+    if reading.paper_worst:
         lines.append(f"the paper's worst case (lowest of its {len(attack_forms.paper_forms(record.num_exits))} forms): "
-                     f"{shown('paper_worst', '{:.2f} %')} ({found.paper_worst})")
-    if len(found.suite) > 1:
-        lines.append(f"right under every one of {', '.join(found.suite)}: {count(found, 'union'):g} of {record.images} "
-                     f"= {shown('union')}")
+                     f"{shown('paper_worst', '{:.2f} %')} ({reading.paper_worst})")
+    if len(reading.suite) > 1:
+        lines.append(f"right under every one of {', '.join(reading.suite)}: {count(reading, 'union'):g} of "
+                     f"{record.images} = {shown('union')}")
     return "\n".join(lines)

@@ -23,7 +23,7 @@ def main(args) -> None:
     Noise without a draw becomes draw 0.  Raises WorkbookError for no such point, and where programs answer otherwise
     than the network.
     """
-    folder, loaded, point = Path(args.folder), checkpoints.load(args.checkpoint), asked(args.at)
+    folder, loaded, point = Path(args.folder), checkpoints.load(args.checkpoint), parse_point(args.at)
     check_output(folder / "card.json", inputs=[args.checkpoint])
     network, point = loaded.network, point if point.draw is not None or not point.noise else point.replace(draw=0)
     images = torch.rand(COMPARED, *network.input_shape, generator=randomness.generator(0, "export"))
@@ -59,7 +59,7 @@ def main(args) -> None:
             for batch, took in told["latency_ms"].items()), sep="\n")
 
 
-def asked(text: str) -> OperatingPoint:
+def parse_point(text: str) -> OperatingPoint:
     """The point in a file that `choose --json` wrote, or in JSON such as {"noise": 0, "width": 0.5}."""
     try:
         values = json.loads(text if text.lstrip().startswith("{") else Path(text).read_text("utf-8"))

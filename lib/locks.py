@@ -9,7 +9,7 @@ from filelock import FileLock, Timeout  # torch brings it along
 
 from lib import WorkbookError
 
-TOLD_EVERY = 60  # seconds of waiting
+NOTICE_SECONDS = 60  # of waiting, between notices
 
 
 @contextmanager
@@ -23,7 +23,7 @@ def held(path: Path, refusal: str | None = None) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         while not taken:
             try:
-                lock.acquire(timeout=0 if refusal else TOLD_EVERY, poll_interval=0.2)
+                lock.acquire(timeout=0 if refusal else NOTICE_SECONDS, poll_interval=0.2)
                 taken = True
             except Timeout:
                 if refusal:

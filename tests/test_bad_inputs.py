@@ -338,17 +338,17 @@ def shipped(tmp, **named) -> Session:
 
 @case("notebook 17: a named file that is not there")
 def _(tmp):
-    released_record.obtain(shipped(tmp, file="mine.pth.tar"))
+    released_record.load_or_attack(shipped(tmp, file="mine.pth.tar"))
 
 
 @case("a seed that no shipped record has")
 def _(tmp):
-    released_record.obtain(shipped(tmp, seed=7))
+    released_record.load_or_attack(shipped(tmp, seed=7))
 
 
 @case("more images than a shipped record has")
 def _(tmp):
-    released_record.obtain(shipped(tmp, images=5000))
+    released_record.load_or_attack(shipped(tmp, images=5000))
 
 
 @case("shipped trainings of a seed that did not come along")
@@ -396,7 +396,7 @@ def _(tmp):
 @case("a run under the name of one with other settings")
 def _(tmp):
     for seed in (0, 1):
-        runs.claim(Path(tmp) / "mine", dict(preset="quick", weights="train", seed=seed), None)
+        runs.note_request(Path(tmp) / "mine", dict(preset="quick", weights="train", seed=seed), None)
 
 
 @case("a run whose folder another process holds")

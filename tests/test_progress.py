@@ -35,7 +35,7 @@ def test_what_is_slow_shows_before_its_first_step_is_done_and_then_the_time_left
 def test_a_quick_training_and_a_recording_show_how_far_they_are(watched, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(progress, "PATIENCE", 0.0)
     digits = data.load("digits", shape=(1, 28, 28))
-    network = loop.obtain(replace(recipes.find("rdi_smallcnn-digits-standard-quick"), iterations=4), tmp_path)
+    network = loop.load_or_fit(replace(recipes.find("rdi_smallcnn-digits-standard-quick"), iterations=4), tmp_path)
     said = capsys.readouterr().out
     assert "4/4" in said and "loss=" in said
     views = recording.suite(network, Threat(0.1, 0.1, 1), ("clean", "main"))

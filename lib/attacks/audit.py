@@ -92,8 +92,8 @@ def audit(network: Network, images: Tensor, labels: Tensor, threat: Threat | Non
             "checks": {name: {**check._asdict(), "passed": bool(check.passed)} for name, check in found.items()}}
 
 
-def failed(found: dict[str, Check]) -> list[str]:
-    return [name for name, check in found.items() if not check.passed]
+def failed(checks: dict[str, Check]) -> list[str]:
+    return [name for name, check in checks.items() if not check.passed]
 
 
 def step_checks(threat: Threat) -> dict[str, Check]:

@@ -18,10 +18,10 @@ from lib.data import readers
 from lib.data.augment import augment
 from lib.data.classes import CLASSES, match
 from lib.data.folders import LAYOUT, image_folder
-from lib.data.official import COLOUR_THREAT, SOURCES, found, read_files
+from lib.data.official import COLOUR_THREAT, SOURCES, available, read_files
 from lib.data.splits import Dataset, Raw, Split, hold_out
 
-__all__ = ["CLASSES", "NAMES", "Dataset", "Raw", "Split", "augment", "find_folder", "found", "load", "match"]
+__all__ = ["CLASSES", "NAMES", "Dataset", "Raw", "Split", "augment", "available", "find_folder", "load", "match"]
 
 NAMES = ("digits", *SOURCES)
 # Our own choice, as no paper attacks digits: at 0.15 the standard networks we tried fall below 10 %, while training

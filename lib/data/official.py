@@ -149,7 +149,7 @@ def image_folders() -> dict[str, Path]:
     return {place.name: place for place in places if place.name not in {source.folder for source in SOURCES.values()}}
 
 
-def found() -> dict[str, Path]:
+def available() -> dict[str, Path]:
     """What can be loaded from disk without a download, and where it lies: named datasets, then image folders."""
     return {name: place for name, source in SOURCES.items() if (place := source.find())} | image_folders()
 

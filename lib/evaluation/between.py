@@ -61,23 +61,23 @@ class Spot:
         return max(self.around, key=lambda pair: pair[0])[1]
 
     def number(self, attack: str = "clean") -> Number:
-        found = [(w, r.measured(attack if attack in TOGETHER else called(r, attack))) for w, r in self.around]
+        found = [(w, r.measured(attack if attack in TOGETHER else view_for(r, attack))) for w, r in self.around]
         return Number(*(math.fsum(w * number[part] for w, number in found) for part in range(3)))
 
     def share(self, attack: str = "clean") -> np.ndarray:
         """(exits,) who leaves where; of several views at once, under the strongest."""
-        return sum(w * r.share(called(r, attack)) for w, r in self.around)
+        return sum(w * r.share(view_for(r, attack)) for w, r in self.around)
 
     def cost(self, convention: str, attack: str = "clean") -> float:
-        return math.fsum(w * r.cost(convention, called(r, attack)) for w, r in self.around)
+        return math.fsum(w * r.cost(convention, view_for(r, attack)) for w, r in self.around)
 
     def mark(self, attack: str = "clean") -> str:
         """What stands before a number: ≈ interpolated, ≤ no attacker went for it who knew these very gates."""
-        bound = max(r.bound(attack if attack in TOGETHER else called(r, attack)) for _, r in self.around)
+        bound = max(r.bound(attack if attack in TOGETHER else view_for(r, attack)) for _, r in self.around)
         return "≈ " * (len(self.around) > 1) + bound
 
 
-def called(reading: Reading, attack: str) -> str:
+def view_for(reading: Reading, attack: str) -> str:
     """The view that stands for an attack at one point: EOT and transfer are the plain attack where there is no noise;
     of several at once it is the strongest."""
     if attack == "paper_worst":
@@ -107,7 +107,7 @@ def reading_at(record: Record, point: OperatingPoint, thresholds: tuple[float, .
 
 
 @lru_cache(maxsize=64)
-def trade_off(record: Record, point: OperatingPoint | None = None) -> tuple[Reading, ...]:
+def threshold_curve(record: Record, point: OperatingPoint | None = None) -> tuple[Reading, ...]:
     """Readings from "nobody leaves early" to "all leave at exit 1": the same share of those who arrive leaves at every
     exit, by thresholds chosen on the held-out images. () where the record has none."""
     if record.held_out is None or record.num_exits == 1:

@@ -117,15 +117,15 @@ def choose(record: Record, max_macs: float = math.inf, min_robust: float = 0.0, 
     return best(found)
 
 
-def best(found: Sequence[Choice]) -> Choice:
+def best(choices: Sequence[Choice]) -> Choice:
     """Of these settings, which were asked for alike, the one that `choose` takes. Raises WorkbookError as that does."""
-    if not found:
+    if not choices:
         raise WorkbookError("this record holds no attack, so that it cannot say what is robust; record some with it")
-    if min(len(c.reading.right(c.reading.robust)) for c in found) < 2:
+    if min(len(c.reading.right(c.reading.robust)) for c in choices) < 2:
         raise WorkbookError("half of the images choose and half judge; give a record of two images or more")
-    if reaching := [c for c in found if c.missed == 0]:
+    if reaching := [c for c in choices if c.missed == 0]:
         return max(reaching, key=lambda c: (c.met["clean"], -c.met["macs"]))
-    nearest = min(found, key=lambda c: (c.missed, -c.met["clean"]))
+    nearest = min(choices, key=lambda c: (c.missed, -c.met["clean"]))
     return replace(nearest, reached=False)
 
 

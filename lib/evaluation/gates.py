@@ -53,7 +53,7 @@ def entropy(probabilities: np.ndarray) -> np.ndarray:
     return -(probabilities * np.log(np.maximum(probabilities, 1e-30))).sum(-1)
 
 
-def known(record: Record) -> tuple[str, ...]:
+def supported(record: Record) -> tuple[str, ...]:
     """Which decisions a record with exits can tell of: without logits entropy, and patience from the answers."""
     if record.num_exits == 1 or record.entropy is None:
         return ("entropy",)
@@ -70,15 +70,15 @@ def by(record: Record, decision: str) -> Record:
     """
     if decision == "entropy":
         return record
-    if decision not in known(record):
-        more = f"; it can be read by {', '.join(known(record))}, and with its logits by all"
+    if decision not in supported(record):
+        more = f"; it can be read by {', '.join(supported(record))}, and with its logits by all"
         raise WorkbookError(f"this record cannot say who leaves by {decision!r}{more}")
     if decision == "patience":
         score, answers = np.float32(1 / in_a_row(record.prediction)), record.prediction
     else:
         score, answers = decisions(record.probabilities())[decision]
     right = record.right if decision != "mean so far" else (answers == record.labels).astype(np.uint8)
-    held = record.held_out and decision in known(record.held_out)
+    held = record.held_out and decision in supported(record.held_out)
     return replace(record, entropy=score, prediction=answers.astype(record.prediction.dtype), right=right, strong=None,
                    held_out=by(record.held_out, decision) if held else None,
                    meta={**record.meta, "decision": decision, "paper_thresholds": None})

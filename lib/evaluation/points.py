@@ -12,15 +12,10 @@ from lib.operating_point import OperatingPoint
 LAMBDAS, SWITCHES = (0.0, 0.2, 0.7, 1.0), (0.0, 0.5)  # lambda_n and lambda_th of FLOAT's figures
 
 
-def of_lambda(network: Network, lambda_n: float, lambda_th: float = 0.0, width: float | None = None) -> OperatingPoint:
-    """Where one knob puts this network at that width, see `Conditioning.at`."""
-    return network.at(lambda_n, lambda_th).replace(width=width)
-
-
 def published(network: Network, lambdas: Sequence[float] = LAMBDAS, switches: Sequence[float] = SWITCHES,
               widths: Sequence[float | None] = (None,)) -> tuple[OperatingPoint, ...]:
     """The points of FLOAT's figures, each once, and the one they lack: trained with noise, run without it in BN_A."""
-    found = [of_lambda(network, n, th, w) for w in widths for th in switches for n in lambdas]
+    found = [network.at(n, th, w) for w in widths for th in switches for n in lambdas]
     found += [quiet(p) for p in found]
     return tuple(dict.fromkeys(found))
 

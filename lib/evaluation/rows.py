@@ -36,7 +36,7 @@ def frame(rows) -> pandas.DataFrame:
     return pandas.DataFrame(rows, columns=list(COLUMNS), dtype=object)
 
 
-def of(found: Reading, **context) -> list[dict]:
+def of(reading: Reading, **context) -> list[dict]:
     """Everything about one reading as tidy rows; `context` fills experiment, preset, weights, …
 
     Per view: clean_accuracy or robust_accuracy, routed (exit = "routed"; "main" where there is one exit) and at each
@@ -44,35 +44,36 @@ def of(found: Reading, **context) -> list[dict]:
     one exit on clean images only.  Over the suite: paper_worst_case, union_accuracy, worst_draw_accuracy; where the
     strong suite was run at this very setting, strong_accuracy.
     """
-    record, several = found.record, found.record.num_exits > 1
+    record, several = reading.record, reading.record.num_exits > 1
     base = {"model": record.model, "images": record.images, **{key: record.meta.get(key) for key in FROM_META},
-            "evaluated_at": _text(found.point), "threshold_source": found.source, **context}
+            "evaluated_at": _text(reading.point), "threshold_source": reading.source, **context}
     last, result = "routed" if several else "main", []
-    for called in found.views:
-        view, right = found.view(called), found.right(called)
+    for called in reading.views:
+        view, right = reading.view(called), reading.right(called)
         common = {**base, **_columns(view), "attack": called}
         accuracy = "robust_accuracy" if view.attacked else "clean_accuracy"
         result.append({**common, "metric": accuracy, **interval(right)._asdict(), "exit": last})
-        for k, alone in enumerate(found.alone(called) if several else (), start=1):
-            share = float(found.share(called)[k - 1])
+        for k, alone in enumerate(reading.alone(called) if several else (), start=1):
+            share = float(reading.share(called)[k - 1])
             low, high = wilson(share * len(right), len(right))
             result.append({**common, "metric": accuracy, **interval(alone)._asdict(), "exit": str(k)})
             result.append({**common, "metric": "exit_share", "value": share, "low": low, "high": high, "exit": str(k),
                            "cost_inputs": called})
         for metric, plain in (("paper_mflops", "paper_mflops"), ("cumulative_macs", "trunk")):
             if several or not view.attacked:
-                spent, spared = found.cost(metric, called), "paper_saving" if metric == plain else "saving"
+                spent, spared = reading.cost(metric, called), "paper_saving" if metric == plain else "saving"
                 result += [{**common, "metric": m, "value": v, "exit": last, "cost_inputs": called}
-                           for m, v in ((metric, spent), (spared, 1 - spent / found.plain(plain)))]
-    over, threat = {**base, "exit": last}, next((found.view(a).threat for a in found.attacks), None)
+                           for m, v in ((metric, spent), (spared, 1 - spent / reading.plain(plain)))]
+    over, threat = {**base, "exit": last}, next((reading.view(a).threat for a in reading.attacks), None)
     over |= {} if threat is None else {n: getattr(threat, n) for n in ("epsilon", "steps", "step_size")}
-    if found.paper_worst and several:
-        result.append({**over, "metric": "paper_worst_case", **found.measured("paper_worst")._asdict(),
-                       "attack": found.paper_worst, "suite": " ".join(paper_forms(record.num_exits))})
-    for metric, what in (("union_accuracy", "union"), *((("worst_draw_accuracy", "worst"),) * (found.draws > 1))):
-        result.append({**over, "metric": metric, **found.measured(what)._asdict(), "suite": " + ".join(found.suite)})
-    if found.survived:
-        result.append({**over, "metric": "strong_accuracy", **found.measured("strong")._asdict(),
+    if reading.paper_worst and several:
+        result.append({**over, "metric": "paper_worst_case", **reading.measured("paper_worst")._asdict(),
+                       "attack": reading.paper_worst, "suite": " ".join(paper_forms(record.num_exits))})
+    for metric, what in (("union_accuracy", "union"), *((("worst_draw_accuracy", "worst"),) * (reading.draws > 1))):
+        result.append({**over, "metric": metric, "suite": " + ".join(reading.suite),
+                       **reading.measured(what)._asdict()})
+    if reading.survived:
+        result.append({**over, "metric": "strong_accuracy", **reading.measured("strong")._asdict(),
                        "images": record.strong.images, "suite": record.strong.meta["suite"]})
     return result
 

@@ -79,12 +79,12 @@ def stages(network: Network, point: OperatingPoint) -> list[Stage]:
 
 
 @torch.no_grad()
-def write(found: Sequence[Stage], images: Tensor, folder: Path, onnx: bool = True) -> list[Path]:
+def write(modules: Sequence[Stage], images: Tensor, folder: Path, onnx: bool = True) -> list[Path]:
     """Each as a `torch.export` program and as ONNX, for any number of images; returns the former. images: (N, C, H, W),
     two or more. Raises WorkbookError where packages for ONNX are missing."""
     folder.mkdir(parents=True, exist_ok=True)
     files, x, many = [], images, ({0: torch.export.Dim("images", min=1)},)
-    for number, stage in enumerate(found, 1):
+    for number, stage in enumerate(modules, 1):
         program = torch.export.export(stage, (x,), dynamic_shapes=many, strict=False)
         files.append(folder / f"stage{number}.pt2")
         torch.export.save(program, files[-1])

@@ -53,9 +53,9 @@ class Network(nn.Module):
     def num_exits(self) -> int:
         return len(self.heads)
 
-    def at(self, lambda_n: float, lambda_th: float = 0.0) -> OperatingPoint:
-        """Where one knob puts this network, see `Conditioning.at`."""
-        return self.traits.at(lambda_n, lambda_th, self.code_values)
+    def at(self, lambda_n: float, lambda_th: float = 0.0, width: float | None = None) -> OperatingPoint:
+        """Where one knob puts this network at that width, see `Conditioning.at`."""
+        return self.traits.at(lambda_n, lambda_th, self.code_values).replace(width=width)
 
     def ends(self) -> tuple[OperatingPoint, OperatingPoint]:
         """The most accurate and the most robust point that training shows it, see `Conditioning.ends`."""

@@ -30,7 +30,7 @@ class Missing(WorkbookError):
     """The module that registers a network is not there, or cannot be imported."""
 
 
-TOLD = ("exits", "classes", "input_shape", "depth")  # what a backbone is told besides its parts
+ARGUMENTS = ("exits", "classes", "input_shape", "depth")  # of a backbone, besides its parts
 
 
 def register(name: str, backbone: Callable[..., Backbone]):
@@ -40,9 +40,9 @@ def register(name: str, backbone: Callable[..., Backbone]):
     which no later process can import, the name alone. Raises WorkbookError for a function of other arguments.
     """
     try:
-        inspect.signature(backbone).bind(None, **dict.fromkeys(TOLD))
+        inspect.signature(backbone).bind(None, **dict.fromkeys(ARGUMENTS))
     except TypeError as error:
-        raise WorkbookError(f"network {name} has to be a function (parts, *, {', '.join(TOLD)}) -> Backbone; "
+        raise WorkbookError(f"network {name} has to be a function (parts, *, {', '.join(ARGUMENTS)}) -> Backbone; "
                             f"{error}") from None
     module = sys._getframe(1).f_globals["__name__"]
     BACKBONES[name if module == "__main__" else f"{module}:{name}"] = backbone

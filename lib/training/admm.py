@@ -5,12 +5,13 @@ factors together stay non-zero (projected after every step), and ADMM pulls each
 come from a codebook of at most 2^b non-zero values. Batch norm and biases are left alone. Hu et al. (2020, Table 5)
 compare with it on ResNet-38. The stages: dense adversarial training, projected, projected and quantised.
 
-    dense = loop.obtain(base, folder / "dense")                               # base: plain ResNet-38, PGD-defended
+    dense = loop.load_or_fit(base, folder / "dense")  # base: plain ResNet-38, PGD-defended
     start = factorise(dense)
     k = nonzeros_for(start, 56.82 / 79.42)
-    sparse = loop.obtain(compression(base, start, nonzeros=k, learning_rate=0.01), folder / "projected", start=start)
-    final = loop.obtain(compression(base, sparse, nonzeros=k, bits=8, learning_rate=0.005), folder / "quantised",
-                        start=sparse)
+    recipe = compression(base, start, nonzeros=k, learning_rate=0.01)
+    sparse = loop.load_or_fit(recipe, folder / "projected", start=start)
+    recipe = compression(base, sparse, nonzeros=k, bits=8, learning_rate=0.005)
+    final = loop.load_or_fit(recipe, folder / "quantised", start=sparse)
     sparse_cost(final, bits=8)
 """
 

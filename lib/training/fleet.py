@@ -93,16 +93,16 @@ def run(fleet: Sequence[Member], *, minutes: float | None = None, jobs: int = 1,
     waiting, running, failed, shown = [m for m in fleet if not m.finished()], {}, [], -float("inf")
     with folders.stop_signals() as stop:
         while running or waiting:
-            on = not stop.asked and time.monotonic() < end
+            on = not stop.signal and time.monotonic() < end
             while on and waiting and len(running) < jobs:
                 member = waiting.pop(0)
                 running[member] = start(member, end, device)
             for member, process in list(running.items()):
-                if stop.asked:
+                if stop.signal:
                     process.terminate()  # a clean stop: it saves first
                 if process.poll() is not None:
                     del running[member]
-                    failed += [str(member.folder / "log.txt")] if process.returncode > 0 and not stop.asked else []
+                    failed += [str(member.folder / "log.txt")] if process.returncode > 0 and not stop.signal else []
             if not running and not on:
                 break
             if on and time.monotonic() - shown >= show_seconds:
@@ -112,7 +112,7 @@ def run(fleet: Sequence[Member], *, minutes: float | None = None, jobs: int = 1,
     show(table(fleet))
     if failed:
         raise WorkbookError(f"{len(failed)} of the fleet failed; see {', '.join(failed)}; the same command tries again")
-    return stop.asked
+    return stop.signal
 
 
 def start(member: Member, end: float, device: str | None) -> subprocess.Popen:

@@ -23,7 +23,7 @@ from lib.training.recipe import WATCHED, Recipe
 class Stop:
     """The signal, SIGINT or SIGTERM, that asked the training to stop after the step it is in; 0 if none did."""
 
-    asked: int = 0
+    signal: int = 0
 
 
 @contextmanager
@@ -65,9 +65,9 @@ def stop_signals() -> Iterator[Stop]:
         return
 
     def ask(number, frame):
-        if stop.asked:
+        if stop.signal:
             raise KeyboardInterrupt
-        stop.asked = number
+        stop.signal = number
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -65,16 +65,16 @@ def fit(recipe: Recipe, folder: Path | str, *, start: Network | None = None, dev
                                 f"{folder / 'best.safetensors'}", file=sys.stderr)
                 if report or time.monotonic() - training.saved_at >= save_seconds:
                     training.save()
-                if stop.asked:
+                if stop.signal:
                     reason = "interrupted"
                     break
                 if minutes is not None and time.monotonic() - begun >= 60 * minutes:
                     reason = "time is up"
                     break
-        return _close(training, reason, stop.asked)
+        return _close(training, reason, stop.signal)
 
 
-def obtain(recipe: Recipe, folder: Path | str, **options) -> Network:
+def load_or_fit(recipe: Recipe, folder: Path | str, **options) -> Network:
     """The trained network of `recipe`: loaded when `folder` holds it, else trained there. Options as for `fit`.
 
     Raises WorkbookError when the training stopped before its end.

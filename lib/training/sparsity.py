@@ -3,10 +3,10 @@
 As the baseline of Hu et al. (2020, Fig. 6) uses it: one factor per inner channel of each residual block of ResNet-38,
 after the first batch norm and before its ReLU; the 16/32/64 channels of the residual stream and all blocks stay.
 
-    sparse = loop.obtain(selection(recipes.find("resnet38-cifar10-standard-paper"), gamma=…), folder / "sparse")
+    sparse = loop.load_or_fit(selection(recipes.find("resnet38-cifar10-standard-paper"), gamma=…), folder / "sparse")
     small = prune(sparse)                                            # really smaller, same logits
     recipe = continued(recipes.find("resnet38-cifar10-main-paper"), small, name=…)  # inherit=False draws new weights
-    network = loop.obtain(recipe, folder / "defended", start=small)
+    network = loop.load_or_fit(recipe, folder / "defended", start=small)
 """
 
 import copy

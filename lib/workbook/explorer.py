@@ -19,7 +19,7 @@ import numpy as np
 
 from lib import WorkbookError, checkpoints
 from lib.evaluation import choosing, gates, speeds
-from lib.evaluation.between import Spot, called, corners, reading_at
+from lib.evaluation.between import Spot, corners, reading_at, view_for
 from lib.evaluation.record import Record
 from lib.operating_point import OperatingPoint
 from lib.workbook import microscope
@@ -91,7 +91,7 @@ class Explorer:
         source, attack, threat, decision = (changes.get(knob, now) for knob, now in (
             ("thresholds", self.here.source), ("attack", self.here.attack), ("threat", self.here.threat),
             ("decision", self.here.decision)))
-        if "decision" not in changes and decision not in gates.known(subject.record):
+        if "decision" not in changes and decision not in gates.supported(subject.record):
             decision = "entropy"
         if decision != self.here.decision and isinstance(source, tuple) and "thresholds" not in changes:
             source = ""  # thresholds by hand are another score's
@@ -181,7 +181,7 @@ class Explorer:
     def examine(self, index: int) -> microscope.Look:
         """An image of the dataset under the present attack, by the network itself. Raises WorkbookError without it."""
         reading = self.spot().nearest
-        view = reading.view(called(reading, self.here.attack))
+        view = reading.view(view_for(reading, self.here.attack))
         return self._by_entropy().examine(index, view, self.here.at, self.here.thresholds)
 
     def notes(self) -> list[str]:
@@ -231,7 +231,7 @@ class Explorer:
         record, at = choice.reading.record, choice.reading.point
         decision = record.meta.get("decision", "entropy")
         name, weight = next((name, n) for name, family in self.subjects.items() for n, s in family.items()
-                            if decision in gates.known(s.record) and s.by(decision).record is record)
+                            if decision in gates.supported(s.record) and s.by(decision).record is record)
         knobs = {knob: getattr(at, knob) for knob in (*BY_HAND, "width")} | {"lambda_n": weight}
         self.set(network=name, **{knob: value for knob, value in knobs.items() if value is not None},
                  decision=decision, thresholds=choice.reading.thresholds, attack="union")

@@ -9,7 +9,7 @@ import torch
 from plotly.subplots import make_subplots
 from torch import nn
 
-from lib.evaluation.between import trade_off
+from lib.evaluation.between import threshold_curve
 from lib.evaluation.reading import Reading
 from lib.evaluation.stats import Number
 from lib.models.cost import cost
@@ -111,7 +111,7 @@ def against_cost(readings: Mapping[str, Reading], caption: str, swept: Iterable[
                        legend=dict(orientation="v", x=1.01, xanchor="left", y=1, yanchor="top"))
     for place, (label, reading) in enumerate(readings.items()):
         tint, name = colour(label, place), style.label(label)
-        curve = trade_off(reading.record) if label in swept else ()
+        curve = threshold_curve(reading.record) if label in swept else ()
         at = (costs or {}).get(label, tables.measured(reading, unit).value)
         for quantity, symbol, dash in (("clean", "circle-open", "dot"), (robust, "circle", "solid")):
             if curve:

@@ -74,11 +74,11 @@ class Trained:
         """Where its record is shipped: the one that explorers show, or another."""
         return lib.ATLASES / (f"repeats/{self.name}-{which}.safetensors" if which else f"{self.name}.safetensors")
 
-    def own(self, found: Record) -> Record:
+    def own(self, record: Record) -> Record:
         """A record of it. Raises WorkbookError when it was made with other weights than these."""
-        if found.meta.get("checkpoint") != self.digest:
+        if record.meta.get("checkpoint") != self.digest:
             raise WorkbookError(f"the record of {self.name} was made with other weights; record it again")
-        return found
+        return record
 
     def attack(self, source: Dataset, images: Split, views: Sequence[View], **how) -> Record:
         """Its record on these images of a dataset, see `recording.record`."""
@@ -125,7 +125,7 @@ class Member:
         return style.label(self.method) if self.weight is None else f"{FAMILIES[self.family]} {self.weight:g}"
 
     def point(self, lambda_n: float, lambda_th: float = 0.0, width: float | None = None) -> OperatingPoint:
-        return points.of_lambda(self.network, lambda_n, lambda_th, width)
+        return self.network.at(lambda_n, lambda_th, width)
 
     def published(self, lambdas=points.LAMBDAS, switches=points.SWITCHES, width=None) -> list[OperatingPoint]:
         """Where these λ_n and λ_th lead, as far as it was recorded there."""
@@ -217,9 +217,9 @@ def accuracies(members: Members, columns: Sequence[str] = tuple(COLUMNS)[:-1], l
             reading = member.read(at)
             lines[member.label, where(member, at, lambdas, switches)] = line = {}
             for who in columns:
-                line[COLUMNS[who]] = tables.told(reading, who, 1, who in ("clean", "union", "strong"))
+                line[COLUMNS[who]] = tables.text(reading, who, 1, who in ("clean", "union", "strong"))
                 if who == "clean" and (papers := find(seven or {}, member.method, at)):
-                    line["PGD-7, the paper's"] = tables.told(papers, "white-box", 1)
+                    line["PGD-7, the paper's"] = tables.text(papers, "white-box", 1)
     return pd.DataFrame(lines).T.fillna(tables.DASH).rename_axis(["method", "operating point"])
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from lib import WorkbookError, checkpoints
 from lib.evaluation import gates
-from lib.evaluation.between import called, corners, nearest, trade_off
+from lib.evaluation.between import corners, nearest, threshold_curve, view_for
 from lib.evaluation.points import SWITCHES, name
 from lib.evaluation.reading import Reading, read
 from lib.evaluation.record import Record
@@ -74,7 +74,7 @@ def contents(shown: Record | Subject) -> dict:
         "attacks": {attack: html.unescape(spoken(attack, record.num_exits)) for attack in attacks},
         "sample": sample.tolist(), "labels": record.labels[sample].tolist(), "paths": _paths(subject, at),
         "pictures": subject.pixels and microscope.png_uri(np.concatenate(list(subject.pixels.values()), axis=1)),
-        "decisions": {decision: _decided(subject.by(decision), at, attacks) for decision in gates.known(record)}}
+        "decisions": {decision: _decided(subject.by(decision), at, attacks) for decision in gates.supported(record)}}
 
 
 def _decided(subject: Subject, at: list[OperatingPoint], attacks: list[str]) -> dict:
@@ -95,12 +95,12 @@ def _point(subject: Subject, reading: Reading, attacks: list[str]) -> dict:
     costs = record.exit_costs(at)
     views = {one: {"places": places, "draws": sum(record.views[v].draws for v in places)}
              for one, places in reading.views.items()}
-    stands = {attack: view for attack in attacks if (view := called(reading, attack)) in views}
+    stands = {attack: view for attack in attacks if (view := view_for(reading, attack)) in views}
     return {"name": name(at.replace(width=None)), "width": at.width, "point": at.to_json(), "views": views,
             "suite": reading.suite, "trunk": costs.trunk.tolist(), "heads": costs.heads.tolist(),
             "doubts": reading.doubts, "stands": stands,
             "sources": {source: _gates(found) for source, found in subject.stops(at).items()},
-            "curve": _curve(trade_off(record, at)), "strong": _strong(record, at)}
+            "curve": _curve(threshold_curve(record, at)), "strong": _strong(record, at)}
 
 
 def _paths(subject: Subject, at: list[OperatingPoint]) -> list[dict]:

@@ -187,7 +187,7 @@ class Panel:
         self.exits.children = [self.source, self.budget.box, self.decision] if self.gates else []
         attacks = [(html.unescape(view.spoken(a, subject.record.num_exits)), a) for a in subject.attacks]
         widths = [(f"{w:g}", w) for w in reversed(subject.values("width"))]
-        by = gates.known(self.explorer.subject_of(self.explorer.here.network, self.explorer.here.lambda_n).record)
+        by = gates.supported(self.explorer.subject_of(self.explorer.here.network, self.explorer.here.lambda_n).record)
         for control, options in ((self.attack, attacks), (self.threat, list(subject.threats)), (self.width, widths),
                                  (self.decision, by), (self.source, subject.sources)):
             if control.options != tuple(options):  # setting them anew would undo a hand's next choice

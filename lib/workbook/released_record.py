@@ -35,7 +35,7 @@ class Released(NamedTuple):
     subject: Subject
 
 
-def obtain(wb: Session) -> Released:
+def load_or_attack(wb: Session) -> Released:
     """Attacks of the file that is named, or of the released one where weights is "train" and all is at hand; else the
     shipped record, as many of its images and restarts as were named.
 

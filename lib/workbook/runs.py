@@ -159,7 +159,7 @@ def main(args) -> int:
     threads, begun = max(1, cores() // at_once) if at_once > 1 else None, time.monotonic()
     with locks.held(folder / ".lock", f"another run goes on in {folder}; wait for it, or give this one another --name"):
         try:
-            claim(folder, settings, threads)
+            note_request(folder, settings, threads)
             failed = execute(jobs, at_once, threads, 60 * args.patience)
             page = index(folder, jobs, seconds=time.monotonic() - begun)
         except OSError as error:  # such as a full disk where a log begins
@@ -220,7 +220,7 @@ def recorded(network, method: str, dataset: str, preset: str) -> tuple[float, fl
             len(views) * network.num_exits * (6 + 2 * network.classes))
 
 
-def claim(folder: Path, settings: dict, threads: int | None) -> None:
+def note_request(folder: Path, settings: dict, threads: int | None) -> None:
     """Note what a run is asked for. Raises WorkbookError where the folder holds another run."""
     before = read_json(folder / "run.json") or dict(asked=settings, threads=threads)
     if before["asked"] != settings:

@@ -72,7 +72,7 @@ def trained_here(namespace: dict, notebook: str, **by_preset) -> "Session":
 class Session(Settings):
     """The checked parameters, and what is done with them. Everything raises WorkbookError for what is not at hand."""
 
-    def but(self, **parameters) -> "Session":
+    def replace(self, **parameters) -> "Session":
         """The same with other parameters."""
         return Session(**vars(self) | parameters)
 
@@ -113,21 +113,21 @@ class Session(Settings):
             raise WorkbookError(f"no network of {min(lacking)} came with the repository; set weights = \"train\"")
         return {label: self.load(*one) for label, one in found.items()}
 
-    def train(self, asked: Recipe, start: Network | None = None) -> Trained:
+    def train(self, recipe: Recipe, start: Network | None = None) -> Trained:
         """The network of a recipe: shipped under its name, or trained once per run and kept. Raises WorkbookError when
         training stopped early, and for a changed recipe under the name of the unchanged one."""
-        if asked.name in recipes.names():
-            own = dataclasses.replace(recipes.find(asked.name), seed=asked.seed)
-            if own.digest() != asked.digest():
-                raise WorkbookError(f"{asked.name} is the name of another training ({difference(own, asked)}); give "
+        if recipe.name in recipes.names():
+            own = dataclasses.replace(recipes.find(recipe.name), seed=recipe.seed)
+            if own.digest() != recipe.digest():
+                raise WorkbookError(f"{recipe.name} is the name of another training ({difference(own, recipe)}); give "
                                     "this one a name of its own")
-        if self.weights == "shipped" and (path := lib.CHECKPOINTS / f"{asked.name}.safetensors").is_file():
+        if self.weights == "shipped" and (path := lib.CHECKPOINTS / f"{recipe.name}.safetensors").is_file():
             return Trained.load(path, device=self.device)
-        folder = self.networks / f"{asked.name}-{asked.digest()}"
+        folder = self.networks / f"{recipe.name}-{recipe.digest()}"
         with waiting_for(folder):
             sound(folder / "last.safetensors", "network"), sound(folder / "state.safetensors", "state")
-            loop.obtain(asked, folder, start=start, device=self.device)
-        return Trained.load(folder / "last.safetensors", "train", self.device, asked.name)
+            loop.load_or_fit(recipe, folder, start=start, device=self.device)
+        return Trained.load(folder / "last.safetensors", "train", self.device, recipe.name)
 
     def threat(self, dataset: Dataset) -> Threat:
         """The customary attack; at `quick` size with half the steps, each twice as long."""
@@ -178,14 +178,14 @@ class Session(Settings):
         enough = "images" not in self.named or self.images <= found.images
         return self.cut(found) if found.meta["seed"] == self.seed and enough else None
 
-    def cut(self, found: Record) -> Record:
+    def cut(self, record: Record) -> Record:
         """The first images of a shipped record, as many as were named. Raises WorkbookError where it has fewer."""
         if "images" not in self.named:
-            return found
-        if self.images > found.images:
-            raise WorkbookError(f"images {self.images} are more than the {found.images:,} of the shipped record; "
+            return record
+        if self.images > record.images:
+            raise WorkbookError(f"images {self.images} are more than the {record.images:,} of the shipped record; "
                                 "give fewer, or set weights = \"train\"")
-        return found.select(images=slice(0, self.images))
+        return record.select(images=slice(0, self.images))
 
     def first(self, dataset: Dataset) -> Split:
         """The first test images. Raises WorkbookError where so many were named and there are fewer."""
@@ -232,7 +232,7 @@ class Session(Settings):
             runs = [{method: Member(method, one := Trained.load(weights), self.cut(one.own(Record.load(kept))))
                      for method, (weights, kept) in zip(methods, files(seed), strict=True)} for seed in seeds]
         else:
-            each = [self.but(seed=seed) for seed in range(self.seed, self.seed + self.seeds)]
+            each = [self.replace(seed=seed) for seed in range(self.seed, self.seed + self.seeds)]
             runs = [own.members(own.load_all(methods), plan=plan) for own in each]
         return {method: dataclasses.replace(first, others=tuple(run[method] for run in runs[1:]))
                 for method, first in runs[0].items()}

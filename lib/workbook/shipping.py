@@ -125,7 +125,7 @@ def save_every_knob(trained: Trained, source: data.Dataset, images: int | None, 
                               forms=("main", "average", "gate_aware"), **how)
     found = trained.attack(source, source.test[:images], views, held_out=gates.lightened(), draws=3, batch_size=BATCH,
                            audited=AUDITED, folder=folder / "attacked", **told)
-    last = points.of_lambda(network, 1.0, width=max(network.widths) if "width" in network.knobs else None)
+    last = network.at(1.0, width=max(network.widths) if "width" in network.knobs else None)
     first = [v for v, view in enumerate(found.views) if view.point == last and not view.evaluated_at.draw]
     kept = replace(found.take(first), held_out=gates.select(point=last, images=slice(HELD_OUT // 2)))
     kept.save(ATLASES / "repeats" / f"{name}-logits.safetensors")
@@ -235,7 +235,7 @@ def add_strong(name: str, images: int, folder: Path | None = None, device: str =
                             f"{found.meta['data_variant']}, not from {loaded.digest[:8]} on {variant}; ship it anew")
     at, gates = found.points, [suited(found) if network.num_exits > 1 else None]
     if len(at) > 1:
-        at = [points.of_lambda(network, n, width=max(network.widths) if "width" in network.knobs else None)
+        at = [network.at(n, width=max(network.widths) if "width" in network.knobs else None)
               for n in (0.0, 1.0)]
         gates += [(-math.inf,) * (network.num_exits - 1)] * (network.num_exits > 1)
     threat = next(view.threat for view in found.views if view.attacked)

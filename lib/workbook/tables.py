@@ -39,14 +39,14 @@ def measured(reading: Reading, quantity: str) -> Number | None:
     return Number(*(None if part is None else unit * part for part in found))
 
 
-def told(reading: Reading, quantity: str, digits: int = 2, with_interval: bool = False) -> str:
+def text(reading: Reading, quantity: str, digits: int = 2, with_interval: bool = False) -> str:
     """`measured` in words; a dash where there is none. "≤" stands before a bound (`Reading.bound`), and an attacked
     number that the audit doubts is struck through, with its flag behind."""
-    found = measured(reading, quantity)
-    if found is None:
+    value = measured(reading, quantity)
+    if value is None:
         return DASH
-    said, flag = spread(found, digits) if with_interval else number(found.value, digits), reading.flag(quantity)
-    return reading.bound(quantity) + ("".join(f"{letter}\u0336" for letter in said) + flag if flag else said)
+    shown, flag = spread(value, digits) if with_interval else number(value.value, digits), reading.flag(quantity)
+    return reading.bound(quantity) + ("".join(f"{letter}\u0336" for letter in shown) + flag if flag else shown)
 
 
 def doubted(shown: Mapping[str, Iterable[Reading]]) -> str:
@@ -88,7 +88,7 @@ def beside(published: Published | Sequence[Published], readings: Mapping[str, Re
             found = None if reading.trained.quick else measured(reading, quantity)
             fair = said is not None and found is not None and comparable(reading)
             lines.append({"network": style.label(label), "quantity": QUANTITIES.get(quantity, style.spoken(quantity)),
-                          "published": number(said), "measured": told(reading, quantity) if found else DASH,
+                          "published": number(said), "measured": text(reading, quantity) if found else DASH,
                           "95 % interval": DASH if not found or found.low is None
                           else f"{found.low:.1f} to {found.high:.1f}",
                           "difference": f"{found.value - said:+.1f}" if fair else DASH})
@@ -106,7 +106,7 @@ def printed(published: Published, ways: Mapping[str, Mapping[str, Reading]]) -> 
         for way, readings in ways.items():
             ours = readings.get(label)
             columns[style.label(label), way] = [
-                DASH if not ours or ours.trained.quick else told(ours, _counted(what, ours), 1, True) for what in order]
+                DASH if not ours or ours.trained.quick else text(ours, _counted(what, ours), 1, True) for what in order]
     named = [QUANTITIES.get(what, style.spoken(what)).removesuffix(", clean images") for what in order]
     return pd.DataFrame(columns, pd.Index(named))
 
@@ -120,16 +120,16 @@ def number(value: float | None, digits: int = 2) -> str:
     return DASH if value is None or math.isnan(value) else f"{value:.{digits}f}"
 
 
-def spread(found: Mapping | Number, digits: int = 2, unit: float = 1.0) -> str:
+def spread(number: Mapping | Number, digits: int = 2, unit: float = 1.0) -> str:
     """A number, or a tidy row's, with its interval if it has one, times `unit`."""
-    parts = found if isinstance(found, Number) else (found.get(name) for name in ("value", "low", "high"))
+    parts = number if isinstance(number, Number) else (number.get(name) for name in ("value", "low", "high"))
     value, low, high = (None if part is None else f"{unit * part:.{digits}f}" for part in parts)
     return value if low is None else f"{value} ({low}–{high})"
 
 
-def ranged(found: Sequence[float | None], form: str = "+.1f") -> str:
+def ranged(number: Sequence[float | None], form: str = "+.1f") -> str:
     """(value, low, high) as "+3.0 (+1.0 to +5.0)"."""
-    value, low, high = found
+    value, low, high = number
     return f"{value:{form}}" + ("" if low is None else f" ({low:{form}} to {high:{form}})")
 
 
@@ -137,9 +137,9 @@ def forms(readings: Mapping[str, Reading]) -> pd.DataFrame:
     """Accuracy in percent: a line per network, a column per view, then the two worst cases and both costs (clean)."""
     lines = {}
     for label, reading in readings.items():
-        line = {style.spoken(view): told(reading, view, 1) for view in reading.names}
+        line = {style.spoken(view): text(reading, view, 1) for view in reading.names}
         for quantity in ("paper_worst", "union", "paper_mflops", "cumulative_macs"):
-            line[QUANTITIES[quantity]] = told(reading, quantity, 2 if quantity in COUNTED else 1)
+            line[QUANTITIES[quantity]] = text(reading, quantity, 2 if quantity in COUNTED else 1)
         lines[style.label(label)] = line
     return stacked(pd.DataFrame(lines).T)
 
@@ -149,9 +149,9 @@ def settings(readings: Mapping[str, Reading]) -> pd.DataFrame:
     lines = {}
     for name, reading in readings.items():
         line = {"leaves below": " ".join("closed" if t == -math.inf else f"{t:.3g}" for t in reading.thresholds)}
-        line |= {QUANTITIES[quantity]: told(reading, quantity, 1) for quantity in ("clean", "paper_worst", "union")}
+        line |= {QUANTITIES[quantity]: text(reading, quantity, 1) for quantity in ("clean", "paper_worst", "union")}
         line["leave at each exit, %"] = " ".join(f"{100 * share:.0f}" for share in reading.share())
-        line |= {QUANTITIES[quantity]: told(reading, quantity) for quantity in (*COUNTED[:2], "saving")}
+        line |= {QUANTITIES[quantity]: text(reading, quantity) for quantity in (*COUNTED[:2], "saving")}
         lines[name] = line
     return pd.DataFrame(lines).T
 
@@ -199,12 +199,12 @@ def verdict(claim: str, first: np.ndarray, second: np.ndarray, unit: str = "poin
     return line | {"over": ", ".join(over), "verdict": line.pop("verdict") + here}
 
 
-def within(claim: str, found: Sequence[float] | Mapping, unit: str, images: int | str, *, least: float = -math.inf,
+def within(claim: str, number: Sequence[float] | Mapping, unit: str, images: int | str, *, least: float = -math.inf,
            most: float = math.inf, above: float = -math.inf, form: str = "+.1f", column: str = "95 % interval") -> dict:
     """Does a number (value, low, high), or a tidy row's, lie from `least` to `most`, or surely above `above`?
 
     Its whole interval does: "held"; none of it: "did not hold"; else "too small to tell".  form: of the numbers."""
-    value, low, high = map(found.get, ("value", "low", "high")) if isinstance(found, Mapping) else found
+    value, low, high = map(number.get, ("value", "low", "high")) if isinstance(number, Mapping) else number
     inside, outside = least <= low and high <= most and low > above, high < max(least, above) or low > most
     return {"claim": claim, "difference": f"{value:{form}} {unit}".rstrip(), column: f"{low:{form}} to {high:{form}}",
             "images": images, "verdict": "held" if inside else "did not hold" if outside else UNSURE}
@@ -240,6 +240,6 @@ def learned(*readings: Reading) -> bool:
     return all(r.measured("clean").low >= LEARNED for r in readings)
 
 
-def verdicts(*lines: dict | None) -> pd.DataFrame:
+def claims(*lines: dict | None) -> pd.DataFrame:
     """A line per claim; None is a claim about what is not there."""
     return pd.DataFrame([line for line in lines if line]).set_index("claim").fillna(DASH)

@@ -16,7 +16,7 @@ from plotly.subplots import make_subplots
 
 from lib import WorkbookError
 from lib.evaluation import points
-from lib.evaluation.between import Spot, called, nearest, trade_off
+from lib.evaluation.between import Spot, nearest, threshold_curve, view_for
 from lib.workbook import microscope, style
 from lib.workbook.explorer import Explorer
 
@@ -181,7 +181,7 @@ def update(fig: go.Figure, explorer: Explorer):
 
 def _update_exits(fig: go.Figure, trace: dict, explorer: Explorer, here, before):
     attack, record = explorer.here.attack, explorer.subject.record
-    curve = trade_off(record, nearest(record, explorer.here.at))  # of the nearest recorded point
+    curve = threshold_curve(record, nearest(record, explorer.here.at))  # of the nearest recorded point
     for name, view in (("clean", "clean"), ("attacked", attack)):
         share = [float(100 * s) for s in here.share(view)]
         trace[name].x, trace[name].text = share, [f"{s:.0f}" for s in share]
@@ -224,12 +224,12 @@ def _update_pictures(fig: go.Figure, pictures, explorer: Explorer, here, before)
     cells = []
     if subject.early:
         for block, view in enumerate(("clean", attack)):
-            cells += microscope.by_exit(here.nearest, called(here.nearest, view), sample, block * (BLOCK + 1), BLOCK)
+            cells += microscope.by_exit(here.nearest, view_for(here.nearest, view), sample, block * (BLOCK + 1), BLOCK)
     else:
         sample = sample[::max(1, len(sample) // WIDE)][:WIDE]
         for row, (spot, view) in enumerate((spot, view) for spot in (before, here) for view in ("clean", attack)):
             if spot is not None:
-                cells += microscope.in_a_row(spot.nearest, called(spot.nearest, view), sample, row)
+                cells += microscope.in_a_row(spot.nearest, view_for(spot.nearest, view), sample, row)
     first, names = record.meta["images"][0], [style.plain(name) for name in subject.classes]
     pictures.x, pictures.y = [c.column + 0.5 for c in cells], [c.row + 0.5 for c in cells]
     pictures.customdata = [first + c.index for c in cells]
@@ -243,7 +243,7 @@ def _update_pictures(fig: go.Figure, pictures, explorer: Explorer, here, before)
     fig.layout.images = drawn
     pictures.text = [""] * len(cells) if drawn else [names[c.answer][:4] for c in cells]
     pictures.textfont.color = [style.INK if c.right else style.ATTACKED for c in cells]
-    under = spoken(called(here.nearest, attack), record.num_exits)
+    under = spoken(view_for(here.nearest, attack), record.num_exits)
     wrong = style.tinted("framed" if drawn else "red", style.ATTACKED)
     where = f"clean | attacked ({under}), surest first" if subject.early else f"some images, attacked: {under}"
     fig.layout.annotations[-1].text = f"{where}; {wrong} where wrong"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lib import ATLASES
-from lib.evaluation.between import called, corners, nearest
+from lib.evaluation.between import corners, nearest, view_for
 from lib.evaluation.gates import by
 from lib.evaluation.reading import read
 from lib.evaluation.record import Record
@@ -90,7 +90,7 @@ def expected(record: Record, told: dict, knows: dict) -> dict:
     about, strong = "≈ " * (len(around) > 1), len(around) == 1 and near.robust == "strong"
 
     def shown(at):  # the view that the attack means at a recorded point
-        view = None if address["attack"] == "union" else called(at, address["attack"])
+        view = None if address["attack"] == "union" else view_for(at, address["attack"])
         return view if view in at.views else min(at.suite, key=lambda one: at.right(one).sum())
 
     def mixed(number):

@@ -178,7 +178,7 @@ def test_an_unknown_augmentation_is_refused():
 
 
 def needs(name):
-    return pytest.mark.skipif(name not in data.found(), reason=f"{name} is not on disk (data/README.md says how)")
+    return pytest.mark.skipif(name not in data.available(), reason=f"{name} is not on disk (data/README.md says how)")
 
 
 @needs("mnist")

@@ -79,7 +79,7 @@ def test_fashion_mnist_is_also_found_in_the_system_folder(place, tmp_path_factor
     monkeypatch.setitem(official.SOURCES, "fashion_mnist", replace(official.SOURCES["fashion_mnist"], elsewhere=system))
     fashion = data.load("fashion_mnist", download=False)
     assert fashion.classes[9] == "Ankle boot" and fashion.variant == "first 30 training and 10 test images"
-    assert data.found() == {"fashion_mnist": system}
+    assert data.available() == {"fashion_mnist": system}
 
 
 @pytest.mark.parametrize("damage", [
@@ -232,7 +232,7 @@ def test_missing_files_without_network_are_one_sentence(place, name, download):
     text = sentence(error)
     assert str(place) in text and "http" in text and "data/README.md" in text
     assert ("no network here" in text) == download
-    assert not [path for path in place.iterdir() if not path.name.endswith(".lock")] and data.found() == {}
+    assert not [path for path in place.iterdir() if not path.name.endswith(".lock")] and data.available() == {}
 
 
 def test_a_missing_set_points_at_image_folders_on_disk(place):
@@ -241,7 +241,7 @@ def test_a_missing_set_points_at_image_folders_on_disk(place):
         Image.new("RGB", (8, 8)).save(place / "cifar10_copy" / part / "cat" / "1.png")
     with pytest.raises(WorkbookError, match="image folder instead .cifar10_copy."):
         data.load("cifar10", download=False)
-    assert data.found() == {"cifar10_copy": place / "cifar10_copy"} and len(data.load("cifar10_copy").test) == 1
+    assert data.available() == {"cifar10_copy": place / "cifar10_copy"} and len(data.load("cifar10_copy").test) == 1
 
 
 def fetching(monkeypatch, fetch):

@@ -157,7 +157,8 @@ def test_tiny_imagenet_tests_on_the_official_validation_images(tmp_path, monkeyp
     assert [round(image.float().mean().item(), -1) for image in tiny.test.images] == [0, 40, 80, 120, 160, 200]
     assert tiny.validation.labels.tolist() == [0, 1, 2] and len(tiny.train) == 9  # stratified: the order is by class
     assert tiny.variant == "12 training and 6 validation images" and tiny.augmentation == "crop8_flip"
-    assert data.found()["tiny_imagenet"] == tmp_path / "tiny-imagenet-200" and "tiny-imagenet-200" not in data.found()
+    found = data.available()
+    assert found["tiny_imagenet"] == tmp_path / "tiny-imagenet-200" and "tiny-imagenet-200" not in found
 
 
 def test_tiny_imagenet_from_the_zip_placed_by_hand(tmp_path, monkeypatch, tmp_path_factory):

@@ -66,7 +66,7 @@ def test_attacks_knew_no_other_decision_and_what_was_not_kept_is_said():
     assert read(gates.by(kept, "patience"), kept.points[0], closed).bound("union") == ""
     assert read(gates.by(kept, "mean so far"), kept.points[0], closed).bound("union") == "≤ "
     few = kept.lightened()
-    assert gates.known(few) == ("entropy", "patience") and gates.by(few, "patience").thresholds_of("calibrated")
+    assert gates.supported(few) == ("entropy", "patience") and gates.by(few, "patience").thresholds_of("calibrated")
     with pytest.raises(WorkbookError, match="cannot say who leaves by 'mean so far'; it can be read by entropy, patie"):
         gates.by(few, "mean so far")
 

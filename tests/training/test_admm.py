@@ -246,7 +246,7 @@ def constrained(path) -> list[torch.Tensor]:
 
 
 def test_dense_projected_quantised_and_what_is_in_the_file(tmp_path):
-    dense = loop.obtain(tiny(), tmp_path / "dense")
+    dense = loop.load_or_fit(tiny(), tmp_path / "dense")
     start = factorise(dense)
     k = nonzeros_for(start, TABLE_5)
     sparse = loop.fit(compression(tiny(), start, nonzeros=k), tmp_path / "projected", start=start)
@@ -269,7 +269,7 @@ def test_dense_projected_quantised_and_what_is_in_the_file(tmp_path):
 def test_a_killed_compression_goes_on_bit_for_bit(tmp_path):
     start = factorise(small("resnet38"))
     recipe = compression(tiny(), start, nonzeros=3000, bits=2, interval=2)
-    whole = loop.obtain(recipe, tmp_path / "whole", start=start)
+    whole = loop.load_or_fit(recipe, tmp_path / "whole", start=start)
     for _ in range(recipe.iterations):
         result = loop.fit(recipe, tmp_path / "stepwise", start=start, minutes=1e-9)
     assert result.finished

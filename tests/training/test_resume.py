@@ -232,10 +232,10 @@ def test_a_finished_network_that_was_damaged_is_named_and_a_foreign_one_not_take
 
 def test_a_finished_training_is_loaded_and_an_unfinished_one_not_obtained(tmp_path, monkeypatch):
     with pytest.raises(WorkbookError, match="stopped at step 1 of 12 .time is up.; run again to go on"):
-        loop.obtain(TINY, tmp_path, minutes=1e-9)
-    trained = loop.obtain(TINY, tmp_path)
+        loop.load_or_fit(TINY, tmp_path, minutes=1e-9)
+    trained = loop.load_or_fit(TINY, tmp_path)
     monkeypatch.setattr(loop, "Training", None)  # from here on nothing can be trained
-    loaded = loop.obtain(TINY, tmp_path)
+    loaded = loop.load_or_fit(TINY, tmp_path)
     assert not loaded.training
     for a, b in zip(trained.state_dict().values(), loaded.state_dict().values(), strict=True):
         assert torch.equal(a, b)

@@ -180,7 +180,7 @@ def test_dead_factors_are_exactly_zero_in_what_is_handed_back_and_written(tmp_pa
 
 def test_select_prune_then_defend_with_inherited_or_fresh_weights(tmp_path):
     start = scaled()
-    sparse = loop.obtain(continued(selection(tiny(), 0.35), start), tmp_path / "sparse", start=start)
+    sparse = loop.load_or_fit(continued(selection(tiny(), 0.35), start), tmp_path / "sparse", start=start)
     pruned = prune(sparse)
     assert cost(pruned).macs < 0.9 * cost(start).macs
     inherited = continued(tiny("main"), pruned)
@@ -209,7 +209,7 @@ def test_a_recipe_that_starts_from_weights_wants_exactly_these(tmp_path):
 
 def test_a_killed_selection_goes_on_bit_for_bit(tmp_path):
     recipe = selection(tiny(), 0.35)
-    whole = loop.obtain(recipe, tmp_path / "whole")
+    whole = loop.load_or_fit(recipe, tmp_path / "whole")
     for _ in range(recipe.iterations):
         result = loop.fit(recipe, tmp_path / "stepwise", minutes=1e-9)
     assert result.finished

@@ -19,7 +19,7 @@ from lib import WorkbookError, checkpoints, data
 from lib.attacks.steps import Threat
 from lib.data import Split
 from lib.evaluation import choosing, points, recording, routing, speeds
-from lib.evaluation.between import called, corners
+from lib.evaluation.between import corners, view_for
 from lib.evaluation.reading import read
 from lib.models import zoo
 from lib.operating_point import OperatingPoint
@@ -697,9 +697,9 @@ def test_headless_the_same_cell_leaves_a_figure_a_table_and_a_look(tiny, tmp_pat
 def test_a_view_stands_for_an_attack_where_there_is_no_noise(methods):
     record = methods["FLOAT"].record
     quiet = read(record, OperatingPoint(noise=0.0, batch_norm=1.0))
-    assert called(quiet, "EOT") == "main" == called(quiet, "noise-free transfer")
+    assert view_for(quiet, "EOT") == "main" == view_for(quiet, "noise-free transfer")
     noisy = read(record, OperatingPoint(noise=1.0, batch_norm=1.0))
-    assert called(noisy, "EOT") == "EOT"
+    assert view_for(noisy, "EOT") == "EOT"
     with pytest.raises(WorkbookError, match="was not met by 'average'"):
-        noisy.right(called(noisy, "average"))
+        noisy.right(view_for(noisy, "average"))
     assert THREAT in Subject(record).threats.values()

@@ -40,7 +40,7 @@ def reading(label="main", **right) -> Reading:
 
 
 def test_the_trade_off_runs_from_nobody_to_everybody_leaving_at_exit_1():
-    curve = between.trade_off(record())
+    curve = between.threshold_curve(record())
     exits = [(10 * reading.share()).tolist() for reading in curve]
     assert exits[0] == [0, 0, 10] and exits[-1] == [10, 0, 0]
     held_out = [round(10 * share) for share in between.PASSING]

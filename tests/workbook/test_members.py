@@ -69,7 +69,7 @@ def test_what_is_not_there_is_a_dash_or_no_line(members):
     assert once_for_all.claim(members, "x", ("float", 1.0), ("pni", 1.0)) is None
     assert once_for_all.claim(members, "x", ("float", 0.3), ("float", 1.0)) is None  # was not recorded
     line = tables.verdict("a", np.ones(4), np.zeros(4))
-    assert len(tables.verdicts(line, None)) == 1
+    assert len(tables.claims(line, None)) == 1
     assert once_for_all.accuracies({"dual_bn": members["dual_bn"]})["draw known"].tolist() == ["–", "–"]
     without = members["float"].record
     fewer = replace(members["float"], record=without.take([

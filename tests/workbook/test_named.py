@@ -79,7 +79,7 @@ def test_a_training_of_a_page_s_own_is_read_where_it_came_along(asked, tmp_path,
     shutil.copy(lib.CHECKPOINTS / "resnet38-digits-main-laptop.safetensors", tmp_path / f"{recipe.name}.safetensors")
     monkeypatch.setattr(lib, "CHECKPOINTS", tmp_path)
     assert asked().train(recipe).weights == "shipped" and asked().shipped("resnet38", "main-laptop-mine")
-    monkeypatch.setattr(loop, "obtain", lambda *args, **told: pytest.fail("it was trained"))
+    monkeypatch.setattr(loop, "load_or_fit", lambda *args, **told: pytest.fail("it was trained"))
     for other in (asked(weights="train"), asked()):
         with pytest.raises(pytest.fail.Exception, match="trained"):
             other.train(dataclasses.replace(recipe, name=recipe.name + "2" * (other.weights == "shipped")))
@@ -114,21 +114,21 @@ def test_another_seed_is_attacked_anew_and_the_rows_say_what_was_read(asked, mon
 def test_a_named_file_is_attacked_or_refused(asked, tmp_path, monkeypatch):
     monkeypatch.setattr(subject, "at_hand", lambda name: None)
     with pytest.raises(WorkbookError, match="mine.pth.tar is neither a file nor below"):
-        released_record.obtain(asked(file="mine.pth.tar"))
+        released_record.load_or_attack(asked(file="mine.pth.tar"))
     (tmp_path / "mine.pth.tar").write_bytes(b"x")
     with pytest.raises(WorkbookError, match="needs the CIFAR-10 test images"):
-        released_record.obtain(asked(file=str(tmp_path / "mine.pth.tar"), weights="train"))
+        released_record.load_or_attack(asked(file=str(tmp_path / "mine.pth.tar"), weights="train"))
 
 
 def test_the_shipped_record_of_the_released_weights_says_that_it_is_one(asked, monkeypatch):
     monkeypatch.setattr(subject, "at_hand", lambda name: None)
-    found = released_record.obtain(asked(weights="train"))  # nothing was named, nothing is at hand: it is read
+    found = released_record.load_or_attack(asked(weights="train"))  # nothing was named, nothing is at hand: it is read
     assert found.reading.trained.weights == "shipped" and found.reading.record.images == 1017
-    found = released_record.obtain(asked(images=100, restarts=2))
+    found = released_record.load_or_attack(asked(images=100, restarts=2))
     assert found.reading.record.images == len(found.restarts.labels) == 100 and len(found.restarts.views) == 2
     for wrong in (dict(images=5000), dict(seed=7), dict(restarts=99)):
         with pytest.raises(WorkbookError, match="shipped record|were recorded"):
-            released_record.obtain(asked(**wrong))
+            released_record.load_or_attack(asked(**wrong))
 
 
 def test_trainings_are_those_named_of_which_every_file_came(asked, tmp_path):

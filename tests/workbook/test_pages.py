@@ -155,12 +155,12 @@ def untrained(recipe, folder, **options):
 @pytest.mark.parametrize("stem", ["13", "15", "16", "18", "31"])
 def test_a_page_runs_at_quick_size_to_its_last_claim(stem, tmp_path, monkeypatch):
     """Without the trainings, which other tests run; no number of such networks stands beside the paper's."""
-    monkeypatch.setattr(loop, "obtain", untrained)
+    monkeypatch.setattr(loop, "load_or_fit", untrained)
     monkeypatch.setenv("WORKBOOK_PRESET", "quick")
     monkeypatch.setenv("WORKBOOK_WEIGHTS", "train")
     as_at_full_size = {"defence": "max_average"} if stem == "31" else {}  # it trains a cheaper one otherwise
     found = pages.run(stem, run_dir=str(tmp_path / "run" / "x"), images=16, **as_at_full_size)
-    shown = pages.value(stem, "tables.verdicts(", found)
+    shown = pages.value(stem, "tables.claims(", found)
     assert len(shown) >= 4 and set(shown["verdict"]) <= {
         "held", "held here", "did not hold", "did not hold here", "too small to tell"}
     assert (found["wb"].run_dir / "metrics.csv").is_file()

@@ -356,7 +356,7 @@ def test_what_a_run_kept_and_lost_to_a_broken_disk_is_made_again(tmp_path, monke
             trained.append(recipe)
             checkpoints.save(Path(folder) / "last.safetensors", zoo.build(**recipe.network))
 
-    monkeypatch.setattr(session.loop, "obtain", train)
+    monkeypatch.setattr(session.loop, "load_or_fit", train)
     first = wb.load("rdi_smallcnn", "main", "digits")
     file, = wb.networks.glob("*/last.safetensors")
     whole = file.read_bytes()

@@ -175,7 +175,7 @@ def test_a_recipes_name_and_seed_mean_one_training_everywhere(network, method, m
         trained.append(recipe)
         checkpoints.save(Path(folder) / "last.safetensors", zoo.build(**recipe.network))
 
-    monkeypatch.setattr(loop, "obtain", remember)
+    monkeypatch.setattr(loop, "load_or_fit", remember)
     here = opened(seed=3, run_dir=tmp_path / "x")
     names = {here.load(network, method, "digits").name, here.load(network, method).name}
     assert names == {f"{network}-digits-{method}-glance"}
