@@ -1,9 +1,10 @@
-"""What a saving is in milliseconds: routed inference against the plain backbone and against computing every exit."""
+"""How long calls take that take turns: ways to answer on the same images, networks and operating points; the clock."""
 
 import contextlib
 import ctypes
+import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -47,13 +48,49 @@ def measure(network: Network, images: Tensor, thresholds: Sequence[float], *, po
 
     ways = {"routed": lambda x: exits.route(network, x, point, source)[0], "all": choose,
             "plain": lambda x: plain(x, bare, source)[0].argmax(-1)}
-    base = {"model": network.config["name"], "split": "latency", "device": device_name(device), "seed": seed,
-            "version": lib.__version__, "threads": torch.get_num_threads(), **columns}
     rows = []
     for size in batch_sizes:
         times = alternate(ways, images, size, passes, warm_up, seconds)
-        rows += [{**base, "suite": f"batch {size}", **row} for row in _rows(times, size)]
+        for way, values in times.items():
+            common = {**_columns(network, device, seed, size, values), **columns, "exit": way}
+            rows += [_row("latency_ms", values / size * 1e3, common),
+                     {**common, "metric": "latency_p90_ms", "value": float(np.quantile(values / size * 1e3, 0.9))}]
+            rows += [_row("speed_up", values / times["routed"], common)] if way != "routed" else []
     return rows
+
+
+def side_by_side(ways: Mapping[str, tuple[Network, OperatingPoint | None]], images: Tensor, *,
+                 batch_sizes: Sequence[int] = (1, 32), passes: int = 100, warm_up: int = 10, seconds: float = 20.0,
+                 seed: int = 0, **columns) -> list[dict]:
+    """Tidy rows of ms an image, and of each way's time over the first one's in the same round (metric time_ratio).
+
+    ways: {name: (network in eval mode, point)}; otherwise as `measure`. Raises WorkbookError when there are too few
+    images, and for a knob that a network does not have.
+    """
+    check_sizes(images, batch_sizes)
+    for network, point in ways.values():
+        network.check_point(point or OperatingPoint())
+    source, device = randomness.generator(seed, "speeds", device=images.device), images.device
+    calls = {name: lambda x, n=network, p=point: n(x, p, source)[-1].argmax(-1)
+             for name, (network, point) in ways.items()}
+    first, rows = next(iter(ways)), []
+    for size in batch_sizes:
+        times = alternate(calls, images, size, passes, warm_up, seconds)
+        for (name, (network, point)), values in zip(ways.items(), times.values(), strict=True):
+            common = {**_columns(network, device, seed, size, values), "defence": name,
+                      "evaluated_at": str((point or OperatingPoint()).to_json()), **columns}
+            rows += [_row("latency_ms", values / size * 1e3, common), _row("time_ratio", values / times[first], common)]
+    return rows
+
+
+def _columns(network: Network, device: torch.device, seed: int, size: int, values: np.ndarray) -> dict:
+    return {"model": network.config["name"], "split": "latency", "device": device_name(device), "seed": seed,
+            "version": lib.__version__, "threads": torch.get_num_threads(), "suite": f"batch {size}",
+            "images": len(values) * size, "seconds": float(values.sum())}
+
+
+def _row(metric: str, values: np.ndarray, columns: dict) -> dict:
+    return columns | {"metric": metric} | dict(zip(("low", "value", "high"), median_interval(values), strict=True))
 
 
 def check_sizes(images: Tensor, batch_sizes: Sequence[int]) -> None:
@@ -63,28 +100,40 @@ def check_sizes(images: Tensor, batch_sizes: Sequence[int]) -> None:
         raise WorkbookError(f"{len(images)} images do not fill a batch of {max(batch_sizes)}; give more of them")
 
 
-def alternate(ways: dict[str, Callable], images: Tensor, size: int, passes: int, warm_up: int, seconds: float) -> dict:
+@torch.inference_mode()
+def alternate(ways: Mapping[str, Callable], images: Tensor, size: int, passes: int, warm_up: int,
+              seconds: float) -> dict[str, np.ndarray]:
     """{way: seconds of each timed pass}; the ways take turns on the same batch."""
-    check_counts(passes=passes)
     keep_heap()
-    times, batches, begin = {name: [] for name in ways}, len(images) // size, time.perf_counter()
+    batches = images.split(size)[:len(images) // size]
+    return take_turns(ways, lambda i: batches[i % len(batches)], images.device, passes, warm_up, seconds,
+                      title=f"timing batches of {size}")
+
+
+def take_turns(ways: Mapping[str, Callable], given: Callable[[int], object], device: torch.device, passes: int,
+               warm_up: int, seconds: float = math.inf, *, clock: Callable[[], float] | None = None,
+               title: str = "timing") -> dict[str, np.ndarray]:
+    """{way: seconds of each timed pass}. In a pass each way is called with the same `given(number of the pass)`, one
+    after the other, so that a slow moment of the machine hits all; `passes` after `warm_up` untimed ones, or as many as
+    `seconds` allow (never fewer than 5).  clock: see `timed`."""
+    check_counts(passes=passes)
+    times, begin = {name: [] for name in ways}, time.perf_counter()
 
     def turn(i: int) -> dict[str, float]:
-        batch = images[i % batches * size:(i % batches + 1) * size]
-        return {name: timed(way, batch) for name, way in ways.items()}
+        argument = given(i)
+        return {name: timed(way, argument, device, clock) for name, way in ways.items()}
 
-    with torch.inference_mode():
-        for i in range(warm_up):
-            turn(i)
-            if time.perf_counter() - begin > seconds / 5:
+    for i in range(warm_up):
+        turn(i)
+        if time.perf_counter() - begin > seconds / 5:
+            break
+    with progress.bar(passes, title, "passes") as bar:
+        for i in range(passes):
+            for name, value in turn(i).items():
+                times[name].append(value)
+            bar.update()
+            if time.perf_counter() - begin > seconds and i + 1 >= FEWEST:
                 break
-        with progress.bar(passes, f"timing batches of {size}", "passes") as bar:
-            for i in range(passes):
-                for name, value in turn(i).items():
-                    times[name].append(value)
-                bar.update()
-                if time.perf_counter() - begin > seconds and i + 1 >= FEWEST:
-                    break
     return {name: np.array(values) for name, values in times.items()}
 
 
@@ -97,31 +146,19 @@ def keep_heap() -> None:
             ctypes.CDLL(None).mallopt(parameter, 2**30)
 
 
-def timed(way: Callable, batch: Tensor) -> float:
-    """Seconds of one call: of a CPU with one thread its own time, which other programs on the machine do not stretch;
-    else by the clock, on CUDA until the device is done."""
-    now = time.perf_counter if batch.is_cuda or torch.get_num_threads() > 1 else time.thread_time
-    if batch.is_cuda:
-        torch.cuda.synchronize(batch.device)
+def timed(way: Callable, given, device: torch.device, clock: Callable[[], float] | None = None) -> float:
+    """Seconds of one call: on CUDA until the device is done; on a CPU by `clock`, by default of one thread its own
+    time, which other programs on the machine do not stretch, of several the time that passes."""
+    cuda = device.type == "cuda"
+    now = time.perf_counter if cuda else clock or (
+        time.perf_counter if torch.get_num_threads() > 1 else time.thread_time)
+    if cuda:
+        torch.cuda.synchronize(device)
     start = now()
-    way(batch)
-    if batch.is_cuda:
-        torch.cuda.synchronize(batch.device)
+    way(given)
+    if cuda:
+        torch.cuda.synchronize(device)
     return now() - start
-
-
-def _rows(times: dict[str, np.ndarray], size: int) -> list[dict]:
-    rows = []
-    for way, values in times.items():
-        per_image = values / size * 1e3
-        common = {"exit": way, "images": len(values) * size, "seconds": float(values.sum())}
-        low, median, high = median_interval(per_image)
-        rows.append({**common, "metric": "latency_ms", "value": median, "low": low, "high": high})
-        rows.append({**common, "metric": "latency_p90_ms", "value": float(np.quantile(per_image, 0.9))})
-        if way != "routed":
-            low, median, high = median_interval(values / times["routed"])
-            rows.append({**common, "metric": "speed_up", "value": median, "low": low, "high": high})
-    return rows
 
 
 def saved(rows: Iterable[dict]) -> dict[str, tuple[float, float, float]]:

@@ -1,6 +1,4 @@
-"""How long a forward pass takes, networks or operating points taking turns on the same images; how long each part of
-one takes.
-"""
+"""How long each part of a forward pass takes, and what settings of exits make of that."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,10 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import lib
 from lib import checkpoints, progress, randomness
 from lib.evaluation import latency, tuning
-from lib.evaluation.latency import alternate, check_sizes, device_name, median_interval, timed
 from lib.evaluation.record import Record
 from lib.evaluation.routing import ExitCosts
 from lib.evaluation.stats import paired_difference
@@ -23,36 +19,6 @@ from lib.models.view import AttackView
 from lib.operating_point import OperatingPoint
 
 LARGEST = 10**8  # weights that a record's network may have: it came without them
-Way = tuple[Network, OperatingPoint | None]
-
-
-def side_by_side(ways: Mapping[str, Way], images: Tensor, *, batch_sizes: Sequence[int] = (1, 32), passes: int = 100,
-                 warm_up: int = 10, seconds: float = 20.0, seed: int = 0, **columns) -> list[dict]:
-    """Tidy rows of ms an image, and of each way's time over the first one's in the same round (metric time_ratio).
-
-    ways: {name: (network in eval mode, point)}.  images: (N, C, H, W) floats, N at least the largest batch.  They take
-    turns on one batch, `passes` rounds after `warm_up` untimed ones, or as many as `seconds` allow for each batch size.
-    Median; low and high are the distribution-free 95 % interval of the median. suite = "batch B".
-    Raises WorkbookError when there are too few images.
-    """
-    check_sizes(images, batch_sizes)
-    for network, point in ways.values():
-        network.check_point(point or OperatingPoint())
-    source = randomness.generator(seed, "speeds", device=images.device)
-    calls = {name: lambda x, n=network, p=point: n(x, p, source)[-1].argmax(-1)
-             for name, (network, point) in ways.items()}
-    first, rows = next(iter(ways)), []
-    for size in batch_sizes:
-        times = alternate(calls, images, size, passes, warm_up, seconds)
-        for name, values in times.items():
-            common = {"model": ways[name][0].config["name"], "defence": name, "split": "latency", "seed": seed,
-                      "images": len(values) * size, "suite": f"batch {size}", "device": device_name(images.device),
-                      "threads": torch.get_num_threads(), "seconds": float(values.sum()), "version": lib.__version__,
-                      "evaluated_at": str((ways[name][1] or OperatingPoint()).to_json()), **columns}
-            for metric, numbers in (("latency_ms", values / size * 1e3), ("time_ratio", values / times[first])):
-                low, median, high = median_interval(numbers)
-                rows.append({**common, "metric": metric, "value": median, "low": low, "high": high})
-    return rows
 
 
 @torch.inference_mode()
@@ -82,9 +48,10 @@ def time_table(network: Network, images: Tensor, *, point: OperatingPoint | None
         x, spent = images, ([], [])
         for k in range(last + 1):
             reached = []
-            spent[0].append(timed(lambda batch, k=k, out=reached: out.append(network.advance(batch, k, at)), x))
+            spent[0].append(latency.timed(lambda batch, k=k, out=reached: out.append(network.advance(batch, k, at)), x,
+                                          x.device))
             x = reached[0]
-            spent[1].append(timed(lambda batch, k=k: decide(batch, k), x))
+            spent[1].append(latency.timed(lambda batch, k=k: decide(batch, k), x, x.device))
         trunk.append(spent[0])
         heads.append(spent[1])
     per_image = [1e3 / len(images) * np.median(times[warm_up:], axis=0) for times in (trunk, heads)]

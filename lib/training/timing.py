@@ -1,7 +1,6 @@
 """One training step of several methods side by side, beside what the passes they make predict."""
 
 import dataclasses
-import itertools
 import math
 import time
 from collections.abc import Callable
@@ -10,7 +9,8 @@ import numpy as np
 import torch
 
 import lib
-from lib import progress, randomness
+from lib import randomness
+from lib.evaluation.latency import take_turns
 from lib.models import zoo
 from lib.models.cost import trunk_and_heads
 from lib.models.network import Network
@@ -97,21 +97,16 @@ def side_by_side(recipes: dict[str, Recipe], *, rounds: int = 5, device: torch.d
     networks = {name: zoo.build(**recipe.network, seed=recipe.seed).to(device, memory_format=torch.channels_last)
                 for name, recipe in recipes.items()}
     steps = {name: stepper(recipe, networks[name], device) for name, recipe in recipes.items()}
-    times = {name: [] for name in recipes}
-    with progress.bar((rounds + 1) * len(steps), "timing steps", "steps") as bar:
-        for t, (name, step) in itertools.product(range(rounds + 1), steps.items()):
-            seconds = timed(step, t, device)
-            times[name] += [seconds] if t else []
-            bar.update()
+    times = take_turns(steps, lambda t: t, device, rounds, 1, clock=time.process_time, title="timing steps")
     first = next(iter(recipes))
     passes, rows = {name: work(recipe, networks[name]) for name, recipe in recipes.items()}, []
     for name, recipe in recipes.items():
         common = {"defence": name, "model": recipe.network["name"], "images": recipe.batch_size, "seed": recipe.seed,
                   "steps": recipe.threat.steps if recipe.threat else 0, "device": device.type,
                   "threads": torch.get_num_threads(), "version": lib.__version__, **columns}
-        seconds = np.array(times[name])
+        seconds = times[name]
         rows += [common | {"metric": "step_seconds", **quartiles(seconds)},
-                 common | {"metric": "step_ratio", **quartiles(seconds / np.array(times[first]))},
+                 common | {"metric": "step_ratio", **quartiles(seconds / times[first])},
                  common | {"metric": "step_ratio_predicted", "value": passes[name] / passes[first]},
                  common | {"metric": "step_passes", "value": passes[name]},
                  common | {"metric": "pass_ms", "value": 1e3 * np.median(seconds) / passes[name] / recipe.batch_size},
@@ -130,23 +125,10 @@ def pass_seconds(recipe: Recipe, device: torch.device | str, rounds: int = 2) ->
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        seconds = [timed(step, t, device) for t in range(rounds + 1)][1:]
+        times = take_turns({"step": step}, lambda t: t, device, rounds, 1, clock=time.process_time)
     finally:
         torch.set_num_threads(threads)
-    return float(np.median(seconds)) / 3 / clean.batch_size
-
-
-def timed(step: Callable[[int], None], t: int, device: torch.device) -> float:
-    """Seconds of one call: CPU time of this process, or on CUDA the time until the device is done."""
-    if device.type != "cuda":
-        begin = time.process_time()
-        step(t)
-        return time.process_time() - begin
-    torch.cuda.synchronize(device)
-    begin = time.perf_counter()
-    step(t)
-    torch.cuda.synchronize(device)
-    return time.perf_counter() - begin
+    return float(np.median(times["step"])) / 3 / clean.batch_size
 
 
 def quartiles(values: np.ndarray) -> dict[str, float]:

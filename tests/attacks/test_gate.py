@@ -10,7 +10,7 @@ from lib.attacks import autoattack, forms, strong
 from lib.attacks.audit import audit
 from lib.attacks.steps import Threat
 from lib.data import Split
-from lib.evaluation import latency, points, speeds
+from lib.evaluation import latency, points
 from lib.evaluation.recording import record
 from lib.models import exits, zoo
 from lib.models.view import AttackView
@@ -104,7 +104,7 @@ def test_batches_of_no_size(size, network):
     split = Split(images(network, 4).mul(255).byte(), torch.arange(4))
     for go in (lambda: record(network, split, CLEAN, batch_size=size),
                lambda: latency.measure(network, images(network, 4), (0.5, 0.5), batch_sizes=[size]),
-               lambda: speeds.side_by_side({"one": (network, None)}, images(network, 4), batch_sizes=[size]),
+               lambda: latency.side_by_side({"one": (network, None)}, images(network, 4), batch_sizes=[size]),
                lambda: autoattack.run(network, images(network, 4), torch.arange(4), 0.1, batch_size=size)):
         with pytest.raises(WorkbookError, match="whole number of at least 1"):
             go()

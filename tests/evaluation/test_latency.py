@@ -1,5 +1,7 @@
 """Measured latency: the right things are timed, in the right number, and stated."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,8 @@ from hypothesis import strategies as st
 from lib import WorkbookError, randomness
 from lib.evaluation import latency, rows
 from lib.models import zoo
+from lib.operating_point import OperatingPoint
+from tests.helpers.networks import images, small
 
 IMAGES = torch.rand(16, 1, 28, 28, generator=randomness.generator(0, "test"))
 
@@ -86,3 +90,27 @@ def test_time_saved_follows_from_the_speed_up():
     measured = [{"metric": "speed_up", "exit": "plain", "suite": "batch 1", "value": 2.0, "low": 0.5, "high": 4.0},
                 {"metric": "speed_up", "exit": "all", "suite": "batch 1", "value": 3.0, "low": 3.0, "high": 3.0}]
     assert latency.saved(measured) == {"batch 1": (50.0, -100.0, 75.0)}
+
+
+def busy(*_):
+    """0.05 s of this thread's time: waiting costs no CPU."""
+    until = time.thread_time() + 0.05
+    while time.thread_time() < until:
+        pass
+
+
+def test_a_network_that_takes_longer_is_measured_as_slower():
+    quick, slow = (small("resnet20", conditioning="float", input_shape=(3, 8, 8)) for _ in range(2))
+    slow.register_forward_pre_hook(busy)
+    x = images(quick, 4)
+    found = latency.side_by_side({"quick": (quick, None), "slow": (slow, OperatingPoint(noise=1.0))}, x,
+                                batch_sizes=(1, 4), passes=5, warm_up=1)
+    assert len(rows.frame(found)) == 2 * 2 * 2
+    ratio = {(r["defence"], r["suite"]): r for r in found if r["metric"] == "time_ratio"}
+    assert ratio["quick", "batch 1"]["value"] == 1 and ratio["slow", "batch 4"]["low"] > 1.2
+    each = {(r["defence"], r["suite"]): r["value"] for r in found if r["metric"] == "latency_ms"}
+    assert each["slow", "batch 1"] >= 50 and each["slow", "batch 4"] >= 12.5
+    with pytest.raises(WorkbookError, match="do not fill"):
+        latency.side_by_side({"quick": (quick, None)}, torch.zeros(1, 3, 8, 8), batch_sizes=(2,))
+    with pytest.raises(WorkbookError, match="no knob"):
+        latency.side_by_side({"quick": (quick, OperatingPoint(code=0.2))}, x, batch_sizes=(1,))

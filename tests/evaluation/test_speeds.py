@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import math
-import time
 
 import numpy as np
 import pytest
@@ -11,11 +10,10 @@ import torch
 
 import lib
 from lib import WorkbookError
-from lib.evaluation import rows, speeds, tuning
+from lib.evaluation import speeds, tuning
 from lib.evaluation.record import Record
 from lib.evaluation.routing import ExitCosts
 from lib.models.view import AttackView
-from lib.operating_point import OperatingPoint
 from lib.workbook import released_record
 from lib.workbook.session import Session
 from tests.helpers.made_record import made
@@ -93,27 +91,3 @@ def test_an_attack_on_the_tuned_gates_joins_the_others():
                                                 thresholds)):
         with pytest.raises(WorkbookError, match="other weights"):
             released_record.gates(other, gates)
-
-
-def busy(*_):
-    """0.05 s of this thread's time: waiting costs no CPU."""
-    until = time.thread_time() + 0.05
-    while time.thread_time() < until:
-        pass
-
-
-def test_a_network_that_takes_longer_is_measured_as_slower():
-    quick, slow = (small("resnet20", conditioning="float", input_shape=(3, 8, 8)) for _ in range(2))
-    slow.register_forward_pre_hook(busy)
-    x = images(quick, 4)
-    found = speeds.side_by_side({"quick": (quick, None), "slow": (slow, OperatingPoint(noise=1.0))}, x,
-                                batch_sizes=(1, 4), passes=5, warm_up=1)
-    assert len(rows.frame(found)) == 2 * 2 * 2
-    ratio = {(r["defence"], r["suite"]): r for r in found if r["metric"] == "time_ratio"}
-    assert ratio["quick", "batch 1"]["value"] == 1 and ratio["slow", "batch 4"]["low"] > 1.2
-    each = {(r["defence"], r["suite"]): r["value"] for r in found if r["metric"] == "latency_ms"}
-    assert each["slow", "batch 1"] >= 50 and each["slow", "batch 4"] >= 12.5
-    with pytest.raises(WorkbookError, match="do not fill"):
-        speeds.side_by_side({"quick": (quick, None)}, torch.zeros(1, 3, 8, 8), batch_sizes=(2,))
-    with pytest.raises(WorkbookError, match="no knob"):
-        speeds.side_by_side({"quick": (quick, OperatingPoint(code=0.2))}, x, batch_sizes=(1,))
