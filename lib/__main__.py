@@ -216,7 +216,8 @@ def start(args):
         return importlib.import_module("lib.doctor").main(args, NEEDS)
     if args.verb == "run":
         return importlib.import_module("lib.workbook.runs").main(args)
-    return getattr(importlib.import_module("lib.commands"), args.verb)(args)
+    module = {"evaluate": "lib.evaluating", "export": "lib.exporting"}.get(args.verb, "lib.commands")
+    return getattr(importlib.import_module(module), args.verb)(args)
 
 
 def main(argv):

@@ -1,4 +1,4 @@
-"""The core verbs, from train to bench, as functions of parsed flags; each prints a readable table."""
+"""The core verbs but `evaluate` and `export`, as functions of parsed flags; each prints a readable table."""
 
 import dataclasses
 import importlib
@@ -70,11 +70,6 @@ def fleet(args) -> int:
     return 128 + stopped if stopped else 0
 
 
-def evaluate(args) -> None:
-    """See `lib.evaluating`."""
-    importlib.import_module("lib.evaluating").evaluate(args)
-
-
 def choose(args) -> None:
     """The most accurate setting of a recorded network within bounds. args: source, a record or a network that came with
     one; max_macs, max_ms, min_robust, json."""
@@ -108,11 +103,6 @@ def recorded(path: str) -> Record:
             return record
     raise WorkbookError(f"no record of {path} came along; make one with `python3 -m lib evaluate {path} --dataset … "
                         "--save-record FILE` and give that file")
-
-
-def export(args) -> None:
-    """See `lib.exporting`."""
-    importlib.import_module("lib.exporting").main(args)
 
 
 def cost(args) -> None:

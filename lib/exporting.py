@@ -10,14 +10,15 @@ from lib.commands import check_output, plain, recorded, write_json
 from lib.evaluating import card
 from lib.evaluation import latency
 from lib.evaluation.reading import read
-from lib.models import exits, export
+from lib.models import exits
+from lib.models.export import opened, route, stages, write
 from lib.operating_point import OperatingPoint
 
 NEAR, COMPARED = 1e-4, 100  # how far a logit may lie from the network's, on so many images
 
 
 @torch.no_grad()
-def main(args) -> None:
+def export(args) -> None:
     """args: checkpoint, folder, at (a file of `choose --json`, or a point as JSON), no_onnx.
 
     Noise without a draw becomes draw 0.  Raises WorkbookError for no such point, and where programs answer otherwise
@@ -27,8 +28,8 @@ def main(args) -> None:
     check_output(folder / "card.json", inputs=[args.checkpoint])
     network, point = loaded.network, point if point.draw is not None or not point.noise else point.replace(draw=0)
     images = torch.rand(COMPARED, *network.input_shape, generator=randomness.generator(0, "export"))
-    files = export.write(export.stages(network, point), images[:2], folder, onnx=not args.no_onnx)
-    programs, gates = [torch.export.load(path).module() for path in files], export.opened(network, point)
+    files = write(stages(network, point), images[:2], folder, onnx=not args.no_onnx)
+    programs, gates = [torch.export.load(path).module() for path in files], opened(network, point)
     x, far = images, 0.0
     for program, wanted in zip(programs, network(images, point.replace(thresholds=None, exits=None))[list(gates)],
                                strict=True):
@@ -38,7 +39,7 @@ def main(args) -> None:
         raise WorkbookError(f"logits lie {far:.2g} from the network's, above {NEAR:g}; do not use what is in {folder}")
     told = {"point": point.to_json(), "stages": [path.name for path in files], "furthest_logit": far,
             "thresholds": [plain(gate) for gate in gates.values()], "latency_ms": {}}
-    ways = {"programs": lambda x: export.route(programs, gates.values(), x)}
+    ways = {"programs": lambda x: route(programs, gates.values(), x)}
     if point.thresholds or network.num_exits == 1:
         ways["network"] = lambda x: exits.route(network, x, point)
     for size in (1, 32):

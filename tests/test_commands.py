@@ -37,7 +37,7 @@ def plain(tmp_path_factory):
 def run(text, *more):
     """One command line, as the front door parses it."""
     args = __main__.parse([*text.split(), *map(str, more)])
-    return getattr(commands, args.verb)(args)
+    return __main__.start(args)
 
 
 def written(path):

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from lib import ATLASES, CHECKPOINTS, WorkbookError, __main__, checkpoints, commands, data
+from lib import ATLASES, CHECKPOINTS, WorkbookError, __main__, checkpoints, data, evaluating
 from lib.attacks.steps import Threat
 from lib.evaluation import points, reading, recording
 from lib.models.layers import Chain
@@ -21,7 +21,7 @@ EXITS = CHECKPOINTS / "rdi_smallcnn-digits-max_average-laptop.safetensors"
 def evaluate(tmp_path, capsys, path, flags, budget="--steps 2 --step-size 0.1"):
     out = tmp_path / "x.json"
     line = f"evaluate {path} --dataset digits --device cpu --images 6 {budget} {flags} --json {out}"
-    commands.evaluate(__main__.parse(line.split()))
+    evaluating.evaluate(__main__.parse(line.split()))
     return json.loads(out.read_text()), capsys.readouterr().out
 
 
@@ -53,7 +53,7 @@ def test_what_evaluate_says_is_what_the_notebook_shows(tmp_path, flags, monkeypa
     out, record = tmp_path / "x.json", recording.Record.load(ATLASES / FLOAT.name)
     how = f"--images 0:{record.meta['batch_size']} --batch-size {record.meta['batch_size']} --seed 0 --draws 5"
     line = f"evaluate {FLOAT} --dataset digits --device cpu --attack clean,main {flags} {how} --json {out}"
-    commands.evaluate(__main__.parse(line.split()))
+    evaluating.evaluate(__main__.parse(line.split()))
     told = json.loads(out.read_text())
     found = reading.read(record.select(images=slice(0, record.meta["batch_size"])), OperatingPoint.from_json(
         told["point"]))

@@ -35,8 +35,8 @@ def verbs(monkeypatch):
         setattr(fake, name, lambda args: seen.append(args))
     runs = types.ModuleType("lib.workbook.runs")
     runs.main = lambda args: seen.append(args)
-    monkeypatch.setitem(sys.modules, "lib.commands", fake)
-    monkeypatch.setitem(sys.modules, "lib.workbook.runs", runs)
+    for name, module in (("commands", fake), ("evaluating", fake), ("workbook.runs", runs)):
+        monkeypatch.setitem(sys.modules, f"lib.{name}", module)
     monkeypatch.setattr(environment, "ensure", lambda need, argv: None)
     monkeypatch.setattr(environment, "become", lambda python, module, argv: seen.append((module, argv)))
     return seen

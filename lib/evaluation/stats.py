@@ -32,21 +32,10 @@ def wilson(successes: float, total: int) -> tuple[float, float]:
 
 
 def student(freedom: int) -> float:
-    """Two-sided 95 % quantile of Student's t, by Abramowitz & Stegun's 26.7.3 and 26.7.4."""
-    odd, low, high = freedom % 2, 0.0, 16.0
+    """Two-sided 95 % quantile of Student's t."""
+    from scipy.stats import t  # comes with scikit-learn, which only pages of several trainings can count on
 
-    def within(t: float) -> float:
-        """The probability of lying between -t and t."""
-        angle = math.atan(t / math.sqrt(freedom))
-        term, total = math.sin(angle) * math.cos(angle) ** odd, angle * odd
-        for k in range(1, (freedom - odd) // 2 + 1):
-            total, term = total + term, term * math.cos(angle) ** 2 * (2 * k - 1 + odd) / (2 * k + odd)
-        return total * 2 / math.pi if odd else total
-
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (low, middle) if within(middle) > 0.95 else (middle, high)
-    return high
+    return float(t.ppf(0.975, freedom))
 
 
 def paired_difference(first: np.ndarray, second: np.ndarray, seed: int = 0, resamples: int = 10_000) -> dict:

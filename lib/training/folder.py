@@ -5,8 +5,6 @@
     state.safetensors  what a killed training resumes from; gone when it is finished
 """
 
-import csv
-import io
 import json
 import signal
 import threading
@@ -14,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+import pandas
 
 from lib import WorkbookError, checkpoints, locks
 from lib.training.recipe import WATCHED, Recipe
@@ -79,9 +79,4 @@ def stop_signals() -> Iterator[Stop]:
 
 def write_history(folder: Path, rows: list[dict]) -> None:
     """The rows so far as history.csv: one column for everything that any row reports."""
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    checkpoints.replace(folder / "history.csv", text.getvalue().encode())
+    checkpoints.replace(folder / "history.csv", pandas.DataFrame(rows, dtype=object).to_csv(index=False).encode())

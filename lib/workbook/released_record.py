@@ -47,15 +47,14 @@ def load_or_attack(wb: Session) -> Released:
     if not here and (wb.file or not (lib.ATLASES / SHIPPED).is_file()):
         lacking = "is neither a file nor below data/datasets" if path is None else "needs the CIFAR-10 test images"
         raise WorkbookError(f"{name} {lacking} (see data/README.md); leave `file` empty to read the shipped record")
-    if wb.file or (here and wb.weights == "train"):
+    if attacked := bool(wb.file) or (here and wb.weights == "train"):
         threat, few = wb.threat(images), range(wb.seed + 1, wb.seed + 1 + wb.restarts)
         record, restarts = attack(checkpoints.load(path, wb.device), wb.first(images), threat, wb.run_dir /
                                   f"released-{wb.images}-{threat.steps}-{wb.seed}", few, seed=wb.seed)
     else:
         record, restarts = shipped(wb), again(wb, lib.ATLASES / "repeats" / SHIPPED)
     network = path and checkpoints.load(path, wb.device).network
-    source = "file" if wb.file or (here and wb.weights == "train") else "shipped"
-    trained = Trained(released.NAME, network, record.meta["checkpoint"], source)
+    trained = Trained(released.NAME, network, record.meta["checkpoint"], "file" if attacked else "shipped")
     explored = Subject(record) if images is None else Subject(record, images.test, network and (lambda: network))
     return Released(wb.read(trained, record, "paper"), restarts, explored)
 

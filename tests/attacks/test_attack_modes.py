@@ -59,6 +59,14 @@ def test_an_unknown_mode_lists_the_modes(batch):
         pass
 
 
+@pytest.mark.parametrize("conditioning", ["dual_bn", "share_stats", "share_affine"])
+def test_mode_batch_leaves_the_statistics_of_every_bank_alone(conditioning, batch):
+    network = build(conditioning)
+    before = buffers(network)
+    forms.craft("main", network, *batch, THREAT, generator=stream(), mode="batch", point=OperatingPoint(batch_norm=1.0))
+    assert all(torch.equal(value, before[name]) for name, value in network.named_buffers())
+
+
 @pytest.mark.parametrize("form", forms.names(7))
 def test_eval_and_batch_leave_buffers_and_gradients_alone_and_authors_counts_every_pass(form, batch):
     network = build()

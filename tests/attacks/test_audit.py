@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from lib import CHECKPOINTS, WorkbookError, __main__, checkpoints, commands, data, evaluating
+from lib import CHECKPOINTS, WorkbookError, __main__, checkpoints, data, evaluating
 from lib.attacks import audit as audits
 from lib.attacks.audit import audit, step_checks
 from lib.attacks.decision import Decision
@@ -93,7 +93,7 @@ def test_evaluate_says_it_beside_the_number(tmp_path, capsys):
     common = "--dataset digits --device cpu --attack clean,main --images 12"
 
     def evaluate(text):
-        commands.evaluate(__main__.parse(["evaluate", *text.split(), "--json", str(out)]))
+        evaluating.evaluate(__main__.parse(["evaluate", *text.split(), "--json", str(out)]))
         return json.loads(out.read_text())["audit"], capsys.readouterr().out
 
     found, printed = evaluate(f"{path} {common} --steps 2 --step-size 0.1")
