@@ -245,7 +245,7 @@ def report(reading: Reading) -> str:
     audit, rows = record.meta["audit"][json.dumps(reading.point.to_json())], []
 
     def shown(what: str, number: str = "{:.2f} % ({:.1f} - {:.1f})") -> str:
-        return number.format(*(100 * part for part in reading.measured(what)))
+        return number.format(*reading.measured(what).times(100))
 
     for called in reading.names:
         saved = [1 - reading.cost(count, called) / reading.plain(whole_net) for count, whole_net in (

@@ -75,8 +75,8 @@ class Choice:
         return {what: each[half] for what, each in found.items()}
 
     def _numbers(self, half: slice) -> dict[str, Number]:
-        return {what: interval(each) if what in ("clean", "robust") else Number(
-            *paired_difference(each, np.zeros_like(each)).values()) for what, each in self._each(half).items()}
+        return {what: interval(each) if what in ("clean", "robust") else paired_difference(each, np.zeros_like(each))
+                for what, each in self._each(half).items()}
 
     @property
     def missed(self) -> float:
@@ -154,7 +154,7 @@ def sentence(choice: Choice) -> str:
     asked += [f"at least {100 * choice.min_robust:.4g} % robust"] * bool(choice.min_robust > 0)
     gates = ", ".join("closed" if t == -math.inf else f"{t:.4g}" for t in at.thresholds)
     clean, robust = (_percent(judged[what]) for what in ("clean", "robust"))
-    costs = "{:.2f} ({:.2f}–{:.2f}) M MACs".format(*(v / 1e6 for v in judged["macs"]))
+    costs = "{:.2f} ({:.2f}–{:.2f}) M MACs".format(*judged["macs"].times(1e-6))
     if choice.clock:
         costs += ", {:.3g} ({:.3g}–{:.3g}) ms an image here".format(*judged["ms"])
     suite = "" if choice.bound else f" (strong suite, {len(at.right('strong')[JUDGE]):,} images)"
@@ -172,4 +172,4 @@ def sentence(choice: Choice) -> str:
 
 
 def _percent(number: Number) -> str:
-    return "{:.1f} ({:.1f}–{:.1f}) %".format(*(100 * part for part in number))
+    return "{:.1f} ({:.1f}–{:.1f}) %".format(*number.times(100))

@@ -11,7 +11,7 @@ from lib import checkpoints, progress, randomness
 from lib.evaluation import latency, tuning
 from lib.evaluation.record import Record
 from lib.evaluation.routing import ExitCosts
-from lib.evaluation.stats import paired_difference
+from lib.evaluation.stats import Number, paired_difference
 from lib.models import exits, zoo
 from lib.models.conditions import take
 from lib.models.network import Network
@@ -92,10 +92,9 @@ class Routed:
         (found,) = latency.saved(self.rows).values()
         return found
 
-    def gain(self, what: str) -> tuple[float, float, float]:
+    def gain(self, what: str) -> Number:
         """Points of accuracy over the last exit's, "clean" or "worst", with a 95 % interval."""
-        found = paired_difference(*getattr(self, what))
-        return tuple(100 * found[part] for part in ("difference", "low", "high"))
+        return paired_difference(*getattr(self, what)).times(100)
 
 
 def shaped(record: Record, device: torch.device | str = "cpu") -> tuple[AttackView, AttackView]:

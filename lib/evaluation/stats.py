@@ -20,6 +20,9 @@ class Number(NamedTuple):
     low: float | None = None
     high: float | None = None
 
+    def times(self, unit: float) -> "Number":
+        return Number(*(None if part is None else unit * part for part in self))
+
 
 def wilson(successes: float, total: int) -> tuple[float, float]:
     """Wilson's 95 % interval for a proportion; stays inside [0, 1] and has width even at 0 and at 1."""
@@ -38,8 +41,8 @@ def student(freedom: int) -> float:
     return float(t.ppf(0.975, freedom))
 
 
-def paired_difference(first: np.ndarray, second: np.ndarray, seed: int = 0, resamples: int = 10_000) -> dict:
-    """Mean of `first` - `second` over the same images, with a 95 % interval: {"difference", "low", "high"}.
+def paired_difference(first: np.ndarray, second: np.ndarray, seed: int = 0, resamples: int = 10_000) -> Number:
+    """Mean of `first` - `second` over the same images, with a 95 % interval.
 
     first, second: (N,) correct or not, or scores such as means over draws: a percentile bootstrap over images.  (S, N),
     S trainings on the same images: Student's t over the trainings' mean differences, and in quadrature what the images
@@ -63,7 +66,7 @@ def paired_difference(first: np.ndarray, second: np.ndarray, seed: int = 0, resa
     if trainings > 1:
         half = student(trainings - 1) * each.mean(1).std(ddof=1) / math.sqrt(trainings)
         ends = mean - math.hypot(half, mean - ends[0]), mean + math.hypot(half, ends[1] - mean)
-    return {"difference": mean, "low": float(ends[0]), "high": float(ends[1])}
+    return Number(mean, float(ends[0]), float(ends[1]))
 
 
 def interval(values: np.ndarray) -> Number:
@@ -71,8 +74,8 @@ def interval(values: np.ndarray) -> Number:
     (S, N) over S trainings, as in `paired_difference`, cut to [0, 1]."""
     values = np.asarray(values, float)
     if values.ndim == 2:
-        found = paired_difference(values, np.zeros_like(values))
-        return Number(found["difference"], max(0.0, found["low"]), min(1.0, found["high"]))
+        value, low, high = paired_difference(values, np.zeros_like(values))
+        return Number(value, max(0.0, low), min(1.0, high))
     return Number(float(values.mean()), *wilson(float(values.sum()), len(values)))
 
 

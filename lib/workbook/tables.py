@@ -35,8 +35,7 @@ def measured(reading: Reading, quantity: str) -> Number | None:
         found = reading.measured(quantity)
     except WorkbookError:
         return None
-    unit = {"paper_mflops": 1, "attacked_mflops": 1, "cumulative_macs": 1e-6}.get(quantity, 100)
-    return Number(*(None if part is None else unit * part for part in found))
+    return found.times({"paper_mflops": 1, "attacked_mflops": 1, "cumulative_macs": 1e-6}.get(quantity, 100))
 
 
 def text(reading: Reading, quantity: str, digits: int = 2, with_interval: bool = False) -> str:
@@ -192,9 +191,9 @@ def verdict(claim: str, first: np.ndarray, second: np.ndarray, unit: str = "poin
 
     (N,) images each, or (S, N) of S trainings, see `stats.paired_difference`; means over so many draws of the noise.
     One training says nothing about another of its kind, so that its answer ends in "here": for these weights alone."""
-    found, trainings = paired_difference(first, second), len(np.atleast_2d(first))
+    difference, trainings = paired_difference(first, second), len(np.atleast_2d(first))
     over = [f"{trainings} trainings" if trainings > 1 else "1 training"] + [f"{draws} draws"] * (draws > 1)
-    line = within(claim, [100 * found[name] for name in ("difference", "low", "high")], unit, first.shape[-1], above=0)
+    line = within(claim, difference.times(100), unit, first.shape[-1], above=0)
     here = " here" * (trainings == 1 and line["verdict"] != UNSURE)
     return line | {"over": ", ".join(over), "verdict": line.pop("verdict") + here}
 
@@ -229,10 +228,9 @@ def compared(claim: str, first: Reading, second: Reading, what: str = "union", o
     return line if learned(first, second) else line | {"verdict": "too small to tell: one of them has hardly learned"}
 
 
-def gain(first: Reading, second: Reading, what: str = "union") -> tuple[float, float, float]:
+def gain(first: Reading, second: Reading, what: str = "union") -> Number:
     """What the first has more on the same images, in points, and its 95 % interval."""
-    found = paired_difference(first.right(what), second.right(what))
-    return tuple(100 * found[part] for part in ("difference", "low", "high"))
+    return paired_difference(first.right(what), second.right(what)).times(100)
 
 
 def learned(*readings: Reading) -> bool:

@@ -23,19 +23,19 @@ def test_paired_bootstrap_agrees_with_resampling_images_one_by_one():
     source = np.random.default_rng(0)
     first, second = source.random(300) < 0.6, source.random(300) < 0.5
     found = stats.paired_difference(first, second)
-    assert found["difference"] == float(Fraction(int(first.sum()) - int(second.sum()), 300))
+    assert found.value == float(Fraction(int(first.sum()) - int(second.sum()), 300))
     gaps = first.astype(int) - second
     slow = np.sort([gaps[source.integers(0, 300, 300)].mean() for _ in range(4000)])
-    assert found["low"] == pytest.approx(slow[100], abs=0.01) and found["high"] == pytest.approx(slow[3900], abs=0.01)
+    assert found.low == pytest.approx(slow[100], abs=0.01) and found.high == pytest.approx(slow[3900], abs=0.01)
     assert stats.paired_difference(first, second) == found  # the same seed, the same interval
 
 
 def test_paired_bootstrap_of_scores_and_of_equals():
     shares = np.array([0.0, 0.25, 0.5, 1.0] * 10)
     found = stats.paired_difference(shares, shares / 2)
-    assert found["difference"] == pytest.approx(shares.mean() / 2)
-    assert found["low"] < found["difference"] < found["high"]
-    assert stats.paired_difference(shares, shares) == {"difference": 0, "low": 0, "high": 0}
+    assert found.value == pytest.approx(shares.mean() / 2)
+    assert found.low < found.value < found.high
+    assert stats.paired_difference(shares, shares) == (0, 0, 0)
     with pytest.raises(WorkbookError, match="same images"):
         stats.paired_difference(shares, shares[:5])
 
@@ -54,8 +54,8 @@ def test_several_trainings_make_a_t_interval_of_their_differences():
     each = better.mean(1) - worse.mean(1)
     images = 1.959964 * (better.mean(0) - worse.mean(0)).std() / 200**0.5
     half = ((4.302653 * each.std(ddof=1)) ** 2 / 3 + images**2) ** 0.5
-    assert found["difference"] == pytest.approx(each.mean())
-    assert [found["low"], found["high"]] == pytest.approx([each.mean() - half, each.mean() + half], abs=2e-3)
+    assert found.value == pytest.approx(each.mean())
+    assert [found.low, found.high] == pytest.approx([each.mean() - half, each.mean() + half], abs=2e-3)
     same = stats.paired_difference(better[:1], worse[:1])  # a single training: an interval over images alone
     assert same == stats.paired_difference(better[0], worse[0])
     shares = stats.interval(better)
@@ -68,7 +68,7 @@ def test_trainings_that_agree_by_luck_are_not_surer_than_their_images():
     first[:, :10], second[:, 10:15] = 1, 1
     found = stats.paired_difference(first, second)
     alone = stats.paired_difference(first[0], second[0])
-    assert found["low"] == pytest.approx(alone["low"]) and found["high"] == pytest.approx(alone["high"])
+    assert found.low == pytest.approx(alone.low) and found.high == pytest.approx(alone.high)
 
 
 @pytest.mark.parametrize("trainings", [3, 5])
@@ -83,7 +83,7 @@ def test_where_there_is_no_effect_one_is_found_in_at_most_six_percent(trainings,
             right.append(source.random((trainings, 200)) < 1 / (1 + np.exp(
                 hard + own + source.normal(0, 0.4, (trainings, 1)))))
         told = stats.paired_difference(*right, resamples=1000)  # which is what `tables.verdict` answers by
-        found += told["low"] > 0 or told["high"] < 0
+        found += told.low > 0 or told.high < 0
     assert found / runs <= 0.06
 
 
