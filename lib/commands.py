@@ -16,7 +16,7 @@ from lib.evaluation import choosing, speeds
 from lib.evaluation.record import Record
 from lib.models import zoo
 from lib.models.cost import cost as count_cost
-from lib.operating_point import OperatingPoint
+from lib.operating_point import OperatingPoint, plain
 from lib.training import fleet as training_fleet
 from lib.training import loop, recipes
 
@@ -178,11 +178,6 @@ def check_output(*paths: str | None, inputs: Sequence[str | Path] = ()) -> None:
             where = "is" if used == path.resolve() else f"lies in {used}, which is"
             raise WorkbookError(f"{path} {where} used by this command itself; give another name")
         taken.append(path.resolve())
-
-
-def plain(value: float) -> float | str:
-    """A number as JSON can hold it: a closed exit is the text "-inf"."""
-    return value if abs(value) != float("inf") else str(value)
 
 
 def write_json(path: str | None, values: dict) -> None:

@@ -13,14 +13,14 @@ from lib.attacks import forms as attack_forms
 from lib.attacks.audit import audit
 from lib.attacks.decision import fresh
 from lib.attacks.steps import Threat
-from lib.commands import check_output, exit_names, find_device, plain, write_json
+from lib.commands import check_output, exit_names, find_device, write_json
 from lib.data import Dataset, Split
 from lib.evaluation import points, recording, routing, surviving
 from lib.evaluation.reading import Reading, kind, read
 from lib.evaluation.record import Record
 from lib.models.cost import MEBI
 from lib.models.network import Network
-from lib.operating_point import OperatingPoint
+from lib.operating_point import OperatingPoint, plain
 
 EOT = 10  # gradients averaged at a step where the noise is fresh
 AUDITED = 64  # the first images, which the audit looks at
@@ -80,7 +80,8 @@ def evaluate(args) -> None:
         if args.save_record:
             record.save(args.save_record)
         more["strong"] = survived(dataclasses.replace(reading, record=record))
-    more |= beyond(args, network, deployed, threat, (x, labels))
+    if args.autoattack:
+        more["autoattack"] = autoattacked(args, network, deployed, threat.epsilon, x, labels)
     if args.robustbench_card:
         write_json(args.robustbench_card, card(reading, threat, more["autoattack"]))
     write_json(args.json, {
@@ -122,20 +123,16 @@ def survived(reading: Reading) -> dict:
     return told
 
 
-def beyond(args, network: Network, point: OperatingPoint, threat: Threat, images: tuple) -> dict:
-    """AutoAttack on the deployed decision, where asked for: {"autoattack"}, printed."""
-    told, (x, y) = {}, images
-    if args.autoattack:
-        draws = (args.draws or DRAWS) if args.autoattack == "standard" and fresh(network, point) else 1
-        verdict = autoattack.run(network, x, y, threat.epsilon, version=args.autoattack, point=point, draws=draws,
-                                 seed=args.seed, batch_size=args.batch_size)
-        told["autoattack"] = {"version": args.autoattack, "correct": int(verdict.robust.sum()), "draws": draws,
-                              "flags": list(verdict.flags)}
-        over = f" on the mean over {draws} draws" if draws > 1 else ""
-        print(f"AutoAttack {args.autoattack}{over}, epsilon {threat.epsilon:.4g}: {told['autoattack']['correct']} of "
-              f"{len(y)} = {100 * told['autoattack']['correct'] / len(y):.2f} %" +
-              "".join(f"; flag: {flag}" for flag in verdict.flags))
-    return told
+def autoattacked(args, network: Network, point: OperatingPoint, epsilon: float, x: torch.Tensor,
+                 y: torch.Tensor) -> dict:
+    """{"version", "correct", "draws", "flags"} of AutoAttack on the deployed decision, printed."""
+    draws = (args.draws or DRAWS) if args.autoattack == "standard" and fresh(network, point) else 1
+    outcome = autoattack.run(network, x, y, epsilon, version=args.autoattack, point=point, draws=draws, seed=args.seed,
+                             batch_size=args.batch_size)
+    correct, over = int(outcome.robust.sum()), f" on the mean over {draws} draws" if draws > 1 else ""
+    print(f"AutoAttack {args.autoattack}{over}, epsilon {epsilon:.4g}: {correct} of {len(y)} = "
+          f"{100 * correct / len(y):.2f} %" + "".join(f"; flag: {flag}" for flag in outcome.flags))
+    return {"version": args.autoattack, "correct": correct, "draws": draws, "flags": list(outcome.flags)}
 
 
 def card(reading: Reading, threat: Threat, verdict: dict | None) -> dict:

@@ -6,13 +6,13 @@ from pathlib import Path
 import torch
 
 from lib import WorkbookError, checkpoints, randomness
-from lib.commands import check_output, plain, recorded, write_json
+from lib.commands import check_output, recorded, write_json
 from lib.evaluating import card
 from lib.evaluation import latency
 from lib.evaluation.reading import read
 from lib.models import exits
 from lib.models.export import opened, route, stages, write
-from lib.operating_point import OperatingPoint
+from lib.operating_point import OperatingPoint, plain
 
 NEAR, COMPARED = 1e-4, 100  # how far a logit may lie from the network's, on so many images
 

@@ -13,6 +13,11 @@ from torch import Tensor
 from lib import WorkbookError
 
 
+def plain(value: float) -> float | str:
+    """A number as JSON can hold it: a closed exit is the text "-inf"."""
+    return value if abs(value) != math.inf else str(value)
+
+
 @dataclass(frozen=True)
 class OperatingPoint:
     """Where on its trade-off a trained network is run. `None` means "this knob is not used".
@@ -85,15 +90,9 @@ class OperatingPoint:
 
     def to_json(self) -> dict:
         """Only the knobs that are set, as JSON can hold them (-inf becomes the text "-inf")."""
-
-        def plain(value):
-            if isinstance(value, Tensor):
-                return value.tolist()
-            if isinstance(value, tuple):
-                return [str(v) if v in (float("inf"), float("-inf")) else v for v in value]
-            return value
-
-        return {name: plain(getattr(self, name)) for name in sorted(self.used())}
+        values = {name: getattr(self, name) for name in sorted(self.used())}
+        return {name: value.tolist() if isinstance(value, Tensor) else list(map(plain, value))
+                if isinstance(value, tuple) else value for name, value in values.items()}
 
     @classmethod
     def from_json(cls, values: dict) -> "OperatingPoint":

@@ -28,7 +28,8 @@ def bar(total: int, what: str, unit: str, done: int = 0) -> tqdm:
 
     Where nobody watches it is a line a minute. Only the main thread shows it: for the others a widget does.
     """
-    return _Bar(total=total, desc=what, unit=f" {unit}", initial=done, disable=_beside())
+    return _Bar(total=total, desc=what, unit=f" {unit}", initial=done,
+                disable=threading.current_thread() is not threading.main_thread())
 
 
 class _Bar(tqdm):
@@ -55,7 +56,3 @@ class _Bar(tqdm):
     @staticmethod
     def status_printer(file):
         return tqdm.status_printer(file) if watched() else lambda text: text and print(text, file=file, flush=True)
-
-
-def _beside() -> bool:
-    return threading.current_thread() is not threading.main_thread()

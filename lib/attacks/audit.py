@@ -40,7 +40,7 @@ class Check(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Subject:
+class Trial:
     """A network at an operating point, one attack form on it, and the images to try it on.
 
     The decision scored is the routed one where the point has thresholds, else the last exit's.
@@ -68,7 +68,7 @@ class Subject:
             return decision(images).argmax(-1) == self.labels
 
 
-Craft = Callable[[Subject], Tensor]
+Craft = Callable[[Trial], Tensor]
 
 
 def audit(network: Network, images: Tensor, labels: Tensor, threat: Threat | None = None,
@@ -84,11 +84,11 @@ def audit(network: Network, images: Tensor, labels: Tensor, threat: Threat | Non
     check_batch(network, images, labels)
     point = point or OperatingPoint()
     form = "main" if point.thresholds is None else "gate_aware"
-    subject = Subject(network, images[:limit], labels[:limit], form, point, seed=seed)
-    found = _of_network(subject)
+    trial = Trial(network, images[:limit], labels[:limit], form, point, seed=seed)
+    found = _of_network(trial)
     if threat is not None:
-        found |= step_checks(threat) | _of_attack(subject, threat, None if right is None else right[:limit], others)
-    return {"images": len(subject.images), "flags": failed(found),
+        found |= step_checks(threat) | _of_attack(trial, threat, None if right is None else right[:limit], others)
+    return {"images": len(trial.images), "flags": failed(found),
             "checks": {name: {**check._asdict(), "passed": bool(check.passed)} for name, check in found.items()}}
 
 
@@ -105,12 +105,12 @@ def step_checks(threat: Threat) -> dict[str, Check]:
             "steps jump over the budget": Check(one, 2.0, one < 2 + 1e-6)}
 
 
-def _of_network(subject: Subject) -> dict[str, Check]:
+def _of_network(trial: Trial) -> dict[str, Check]:
     """Each name says what is wrong where its check fails."""
-    with attack_mode(subject.network, "eval"), _dropout_seen() as dropped:
-        repeat, batch = differences(subject)
-    still, right = _unmoved(subject), subject.correct(subject.images)
-    sure = _part(subject, right if right.any() else ~right)  # the margin loss is flat where a wrong class leads by far
+    with attack_mode(trial.network, "eval"), _dropout_seen() as dropped:
+        repeat, batch = differences(trial)
+    still, right = _unmoved(trial), trial.correct(trial.images)
+    sure = _part(trial, right if right.any() else ~right)  # the margin loss is flat where a wrong class leads by far
     margin = flat_gradients(sure, "margin")
     ce = flat_gradients(sure, "ce") - margin
     return {"dropout at test" if dropped else "random answers": Check(repeat, 0.0, repeat == 0),
@@ -120,43 +120,43 @@ def _of_network(subject: Subject) -> dict[str, Check]:
 
 
 @torch.no_grad()
-def differences(subject: Subject, images: int = 16) -> tuple[float, float]:
+def differences(trial: Trial, images: int = 16) -> tuple[float, float]:
     """How far logits of the first `images` move from pass to pass, and from one batch to one by one.
 
     Relative to the largest logit where that is above 1; infinite where they are not finite. The network is taken in the
     mode it is in, so that batch statistics left on are caught (its buffers stay as they are).
     """
-    x = subject.images[:images]
+    x = trial.images[:images]
 
     def logits(batch: Tensor) -> Tensor:
-        return subject.network(batch, subject.point, subject.stream("logits"))
+        return trial.network(batch, trial.point, trial.stream("logits"))
 
-    with attack_mode(subject.network, "batch" if subject.network.training else "eval"):
+    with attack_mode(trial.network, "batch" if trial.network.training else "eval"):
         together, again = logits(x), logits(x)
         alone = torch.cat([logits(image[None]) for image in x], dim=1)
     gaps = torch.stack([(together - other).abs().max() for other in (again, alone)]) / together.abs().max().clamp(min=1)
     return tuple(gaps.nan_to_num(math.inf).tolist())
 
 
-def flat_gradients(subject: Subject, loss: str) -> float:
+def flat_gradients(trial: Trial, loss: str) -> float:
     """Share of the images on which the input gradient of this loss is exactly zero or not finite.
 
     Looks through the form's own loss, so "gate_aware" looks through the gate; for max_average at the mean of the exits.
     """
-    form = forms.find("average" if subject.form == "max_average" else subject.form, subject.network.num_exits)
+    form = forms.find("average" if trial.form == "max_average" else trial.form, trial.network.num_exits)
     threat = Threat(1.0, 1.0, 1, loss=loss)
-    target = forms.Target.of(subject.network, subject.images, subject.labels, threat, subject.point, "eval", None)
-    with attack_mode(subject.network, "eval"):
-        gradient = steps.expected_gradient(target.loss(form, subject.stream(loss)), subject.images).flatten(1)
+    target = forms.Target.of(trial.network, trial.images, trial.labels, threat, trial.point, "eval", None)
+    with attack_mode(trial.network, "eval"):
+        gradient = steps.expected_gradient(target.loss(form, trial.stream(loss)), trial.images).flatten(1)
     return ((gradient == 0).all(1) | ~gradient.isfinite().all(1)).double().mean().item()
 
 
 @torch.no_grad()
-def _unmoved(subject: Subject) -> float:
+def _unmoved(trial: Trial) -> float:
     """Share of images whose logits stay the same, bit for bit, when every pixel moves a little."""
-    with attack_mode(subject.network, "eval"):
-        here, there = (subject.network(x, subject.point, subject.stream("move"))
-                       for x in (subject.images, subject.images + 1e-5))
+    with attack_mode(trial.network, "eval"):
+        here, there = (trial.network(x, trial.point, trial.stream("move"))
+                       for x in (trial.images, trial.images + 1e-5))
     return (here == there).all(-1).all(0).double().mean().item()
 
 
@@ -176,19 +176,19 @@ def _dropout_seen() -> Iterator[list]:
         yield seen
 
 
-def _of_attack(subject: Subject, threat: Threat, right: Tensor | None, others: bool) -> dict[str, Check]:
+def _of_attack(trial: Trial, threat: Threat, right: Tensor | None, others: bool) -> dict[str, Check]:
     halfway = replace(threat, steps=max(1, threat.steps // 2))
-    made = [subject.images, subject.attack(halfway), subject.attack(threat)]
-    clean, half, full = (_loss(subject, x) for x in made)
+    made = [trial.images, trial.attack(halfway), trial.attack(threat)]
+    clean, half, full = (_loss(trial, x) for x in made)
     lost = (max(clean, half) - full) / max(abs(full), 1e-12)
     grows = {"loss does not grow": Check(lost, 0.05, lost <= 0.05)}
     if threat.algorithm.startswith("wrm"):  # its epsilon is a weight: there is no ball to search otherwise
         return grows
     if right is None:
-        right = subject.correct(subject.images) & subject.correct(made[-1])
-        if subject.network.num_exits > 1:
-            right &= subject.correct(replace(subject, form="average").attack(threat))
-    left = _part(subject, right)
+        right = trial.correct(trial.images) & trial.correct(made[-1])
+        if trial.network.num_exits > 1:
+            right &= trial.correct(replace(trial, form="average").attack(threat))
+    left = _part(trial, right)
 
     def few(attacks: Sequence[Craft], fell: bool, most: float) -> Check:
         share, most = (_under(left, attacks) != fell).sum().item() / len(right), max(most, 1 / len(right))
@@ -200,52 +200,52 @@ def _of_attack(subject: Subject, threat: Threat, right: Tensor | None, others: b
     return grows | tried | ({"other attacks break more": few(_others(left, threat), True, MORE)} if others else {})
 
 
-def _part(subject: Subject, which: Tensor) -> Subject:
-    return replace(subject, images=subject.images[which], labels=subject.labels[which])
+def _part(trial: Trial, which: Tensor) -> Trial:
+    return replace(trial, images=trial.images[which], labels=trial.labels[which])
 
 
-def _loss(subject: Subject, images: Tensor) -> float:
-    with torch.no_grad(), attack_mode(subject.network, "eval"):
-        logits = Decision(subject.network, subject.point, generator=subject.stream("decision"))(images)
-    return steps.per_sample(logits, subject.labels).mean().item()
+def _loss(trial: Trial, images: Tensor) -> float:
+    with torch.no_grad(), attack_mode(trial.network, "eval"):
+        logits = Decision(trial.network, trial.point, generator=trial.stream("decision"))(images)
+    return steps.per_sample(logits, trial.labels).mean().item()
 
 
-def _others(subject: Subject, threat: Threat) -> list[Craft]:
+def _others(trial: Trial, threat: Threat) -> list[Craft]:
     """What else an attacker of the same budget would try, cheapest first."""
-    steps, point = 2 * max(threat.steps or 1, 5), subject.point
+    steps, point = 2 * max(threat.steps or 1, 5), trial.point
     longer = Threat(threat.epsilon, 2.5 * threat.epsilon / steps, steps)
     made = [lambda s: _climb(s, longer), lambda s: s.attack(longer), lambda s: s.attack(threat, restart=1)]
-    if subject.network.num_exits > 1:
+    if trial.network.num_exits > 1:
         made.insert(0, lambda s: replace(s, form="average").attack(longer))
-    noisy = fresh(subject.network, point)
+    noisy = fresh(trial.network, point)
     quiet = point.replace(noise=0.0) if noisy else point
     return [*made, lambda s: replace(s, point=quiet).attack(longer) if noisy else _square(s, threat.epsilon)]
 
 
-def _under(subject: Subject, attacks: Sequence[Craft]) -> Tensor:
+def _under(trial: Trial, attacks: Sequence[Craft]) -> Tensor:
     """Which images (N,) stay right under all of these; each meets only those that are left."""
-    right = torch.ones_like(subject.labels, dtype=torch.bool)
+    right = torch.ones_like(trial.labels, dtype=torch.bool)
     for attack in attacks:
         if right.any():
-            left = _part(subject, right)
+            left = _part(trial, right)
             right[right.clone()] = left.correct(attack(left))
     return right
 
 
-def _climb(subject: Subject, threat: Threat) -> Tensor:
+def _climb(trial: Trial, threat: Threat) -> Tensor:
     """Images (N, C, H, W) at which the margin was best on the way."""
-    decision = Decision(subject.network, subject.point, generator=subject.stream("climb"))
+    decision = Decision(trial.network, trial.point, generator=trial.stream("climb"))
 
     def margin(logits: Tensor) -> Tensor:
-        return steps.lead(logits, subject.labels)
+        return steps.lead(logits, trial.labels)
 
-    with attack_mode(subject.network, "eval"):
-        return steps.climb(decision, margin, margin, subject.images, threat, subject.stream("start"))
+    with attack_mode(trial.network, "eval"):
+        return steps.climb(decision, margin, margin, trial.images, threat, trial.stream("start"))
 
 
-def _square(subject: Subject, epsilon: float) -> Tensor:
+def _square(trial: Trial, epsilon: float) -> Tensor:
     """Square's images after 100 queries; the clean ones where pyautoattack is not installed."""
     if find_spec("pyautoattack") is None:
-        return subject.images
-    return autoattack.run(subject.network, subject.images, subject.labels, epsilon, attacks=("square",),
-                          point=subject.point, seed=subject.seed, queries=100).adversarial
+        return trial.images
+    return autoattack.run(trial.network, trial.images, trial.labels, epsilon, attacks=("square",),
+                          point=trial.point, seed=trial.seed, queries=100).adversarial

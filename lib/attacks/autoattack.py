@@ -30,7 +30,7 @@ FEWEST_CLASSES = {"apgd-t": 4, "apgd-dlr": 3}  # the largest logits that the DLR
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Outcome:
     """adversarial: images (N, C, H, W), the clean ones where nothing was found. robust: (N,) bool, right on clean and
     never broken. flags: AutoAttack's own warnings, which belong beside the number."""
 
@@ -43,7 +43,7 @@ class Verdict:
 def run(network: Network, images: Tensor, labels: Tensor, epsilon: float, *, version: str = "standard",
         attacks: tuple[str, ...] | None = None, point: OperatingPoint | None = None, decision: str | int | None = None,
         draws: int = 1, seed: int = 0, iterations: int = 100, queries: int = 5000, batch_size: int = 250,
-        folder: Path | str | None = None) -> Verdict:
+        folder: Path | str | None = None) -> Outcome:
     """Attack `images` (floats in [0, 1]) in l_inf, the network in eval mode at `point`, on any `Decision`.
 
     version: standard | rand.  attacks: only some of its attacks.  decision, draws: what is attacked and judged, see
@@ -93,7 +93,7 @@ def run(network: Network, images: Tensor, labels: Tensor, epsilon: float, *, ver
                                            {"source": source, "done": place, "flags": part.flags})
                 shown.update()
             parts.append(part)
-    return Verdict(torch.cat([p.adversarial for p in parts]), torch.cat([p.robust for p in parts]),
+    return Outcome(torch.cat([p.adversarial for p in parts]), torch.cat([p.robust for p in parts]),
                    tuple(dict.fromkeys(flag for p in parts for flag in p.flags)))
 
 
@@ -106,7 +106,7 @@ def judged(network: Network, images: Tensor, labels: Tensor, point: OperatingPoi
     return right.double().mean(0).cpu().numpy()
 
 
-def _continued(part: Verdict, made, x: Tensor, y: Tensor, flags: list[str]) -> Verdict:
+def _continued(part: Outcome, made, x: Tensor, y: Tensor, flags: list[str]) -> Outcome:
     """The verdict on one batch after one more attack, which meets only the images that are still right."""
     left, adversarial, robust = part.robust.nonzero()[:, 0], part.adversarial.clone(), part.robust.clone()
     if len(left):
@@ -115,18 +115,18 @@ def _continued(part: Verdict, made, x: Tensor, y: Tensor, flags: list[str]) -> V
     fell = len(left) - int(robust.sum())
     if made.attacks_to_run == ["square"] and fell and len(left) < len(y):
         flags.append(f"Square broke {fell} images that attacks with gradients did not: those may be misled")
-    return Verdict(adversarial, robust, (*part.flags, *flags))
+    return Outcome(adversarial, robust, (*part.flags, *flags))
 
 
-def _kept(path: Path | None, source: list | None, images: Tensor) -> tuple[Verdict, int]:
+def _kept(path: Path | None, source: list | None, images: Tensor) -> tuple[Outcome, int]:
     """(the verdict on one batch so far, how many attacks it has met)."""
     if path is None or not path.is_file():
-        return Verdict(images.clone(), torch.ones(len(images), dtype=torch.bool, device=images.device), ()), 0
+        return Outcome(images.clone(), torch.ones(len(images), dtype=torch.bool, device=images.device), ()), 0
     tensors, values = checkpoints.load_state(path, images.device)
     if values["source"] != source:
         raise WorkbookError(f"{path.parent} holds another run of AutoAttack; give a new folder, or the settings "
                             "and the network that it was begun with")
-    return Verdict(tensors["adversarial"], tensors["robust"], tuple(values["flags"])), values["done"]
+    return Outcome(tensors["adversarial"], tensors["robust"], tuple(values["flags"])), values["done"]
 
 
 def _attacker(model: nn.Module, epsilon: float, version: str, seed: int, device):

@@ -1,6 +1,7 @@
 """Readers of official files: each returns the labelled training and test images in their official order."""
 
 import gzip
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -68,8 +69,7 @@ def cifar(folder: Path, loader: str) -> Raw:
     from torchvision import datasets
 
     parts = [getattr(datasets, loader)(folder.parent, train=train) for train in (True, False)]
-    return Raw(*(Split(channels_first(part.data), torch.tensor(part.targets)) for part in parts),
-               tuple(parts[0].classes), "official")
+    return official([(part.data.transpose(0, 3, 1, 2), part.targets) for part in parts], parts[0].classes)
 
 
 cifar10, cifar100 = partial(cifar, loader="CIFAR10"), partial(cifar, loader="CIFAR100")
@@ -83,8 +83,7 @@ def svhn(folder: Path) -> Raw:
         parts = [datasets.SVHN(folder, split) for split in ("train", "test")]
     except ImportError:
         raise WorkbookError("SVHN's files are read with scipy, which is missing: pip install scipy.") from None
-    return Raw(*(Split(torch.from_numpy(np.ascontiguousarray(part.data)), torch.from_numpy(part.labels))
-                 for part in parts), TEN_DIGITS, "official")
+    return official([(part.data, part.labels) for part in parts], TEN_DIGITS)
 
 
 def stl10(folder: Path) -> Raw:
@@ -95,12 +94,13 @@ def stl10(folder: Path) -> Raw:
         train_list = datasets.STL10.train_list[:2]  # else torchvision insists on the 2.6 GB of unlabelled images
 
     parts = [Labelled(folder.parent, split) for split in ("train", "test")]
-    return Raw(*(Split(torch.from_numpy(np.ascontiguousarray(part.data)), torch.from_numpy(part.labels).long())
-                 for part in parts), tuple(parts[0].classes), "official")
+    return official([(part.data, part.labels) for part in parts], parts[0].classes)
 
 
-def channels_first(pixels: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+def official(parts: Sequence[tuple], classes: Sequence[str]) -> Raw:
+    """From (pixels (N, C, H, W), labels (N,)) of the training and test images."""
+    return Raw(*(Split(torch.from_numpy(np.ascontiguousarray(pixels)), torch.as_tensor(labels).long())
+                 for pixels, labels in parts), tuple(classes), "official")
 
 
 def shape_text(shape: tuple[int, ...]) -> str:

@@ -10,7 +10,7 @@ from torch import nn
 
 from lib import randomness
 from lib.attacks import forms
-from lib.attacks.audit import Subject, audit, differences, flat_gradients
+from lib.attacks.audit import Trial, audit, differences, flat_gradients
 from lib.attacks.steps import Threat
 from lib.models import zoo
 from lib.operating_point import OperatingPoint
@@ -21,7 +21,7 @@ PGD = Threat(0.1, 0.03, 8)
 WEIGHT = torch.randn(2, 2, 16, generator=randomness.generator(3, "weights"))
 
 
-def subject(**changes):
+def trial(**changes):
     """A two-exit linear network that is right on every image, and its biases balanced so that both classes occur."""
     shape = (1, 4, 4)
     images, _ = random_batch(64, shape)
@@ -29,7 +29,7 @@ def subject(**changes):
     network = linear_network(WEIGHT, biases, shape)
     with torch.no_grad():
         labels = network(images)[-1].argmax(-1)
-    return Subject(**{**dict(network=network, images=images, labels=labels), **changes})
+    return Trial(**{**dict(network=network, images=images, labels=labels), **changes})
 
 
 class Scaled(nn.Module):
@@ -51,7 +51,7 @@ def scaled(network, factor):
 
 @pytest.mark.parametrize("form", forms.names(2))
 def test_an_empty_budget_changes_nothing(form):
-    one = replace(subject(), form=form, point=OperatingPoint(thresholds=(0.3,)))
+    one = replace(trial(), form=form, point=OperatingPoint(thresholds=(0.3,)))
     assert torch.equal(one.attack(Threat(0.0, 0.03, 4)), one.images)
 
 
@@ -63,7 +63,7 @@ def test_unbounded_attacks_break_everything_unless_the_gradient_is_masked():
     def found(one):
         return audit(one.network, one.images, one.labels, PGD)["checks"]
 
-    name, sound, masked = "an unlimited budget does not break all", subject(), subject()
+    name, sound, masked = "an unlimited budget does not break all", trial(), trial()
     assert found(sound)[name] == {"value": 0, "threshold": 0.02, "passed": True}
     masked.network.stages[0] = Quantise()
     assert not found(masked)[name]["passed"] and found(masked)[name]["value"] > 0.2
@@ -72,7 +72,7 @@ def test_unbounded_attacks_break_everything_unless_the_gradient_is_masked():
 
 def test_one_step_is_within_pgd_unless_pgd_is_crippled():
     def found(threat):
-        one = subject()
+        one = trial()
         return audit(one.network, one.images, one.labels, threat)["checks"]["one step breaks more"]["passed"]
 
     assert found(PGD) and not found(Threat(0.1, 1e-6, 1))
@@ -81,13 +81,13 @@ def test_one_step_is_within_pgd_unless_pgd_is_crippled():
 @pytest.mark.parametrize("form, point", [("main", OperatingPoint()), ("max_average", OperatingPoint()),
                                          ("gate_aware", OperatingPoint(thresholds=(0.3,)))])
 def test_gradients_are_healthy_and_masking_is_noticed(form, point):
-    plain = subject(form=form, point=point)
+    plain = trial(form=form, point=point)
     assert flat_gradients(plain, "ce") == flat_gradients(plain, "margin") == 0
     assert flat_gradients(replace(plain, network=scaled(plain.network, 1e6)), "ce") >= 0.01
 
 
 def test_saturated_probabilities_are_counted():
-    sure = subject()
+    sure = trial()
     with torch.no_grad():
         sure.network.heads[-1][1].weight *= 1e6
         sure.network.heads[-1][1].bias *= 1e6
@@ -96,24 +96,24 @@ def test_saturated_probabilities_are_counted():
 
 
 def test_an_undefended_network_falls_and_a_tiny_budget_does_not_pass():
-    one = subject()
+    one = trial()
     assert not one.correct(one.attack(Threat(0.5, 0.1, 20))).any()
     assert one.correct(one.attack(Threat(0.001, 0.001, 1))).any()
 
 
 def test_the_decision_is_the_routed_one_where_there_are_thresholds():
-    routed = subject(point=OperatingPoint(thresholds=(math.inf,)))
+    routed = trial(point=OperatingPoint(thresholds=(math.inf,)))
     first = routed.network(routed.images)[0].argmax(-1) == routed.labels
     assert torch.equal(routed.correct(routed.images), first) and not first.all()
-    assert subject().correct(routed.images).all()
+    assert trial().correct(routed.images).all()
 
 
 def test_batch_statistics_left_on_are_caught():
     network = zoo.build("resnet20", width_multiplier=0.25)
     images, labels = random_batch(8, (3, 32, 32), 10)
     before = {name: value.clone() for name, value in network.named_buffers()}
-    assert max(differences(Subject(network, images, labels))) > 1e-2 and network.training
+    assert max(differences(Trial(network, images, labels))) > 1e-2 and network.training
     assert all(torch.equal(value, before[name]) for name, value in network.named_buffers())
     network.eval()
-    repeat, batch = differences(Subject(network, images, labels))
+    repeat, batch = differences(Trial(network, images, labels))
     assert repeat == 0 and batch <= 1e-4
