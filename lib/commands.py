@@ -12,7 +12,7 @@ import pandas
 import torch
 
 from lib import ATLASES, CHECKPOINTS, IMAGES, ROOT, RUNS, WorkbookError, checkpoints, data, writable
-from lib.evaluation import choosing, speeds
+from lib.evaluation import choosing, latency
 from lib.evaluation.record import Record
 from lib.models import zoo
 from lib.models.cost import cost as count_cost
@@ -75,7 +75,7 @@ def choose(args) -> None:
     one; max_macs, max_ms, min_robust, json."""
     check_output(args.json, inputs=[args.source])
     record = recorded(args.source)
-    clocks = speeds.clocks(record) if args.max_ms < math.inf else None
+    clocks = latency.clocks(record) if args.max_ms < math.inf else None
     choice = choosing.choose(record, args.max_macs, args.min_robust, args.max_ms, clocks)
     print(choosing.sentence(choice))
     numbers = {half: {what: number._asdict() for what, number in getattr(choice, half).items()}

@@ -34,7 +34,7 @@ class Choice:
     `min_robust` right in the per-image worst case.
 
     chosen, judged: {"clean", "robust", "macs"} on the images that chose and on the others, with 95 % intervals.  clock:
-    where given, milliseconds of the parts at this point (`speeds.time_table`); then "ms" as well, at most `max_ms`.
+    where given, milliseconds of the parts at this point (`latency.time_table`); then "ms" as well, at most `max_ms`.
     reached: whether any setting met both on the images that chose; if not, this is the one that comes nearest.
     """
 
@@ -99,7 +99,7 @@ def choose(record: Record, max_macs: float = math.inf, min_robust: float = 0.0, 
     """The most accurate setting within all bounds; of equally accurate ones the cheapest.
 
     max_macs: multiply-accumulates of an image, the mean over clean images.  min_robust: a share, 0 to 1.  max_ms:
-    milliseconds an image, the mean over clean images, by the clock of each point (see `speeds.clocks`).
+    milliseconds an image, the mean over clean images, by the clock of each point (see `latency.clocks`).
     Points that were not attacked do not count.  Raises WorkbookError for bounds out of range, and for a record of no
     attacks or fewer than two images.
     """

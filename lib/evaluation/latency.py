@@ -1,4 +1,4 @@
-"""How long calls take that take turns: ways to answer on the same images, networks and operating points; the clock."""
+"""How long networks take: ways to answer, networks and operating points in turns; each part of one; the clock."""
 
 import contextlib
 import ctypes
@@ -11,12 +11,17 @@ import torch
 from torch import Tensor
 
 import lib
-from lib import WorkbookError, check_counts, progress, randomness
+from lib import WorkbookError, check_counts, checkpoints, progress, randomness
+from lib.evaluation.record import Record
+from lib.evaluation.routing import ExitCosts
 from lib.models import exits, zoo
+from lib.models.conditions import take
 from lib.models.network import Network
+from lib.models.view import AttackView
 from lib.operating_point import OperatingPoint
 
 FEWEST = 5  # passes that are timed however little time is allowed
+LARGEST = 10**8  # weights that a record's network may have: it came without them
 
 
 def measure(network: Network, images: Tensor, thresholds: Sequence[float], *, point: OperatingPoint | None = None,
@@ -101,6 +106,66 @@ def check_sizes(images: Tensor, batch_sizes: Sequence[int]) -> None:
 
 
 @torch.inference_mode()
+def time_table(network: Network, images: Tensor, *, point: OperatingPoint | None = None, passes: int = 25,
+               warm_up: int = 3, seed: int = 0) -> ExitCosts:
+    """Milliseconds an image, in place of MACs: trunk up to each tap; each head with its decision and what that brings.
+
+    images: one batch (N, C, H, W) of the size that is to be served.  An early head's time holds what `exits.route` does
+    behind it: entropy, comparison, the answer, and, where some may stay, the gather of a half of the batch.  Medians
+    over `passes` passes.
+    """
+    at = network.conditions(point, randomness.generator(seed, "time table", device=images.device))
+    last, trunk, heads = network.num_exits - 1, [], []
+    half = torch.arange(0, len(images), 2, device=images.device)
+
+    def decide(x: Tensor, k: int) -> None:
+        logits = network.heads[k](x, at)
+        logits.argmax(-1)
+        if k == last:
+            return
+        leaves = exits.entropy(logits) < 0
+        leaves.nonzero(), (~leaves).nonzero()
+        if len(half) < len(x):
+            take(x, half)
+
+    for _ in range(warm_up + passes):
+        x, spent = images, ([], [])
+        for k in range(last + 1):
+            seconds, x = timed(lambda batch, k=k: network.advance(batch, k, at), x, x.device)
+            spent[0].append(seconds)
+            spent[1].append(timed(lambda batch, k=k: decide(batch, k), x, x.device)[0])
+        trunk.append(spent[0])
+        heads.append(spent[1])
+    per_image = [1e3 / len(images) * np.median(times[warm_up:], axis=0) for times in (trunk, heads)]
+    return ExitCosts(np.cumsum(per_image[0]), per_image[1])
+
+
+def clocks(record: Record, batch_size: int = 32, seed: int = 0) -> dict[OperatingPoint, ExitCosts]:
+    """{recorded point: its `time_table` on this device}, of an untrained network of the record's shape, batch norm
+    folded: weights do not change the time. Noise is drawn once, as in a network that is deployed."""
+    network, _ = shaped(record)
+    images = torch.rand(batch_size, *network.input_shape, generator=randomness.generator(seed, "clock"))
+    with progress.bar(len(record.points), "timing", "point") as shown:
+        found = {}
+        for point in record.points:
+            found[point] = time_table(network, images, point=point.replace(draw=None if point.noise is None else 0))
+            shown.update(1)
+    return found
+
+
+def shaped(record: Record, device: torch.device | str = "cpu") -> tuple[AttackView, AttackView]:
+    """Untrained networks of a record's shape, batch norm folded: with its exits, and without.
+
+    Raises WorkbookError for a record that describes a network far larger than any here.
+    """
+    config = record.meta["model"]
+    with checkpoints.described("the file", "record"), checkpoints.at_most(LARGEST // 100, LARGEST):
+        with_exits, plain = (AttackView(zoo.build(**{**config, "exits": kind}).to(device).eval())
+                             for kind in (config["exits"], "none"))
+    return with_exits, plain
+
+
+@torch.inference_mode()
 def alternate(ways: Mapping[str, Callable], images: Tensor, size: int, passes: int, warm_up: int,
               seconds: float) -> dict[str, np.ndarray]:
     """{way: seconds of each timed pass}; the ways take turns on the same batch."""
@@ -121,7 +186,7 @@ def take_turns(ways: Mapping[str, Callable], given: Callable[[int], object], dev
 
     def turn(i: int) -> dict[str, float]:
         argument = given(i)
-        return {name: timed(way, argument, device, clock) for name, way in ways.items()}
+        return {name: timed(way, argument, device, clock)[0] for name, way in ways.items()}
 
     for i in range(warm_up):
         turn(i)
@@ -146,19 +211,19 @@ def keep_heap() -> None:
             ctypes.CDLL(None).mallopt(parameter, 2**30)
 
 
-def timed(way: Callable, given, device: torch.device, clock: Callable[[], float] | None = None) -> float:
-    """Seconds of one call: on CUDA until the device is done; on a CPU by `clock`, by default of one thread its own
-    time, which other programs on the machine do not stretch, of several the time that passes."""
+def timed(way: Callable, given, device: torch.device, clock: Callable[[], float] | None = None) -> tuple[float, object]:
+    """(seconds of one call, what it returned): on CUDA until the device is done; on a CPU by `clock`, by default of one
+    thread its own time, which other programs on the machine do not stretch, of several the time that passes."""
     cuda = device.type == "cuda"
     now = time.perf_counter if cuda else clock or (
         time.perf_counter if torch.get_num_threads() > 1 else time.thread_time)
     if cuda:
         torch.cuda.synchronize(device)
     start = now()
-    way(given)
+    result = way(given)
     if cuda:
         torch.cuda.synchronize(device)
-    return now() - start
+    return now() - start, result
 
 
 def saved(rows: Iterable[dict]) -> dict[str, tuple[float, float, float]]:

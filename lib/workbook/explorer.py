@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from lib import WorkbookError, checkpoints
-from lib.evaluation import choosing, gates, speeds
+from lib.evaluation import choosing, gates, latency
 from lib.evaluation.between import Spot, corners, reading_at, view_for
 from lib.evaluation.record import Record
 from lib.operating_point import OperatingPoint
@@ -223,7 +223,7 @@ class Explorer:
         comes nearest (see `choosing.choose`)."""
         decision, timed = self.here.decision, max_ms < math.inf
         return choosing.best([choosing.choose(subject.by(decision).record, max_macs, min_robust, max_ms,
-                                              speeds.clocks(subject.record) if timed else None)
+                                              latency.clocks(subject.record) if timed else None)
                               for subject in self.subjects[self.here.network].values()])
 
     def take(self, choice: choosing.Choice):

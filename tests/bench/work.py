@@ -18,7 +18,7 @@ import lib
 from lib import WorkbookError, checkpoints, data
 from lib.attacks import forms
 from lib.attacks.steps import Threat
-from lib.evaluation import latency, recording, speeds, tuning
+from lib.evaluation import latency, recording, tuning
 from lib.evaluation.record import Record
 from lib.models import exits, released, zoo
 from lib.models.view import VIEWS, AttackView
@@ -230,7 +230,7 @@ def routed(rows: Sequence[str]) -> Work:
     latency.keep_heap()
     early, plain = (AttackView(zoo.build("resnet38", exits=e).eval()) for e in (record.meta["model"]["exits"], "none"))
     x, _ = batch(256)
-    tuned = tuning.tuned_on(record, speeds.time_table(early, x[:size], passes=25 if size > 1 else 200))
+    tuned = tuning.tuned_on(record, latency.time_table(early, x[:size], passes=25 if size > 1 else 200))
     leaving, clean, worst = tuning.judged(record, tuned)
     with torch.no_grad():
         entropies = exits.entropy(early(x))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lib import ATLASES, CHECKPOINTS, WorkbookError, __main__, checkpoints
-from lib.evaluation import choosing, speeds
+from lib.evaluation import choosing, latency
 from lib.evaluation.record import Record
 from lib.evaluation.routing import ExitCosts
 from lib.models import zoo
@@ -68,7 +68,7 @@ def test_a_bound_on_milliseconds_is_by_the_clock_of_each_point():
 
 
 def test_the_clock_of_a_record_times_each_part_of_each_point(mnist):
-    (clock,) = speeds.clocks(mnist, batch_size=8).values()
+    (clock,) = latency.clocks(mnist, batch_size=8).values()
     assert (np.diff(clock.trunk, prepend=0.0) > 0).all() and (clock.heads > 0).all() and len(clock.heads) == 3
 
 

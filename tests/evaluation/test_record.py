@@ -10,7 +10,7 @@ from lib import WorkbookError, checkpoints, randomness
 from lib.attacks import forms as attack_forms
 from lib.attacks.steps import Threat
 from lib.data import Split
-from lib.evaluation import points, recording, routing, speeds
+from lib.evaluation import latency, points, recording, routing
 from lib.evaluation.reading import read
 from lib.evaluation.record import Record, combine, join
 from lib.evaluation.recording import hold_out, record, suite
@@ -257,7 +257,7 @@ def test_a_sound_file_that_is_no_record_of_ours_is_refused_in_one_sentence(full,
 def test_no_network_larger_than_any_is_built_for_a_record(full):
     hostile = dataclasses.replace(full, meta=full.meta | {"model": full.meta["model"] | {"width_multiplier": 60}})
     with pytest.raises(WorkbookError, match="asks for more weights"):
-        speeds.shaped(hostile)
+        latency.shaped(hostile)
 
 
 def test_select_cuts_views_and_images(full):

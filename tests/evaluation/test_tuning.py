@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lib
-from lib.evaluation import routing, speeds, tuning
+from lib.evaluation import latency, routing, tuning
 from lib.evaluation.record import Record, Validation
 from lib.evaluation.routing import ExitCosts
 from lib.models import exits
@@ -142,7 +142,7 @@ def test_routed_inference_at_tuned_thresholds_leaves_where_the_record_says():
         logits = network(x)
     entropy = exits.entropy(logits).numpy()
     right = (logits.argmax(-1) == logits[-1].argmax(-1)).numpy()  # "right" = as the last exit answers
-    found = tuning.tuned(*of(entropy, right), speeds.time_table(network, x[:20], passes=3))
+    found = tuning.tuned(*of(entropy, right), latency.time_table(network, x[:20], passes=3))
     prediction, leaving = exits.route(network, x, OperatingPoint(thresholds=found))
     assert leaving.tolist() == routing.decide(entropy, found).tolist()
     assert torch.equal(prediction, logits[-1].argmax(-1))  # so nothing may be lost

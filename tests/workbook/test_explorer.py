@@ -18,7 +18,7 @@ import lib
 from lib import WorkbookError, checkpoints, data
 from lib.attacks.steps import Threat
 from lib.data import Split
-from lib.evaluation import choosing, points, recording, routing, speeds
+from lib.evaluation import choosing, latency, points, recording, routing
 from lib.evaluation.between import corners, view_for
 from lib.evaluation.reading import read
 from lib.models import zoo
@@ -169,7 +169,7 @@ def test_another_decision_is_a_choice_like_any_other(exits):
 
 def test_a_setting_for_a_budget_is_found_and_gone_to(every, tmp_path, monkeypatch):
     clock = routing.ExitCosts(np.arange(1.0, 8.0), np.full(7, 0.1))
-    monkeypatch.setattr(speeds, "clocks", lambda record: dict.fromkeys(record.points, clock))
+    monkeypatch.setattr(latency, "clocks", lambda record: dict.fromkeys(record.points, clock))
     explorer = Explorer(every, tmp_path)
     choice = explorer.choose(0.6 * every.record.macs(), 0.3)
     assert explorer.point == choice.point == choosing.choose(every.record, 0.6 * every.record.macs(), 0.3).point

@@ -118,7 +118,7 @@ def test_31_reads_the_released_record_only_where_nothing_else_is_named(page, mon
     monkeypatch.setattr("lib.workbook.figures.steps", lambda *asked: None)
     monkeypatch.setattr("lib.workbook.live.show", lambda figure: None)
     monkeypatch.setattr("lib.evaluation.rows.append", lambda *asked: None)
-    monkeypatch.setattr("lib.evaluation.speeds.time_table", lambda *asked, **how: ExitCosts(np.arange(7), np.ones(7)))
+    monkeypatch.setattr("lib.evaluation.latency.time_table", lambda *asked, **how: ExitCosts(np.arange(7), np.ones(7)))
     assert page("31", "stretches = ", images=100)["record"].images == 100
     with pytest.raises(WorkbookError, match="of seed 0, not 7"):
         page("31", "stretches = ", seed=7)

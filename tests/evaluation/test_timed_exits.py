@@ -10,7 +10,7 @@ import torch
 
 import lib
 from lib import WorkbookError
-from lib.evaluation import speeds, tuning
+from lib.evaluation import latency, tuning
 from lib.evaluation.record import Record
 from lib.evaluation.routing import ExitCosts
 from lib.models.view import AttackView
@@ -25,7 +25,7 @@ INF = math.inf
 def test_a_time_table_has_a_positive_time_for_every_part():
     network = small("resnet38", exits="rdi", input_shape=(3, 16, 16))
     for subject, count in itertools.product((network, AttackView(network)), (1, 6)):
-        found = speeds.time_table(subject, images(network, count), passes=3, warm_up=1)
+        found = latency.time_table(subject, images(network, count), passes=3, warm_up=1)
         assert found.trunk.shape == found.heads.shape == (7,)
         assert (np.diff(found.trunk, prepend=0) > 0).all() and (found.heads > 0).all()
         assert found.cumulative([-INF] * 6)[-1] == pytest.approx(found.trunk[-1] + found.heads[-1])
@@ -38,7 +38,7 @@ def test_a_time_table_runs_every_part_once_a_pass_and_tells_nothing_to_the_netwo
         for module in modules:
             module.register_forward_hook(lambda *_, kind=kind: calls.append(kind))
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    speeds.time_table(network, images(network, 2), passes=4, warm_up=1)
+    latency.time_table(network, images(network, 2), passes=4, warm_up=1)
     assert calls.count("head") == 5 * 3 and calls.count("stage") == 5 * len(network.stages)
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
 
@@ -46,7 +46,7 @@ def test_a_time_table_runs_every_part_once_a_pass_and_tells_nothing_to_the_netwo
 def test_a_setting_of_exits_stands_beside_the_plain_network():
     clean, worst = np.array([[True] * 4, [False] * 4]), np.array([[True, True, False, False], [False] * 4])
     took = [{"metric": "speed_up", "exit": "plain", "suite": "batch 32", "value": 1.25, "low": 1.0, "high": 2.0}]
-    one = speeds.Routed(np.array([0.5, 0.25, 0.25]), clean, worst, 30.0, took)
+    one = tuning.Routed(np.array([0.5, 0.25, 0.25]), clean, worst, 30.0, took)
     assert one.time == pytest.approx((20, 0, 50)) and one.gain("clean") == (100, 100, 100)
     assert one.gain("worst")[0] == 50
 
@@ -57,9 +57,9 @@ def test_settings_are_timed_at_one_batch_size_and_judged_on_other_images():
     prediction = draw.integers(0, 2, (6, 3, 8))
     record = made(("clean", "single1", "single2", "main", "average", "max_average"), prediction, np.array([sure] * 6),
                   np.zeros(8), model=network.config, validation=(sure, np.ones((3, 8), bool)))
-    early, plain = speeds.shaped(record)
+    early, plain = latency.shaped(record)
     asked = {"half": (0.5, 0.5), "the same": (0.5, 0.5), "nobody": (-INF, -INF)}
-    found = speeds.routed(record, asked, early, plain, images(network, 8), 2, passes=5, warm_up=0)
+    found = tuning.routed(record, asked, early, plain, images(network, 8), 2, passes=5, warm_up=0)
     assert found["half"].share.tolist() == [0.5, 0.5, 0] and found["nobody"].share.tolist() == [0, 0, 1]
     assert found["half"].rows is found["the same"].rows is not found["nobody"].rows
     assert {row["suite"] for row in found["half"].rows} == {"batch 2"}
