@@ -62,7 +62,7 @@ def _line(name: str, found: Reading, source: str, lists: dict[str, str]) -> str:
     worst = DASH
     if found.paper_worst:
         worst = f"{_percent(found, 'paper_worst')} ({style.spoken(found.paper_worst)})"
-    return (f"| {name.rsplit('-', 1)[0] if name.count('-') > 2 else name} | {style.dataset(found.record.meta)}: "
+    return (f"| {name.replace('-laptop', '')} | {style.dataset(found.record.meta)}: "
             f"{found.record.images:,} | {source} | {_percent(found, 'clean')} | {worst} | {_robust(found, lists)} "
             f"| {_percent(found, 'union')} | {found.cost('paper_mflops'):.2f} "
             f"| {found.cost('cumulative_macs') / 1e6:.2f} | {100 * found.measured('saving').value:.1f} % |")
@@ -115,8 +115,9 @@ def with_knob() -> str:
 
 
 def _member(name: str, record: Record) -> tuple[str, Member]:
-    trained = Trained.load(CHECKPOINTS / f"{name}.safetensors")
-    return name.rsplit("-", 1)[0], Member(trained.defence, trained, record)
+    files = (place / f"{name}.safetensors" for place in (CHECKPOINTS, ATLASES))
+    trained = Trained.load(next(filter(Path.is_file, files)))
+    return name.replace("-laptop", ""), Member(trained.defence, trained, record)
 
 
 def _repeats() -> list[tuple[str, Member]]:

@@ -43,20 +43,24 @@ def test_on_a_cpu_every_call_runs_the_body():
     ("cheap_resnet38-cifar10-float_slim-laptop", 0.02), ("rdi_resnet38-cifar10-max_average-laptop", 0.02),
     ("rdi_mobilenet_v2-cifar10-main-laptop", 0.02), ("resnet20-cifar10-pni-laptop", 0.02)])  # passes in bf16
 def test_captured_steps_lose_what_eager_steps_lose(name, close, tmp_path):
-    """The same losses over five replays, dropout, attack, noise and batch norm included, with a rate that changes."""
+    """The same losses over five replays, dropout, attack, noise and batch norm included, with a rate that changes; as
+    close as two eager runs are, which atomic sums on a busy device drive apart through the signs of gradients."""
     torch.backends.cudnn.allow_tf32 = False
     recipe = replace(recipes.find(name), dataset="digits")
-    losses = {}
-    for able in (True, False):
-        training = Training(recipe, tmp_path, torch.device("cuda"))
+
+    def losses(able: bool) -> list[float]:
+        training, seen = Training(recipe, tmp_path, torch.device("cuda")), []
         training.step = round(recipe.epsilon_warmup * training.total)  # past the rise of epsilon: a constant threat
         training.captured.able = able
-        losses[able] = []
         for _ in range(WARM_UP + 5):
             training.advance()
-            losses[able].append(training.unread[-1][1]["loss"].item() if training.unread else None)
+            seen.append(training.unread[-1][1]["loss"].item() if training.unread else None)
         assert (training.captured.graph is not None) == able
-    assert losses[True] == pytest.approx(losses[False], rel=close)
+        return seen
+
+    captured, eager, again = losses(True), losses(False), losses(False)
+    apart = max(abs(a - b) / abs(a) for a, b in zip(eager, again, strict=True))
+    assert captured == pytest.approx(eager, rel=max(close, 3 * apart))
 
 
 @pytest.mark.gpu
