@@ -72,7 +72,8 @@ def test_what_is_said_of_the_network_with_every_knob_is_in_its_record():
     accurate, robust, early, narrow = at(0.0), at(1.0), at(1.0, thresholds="calibrated"), at(1.0, 0.5)
     control, routed = (read(twin, OperatingPoint(batch_norm=1.0, width=1.0), gates) for gates in (last, "calibrated"))
     said = said_of("One ResNet-38 trained once")
-    for number in (percent(accurate, "clean"), percent(robust, "clean"), percent(robust, "strong", True).replace("%", "% robust")[:-1],
+    interval = percent(robust, "strong", True).replace("%", "% robust").removesuffix(")")
+    for number in (percent(accurate, "clean"), percent(robust, "clean"), interval,
                    f"{percent(early, 'strong')} %", percent(narrow, "clean"), percent(control, "clean"),
                    percent(control, "strong", True), f"{percent(routed, 'strong')} %",
                    f"saves {100 * early.measured('saving').value:.0f} %"):
