@@ -14,7 +14,7 @@ from lib.evaluation.record import Record
 from lib.evaluation.stats import Number
 from lib.operating_point import OperatingPoint
 
-TOGETHER = ("union", "paper_worst", "worst")  # several views at once
+TOGETHER = ("union", "paper_worst", "worst", "strong")  # several views at once
 PASSING = np.linspace(0, 1, 13) ** 2  # shares of the images at an exit that leave there, along the trade-off curve
 
 
@@ -59,6 +59,11 @@ class Spot:
     @property
     def nearest(self) -> Reading:
         return max(self.around, key=lambda pair: pair[0])[1]
+
+    @property
+    def robust(self) -> str:
+        """The worst case to show: "strong" where the strong suite was run at this very setting, else "union"."""
+        return self.nearest.robust if len(self.around) == 1 else "union"
 
     def number(self, attack: str = "clean") -> Number:
         found = [(w, r.measured(attack if attack in TOGETHER else view_for(r, attack))) for w, r in self.around]

@@ -262,11 +262,12 @@ def tiles(explorer: Explorer) -> str:
         return []
 
     def accuracy(name: str, attack: str, colour: str) -> dict:
-        number = spot.number(attack)
+        number, worst = spot.number(attack), attack == spot.robust
         return dict(name=name, colour=colour,
                     value=f"{spot.mark(attack)}{100 * number.value:.1f} %{reading.flag(attack)}",
                     notes=[f"{100 * number.low:.1f} to {100 * number.high:.1f}",
-                           *pinned(lambda before: f"{100 * before.number(attack).value:.1f}")])
+                           *([f"strong suite, {len(reading.right(attack).T)} images"] if attack == "strong" else []),
+                           *pinned(lambda b: f"{100 * b.number(b.robust if worst else attack).value:.1f}")])
 
     def cost(attack: str, images: str, colour: str) -> dict:
         true, paper = spot.cost("cumulative_macs", attack), spot.cost("paper_mflops", attack)
@@ -280,11 +281,11 @@ def tiles(explorer: Explorer) -> str:
         shown.append(accuracy(f"ATA, {html.unescape(spoken(here.attack, exits))}", here.attack, style.ATTACKED))
     if "paper_worst" in subject.attacks:
         shown.append(accuracy("paper's worst case", "paper_worst", style.ATTACKED))
-    shown += [accuracy("per-image worst case", "union", style.LIVE_INK), cost("clean", "clean", style.CLEAN)]
+    shown += [accuracy("per-image worst case", spot.robust, style.LIVE_INK), cost("clean", "clean", style.CLEAN)]
     if exits > 1:
         shown.append(cost(here.attack, "attacked", style.ATTACKED))
     exact = "recorded or computed here" if len(spot.around) == 1 else "≈ interpolated between recorded points"
-    bound = "; ≤ no attacker was tried who knew these thresholds" if "≤" in spot.mark("union") else ""
+    bound = "; ≤ no attacker was tried who knew these thresholds" if "≤" in spot.mark(spot.robust) else ""
     draws = f", mean of {reading.draws} draws" if reading.draws > 1 else ""
     doubts = f"; do not trust numbers with ! ({', '.join(reading.doubts)})" if reading.doubts else ""
     lacking = "" if subject.pixels else f"Pictures need the images: {subject.missing}"

@@ -15,12 +15,13 @@ import pytest
 import torch
 
 import lib
-from lib import WorkbookError, checkpoints, data
+from lib import ATLASES, WorkbookError, checkpoints, data
 from lib.attacks.steps import Threat
 from lib.data import Split
 from lib.evaluation import choosing, latency, points, recording, routing
 from lib.evaluation.between import corners, view_for
 from lib.evaluation.reading import read
+from lib.evaluation.record import Record
 from lib.models import zoo
 from lib.operating_point import OperatingPoint
 from lib.workbook import live, microscope, panel, style, tables, view
@@ -131,6 +132,16 @@ def test_an_attack_on_gates_is_exact_at_those_alone(every, tmp_path):
     assert explorer.spot().mark("gate_aware") == "≈ ≤ "
     explorer.set(lambda_n=1.0, thresholds="last exit only")  # no gate to know
     assert explorer.spot().mark("union") == ""
+
+
+def test_the_worst_case_is_the_strong_suites_where_it_was_run_at_this_very_setting(tmp_path):
+    record = Record.load(ATLASES / "rdi_smallcnn-digits-max_average-laptop.safetensors")
+    explorer, met = Explorer(Subject(record), tmp_path, thresholds="equal share"), read(record, thresholds="calibrated")
+    told = view.tiles(explorer)
+    assert explorer.spot().robust == "strong" and "strong suite, 100 images" in told
+    assert f"{100 * met.measured('strong').value:.1f} %" in told
+    explorer.set(thresholds=(0.5, 0.5))
+    assert explorer.spot().robust == "union" and "strong suite" not in view.tiles(explorer)
 
 
 def test_the_views_of_every_knob_name_the_gates_of_each_point(network):
