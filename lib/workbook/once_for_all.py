@@ -134,9 +134,8 @@ class Member:
     @property
     def lambdas(self) -> tuple[float, ...]:
         """The λ_n, of the paper's figures and in quarters, that were recorded for λ_th = 0."""
-        width = max(self.network.widths) if "width" in self.network.knobs else None
         looked = (0.0, 0.2, 0.25, 0.5, 0.7, 0.75, 1.0)
-        return tuple(n for n in looked if self.point(n, 0.0, width) in self.record.points)
+        return tuple(n for n in looked if self.point(n, width=full(self.network)) in self.record.points)
 
     def read(self, *where, **how) -> Reading | Trainings:
         """Its record at a point, or at the point of (lambda_n, lambda_th, width); of all its trainings."""
@@ -153,6 +152,16 @@ class Member:
 
 
 Members = Mapping[str, Member]
+
+
+def full(network: Network) -> float | None:
+    """The full width as a knob; None where there is one width alone."""
+    return 1.0 if "width" in network.knobs else None
+
+
+def ends(network: Network) -> tuple[OperatingPoint, OperatingPoint]:
+    """The points of a network with a knob that README shows, and the strong suite attacks: λ 0 and 1 at full width."""
+    return network.at(0.0, width=full(network)), network.at(1.0, width=full(network))
 
 
 def repeat_files(name: str, which: str) -> tuple[Path, Path]:

@@ -103,8 +103,7 @@ def with_knob() -> str:
     found = [_member(name, record) for name, record in shipped(with_knob=True).items()
              if not any(f"-{family}" in name for family in once_for_all.FAMILIES)]
     found += _repeats()
-    ends = {name: [member.read(n, 0.0, max(member.network.widths) if "width" in member.network.knobs else None)
-                   for n in (0.0, 1.0)] for name, member in found}
+    ends = {name: [member.read(at) for at in once_for_all.ends(member.network)] for name, member in found}
     lists = _attacks(end for both in ends.values() for end in both)
     for name, member in found:
         shown = " | ".join(f"{_percent(end, 'clean')} | {_robust(end, lists)} | {_percent(end, 'union')}"

@@ -1,21 +1,17 @@
 """Makes the networks and records that come with the repository, from finished trainings:
 
     python3 -m lib train RECIPE                        the training, in data/runs/train
-    python -m lib.workbook.shipping RECIPE [--images N] [--forms clean,main,...] [--folder DIR]
+    python -m lib.workbook.shipping RECIPE [--images N] [--folder DIR]
     python -m lib.workbook.shipping mixtures:DATASET [--images N]     records of PGD-AT's shipped ends, mixed
-    python -m lib.workbook.shipping repeats            several trainings of FLOAT and its control, and their records
-    python -m lib.workbook.shipping trainings --folder data/runs/NAME/19_over_seeds     what that page trained
     python -m lib.workbook.shipping released           records of the RDI authors' released weights on lossless images
     python -m lib.workbook.shipping images [--images N]     the first lossless CIFAR-10 test images
     python -m lib.workbook.shipping RECIPE --strong N  adds the strong suite on the first N images to its shipped record
-    python -m lib.workbook.shipping pgd7               FLOAT's own attack on the networks of notebooks 20 to 30
 
 The weights are stored in half precision and every number is computed from the stored file. A killed recording goes on.
 """
 
 import argparse
 import math
-import re
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -28,10 +24,9 @@ from lib.evaluation import points, recording, surviving, tuning
 from lib.evaluation.record import Record
 from lib.models import released
 from lib.models.network import Network
-from lib.training import loop, methods, recipes
-from lib.training.recipe import Recipe
+from lib.training import methods, recipes
 from lib.workbook import once_for_all, released_record
-from lib.workbook.once_for_all import Trained, repeat_files
+from lib.workbook.once_for_all import Trained
 from lib.workbook.published import suited
 from lib.workbook.session import JUDGED, customary
 
@@ -54,14 +49,13 @@ def halved(trained: Path, path: Path, device: str = "cpu") -> Trained:
     return Trained.load(path, device=device)
 
 
-def ship(name: str, images: int | None = None, forms: tuple[str, ...] | None = None,
-         folder: Path | None = None, device: str = "cpu") -> Path:
+def ship(name: str, images: int | None = None, folder: Path | None = None, device: str = "cpu") -> Path:
     """Store the trained network `name`, what its training told, and the record of its test images (all, or the first
     `images`).
 
-    A once-for-all network is recorded at the points that its study asks for. forms: of other networks' attacks, by
-    default clean, the paper's, random and gate-aware, against calibrated gates and, where there are, published ones.
-    Returns the record's path.
+    A once-for-all network is recorded at the points that its study asks for, and apart under FLOAT's own attack; others
+    clean and under the paper's forms, random and gate-aware, against calibrated gates and, where there are, published
+    ones. Returns the record's path.
     """
     folder = folder or RUNS / "train" / recipes.find(name).label
     trained = halved(folder / "last.safetensors", CHECKPOINTS / f"{name}.safetensors", device)
@@ -74,12 +68,15 @@ def ship(name: str, images: int | None = None, forms: tuple[str, ...] | None = N
         return save_every_knob(trained, source, images, trained_on.validation[:HELD_OUT], place,
                                held_out_variant=f"{trained_on.variant}, held out of its training images")
     if trained.defence in methods.METHODS:
+        pgd7 = trained.attack(source, source.test[:images], once_for_all.seven(network, customary(source)), draws=DRAWS)
+        replace(pgd7, prediction=None, entropy=None, logits=None, meta=pgd7.meta | {
+            "missing": "logits, answers and entropies"}).save(ATLASES / "repeats" / f"{name}-pgd7.safetensors")
         return save_points(trained, source, images, folder=place)
     network.to(memory_format=torch.channels_last)
     threat, held_out = customary(source), trained_on.validation
     known = [form for form in attack_forms.names(network.num_exits) if form != "gate_aware" or network.paper_thresholds]
-    views = recording.suite(network, threat, forms or ("clean", *known))
-    if network.num_exits > 1 and not forms:
+    views = recording.suite(network, threat, ("clean", *known))
+    if network.num_exits > 1:
         held_out = recording.hold_out(network, held_out, batch_size=BATCH, folder=place / "gates").lightened()
         views += recording.suite(network, threat, ("gate_aware",), thresholds=calibrated(held_out))
     return save(trained.attack(source, source.test[:images], views, batch_size=BATCH, held_out=held_out,
@@ -125,7 +122,7 @@ def save_every_knob(trained: Trained, source: data.Dataset, images: int | None, 
                               forms=("main", "average", "gate_aware"), **how)
     found = trained.attack(source, source.test[:images], views, held_out=gates.lightened(), draws=3, batch_size=BATCH,
                            audited=AUDITED, folder=folder / "attacked", **told)
-    last = network.at(1.0, width=max(network.widths) if "width" in network.knobs else None)
+    _, last = once_for_all.ends(network)
     first = [v for v, view in enumerate(found.views) if view.point == last and not view.evaluated_at.draw]
     kept = replace(found.take(first), held_out=gates.select(point=last, images=slice(HELD_OUT // 2)))
     kept.save(ATLASES / "repeats" / f"{name}-logits.safetensors")
@@ -137,63 +134,6 @@ def ship_mixtures(dataset: str, images: int | None = None) -> list[Path]:
     ends = {method: Trained.load(CHECKPOINTS / f"resnet20-{dataset}-{method}-laptop.safetensors", "train")
             for method in ("pgd_at0", "pgd_at1")}
     return [save_points(mixed, judged(dataset, mixed.network), images) for mixed in once_for_all.mixed(ends).values()]
-
-
-def ship_pgd7() -> list[Path]:
-    """Record FLOAT's own attack on every shipped ResNet-20 that a page shows under it, on the images of its other
-    record, which stays as it is; where it is not there yet."""
-    found = {path.stem: path for path in CHECKPOINTS.rglob("resnet20-*.safetensors") if "-share_" not in path.stem}
-    for name, path in sorted(found.items()):
-        trained = Trained.load(path)
-        target, known = (ATLASES / "repeats" / f"{name}-{which}.safetensors" for which in ("pgd7", "suite"))
-        if not target.is_file():
-            source = judged(trained.dataset, trained.network)
-            images = Record.load(known if known.is_file() else ATLASES / f"{name}.safetensors").images
-            views = once_for_all.seven(trained.network, customary(source))
-            made = trained.attack(source, source.test[:images], views, draws=DRAWS)
-            replace(made, prediction=None, entropy=None, logits=None,
-                    meta=made.meta | {"missing": "logits, answers and entropies"}).save(target)
-    return sorted((ATLASES / "repeats").glob("*-pgd7.safetensors"))
-
-
-def repeat_recipe(method: str, seed: int) -> Recipe:
-    """Of thin ResNet-20s, attacked through a folded copy, which is faster."""
-    base = recipes.find(f"resnet20-fashion_mnist-{method}-laptop")
-    return replace(base, name=f"{base.name}-folded", seed=seed, attack_view="folded")
-
-
-def ship_repeats() -> None:
-    """Train and record what is not there yet of FLOAT and its control, in pairs of one seed: PGD alone on many images,
-    and on fewer of them the whole suite, whose averaging attacker takes longest."""
-    images = data.load("fashion_mnist")
-    threat = replace(customary(images), steps=20)
-    for seed, method in product((0, 1, 2), ("float", "dual_bn")):
-        asked, name = repeat_recipe(method, seed), f"resnet20-fashion_mnist-{method}-laptop-seed{seed}"
-        for which, count, averaged in (("pgd", 5000, 0), ("suite", 1000, DRAWS)):
-            weights, target = repeat_files(name, which)
-            if not weights.is_file():
-                halved(loop.fit(asked, RUNS / "seeds" / name).path, weights)
-            if target.is_file():
-                continue
-            trained = Trained.load(weights)
-            at = (*points.published(trained.network), points.halfway(trained.network))
-            found = trained.attack(images, images.test[:count], points.suite(
-                trained.network, threat, at, averaged), draws=DRAWS, folder=RUNS / "seeds" / target.stem).lightened()
-            if any(view.draws > 1 for view in found.views):  # else what is right is read off the answers
-                lacks = {"missing": "logits and answers, left out to keep the file small"}
-                found = replace(found, prediction=None, meta=found.meta | lacks)
-            found.save(target)
-            print(target, flush=True)
-
-
-def ship_trainings(run: Path) -> list[Path]:
-    """The records of several trainings of each defence, as notebook 19 leaves them in the folder `run`, as repeats."""
-    found = []
-    for path in sorted((run.parent / "records").glob("*-short-seed*.safetensors")):
-        family, seed = re.match(r"((?:[^-]+-){3}).*-(seed\d+)-", path.stem).groups()
-        found.append(ATLASES / "repeats" / f"{family}{seed}.safetensors")
-        Record.load(path).lightened().save(found[-1])
-    return found
 
 
 def ship_released(folder: Path | None = None) -> Path:
@@ -220,8 +160,8 @@ def ship_released(folder: Path | None = None) -> Path:
 
 def add_strong(name: str, images: int, folder: Path | None = None, device: str = "cpu") -> Path:
     """Add the strong suite on the first `images` to the shipped record `name`, at the settings that README shows: the
-    one point, or lambda 0 and 1 at full width; with exits at its suited thresholds, where there is a lambda also at the
-    last exit alone. Nothing else in the record changes. Raises WorkbookError where weights or images are not its own.
+    one point, or `once_for_all.ends`; with exits at its suited thresholds, with a lambda also at the last exit alone.
+    Nothing else in the record changes. Raises WorkbookError where weights or images are not its own.
     """
     target = ATLASES / f"{name}.safetensors"
     found, ours = Record.load(target), name != released.NAME
@@ -235,8 +175,7 @@ def add_strong(name: str, images: int, folder: Path | None = None, device: str =
                             f"{found.meta['data_variant']}, not from {loaded.digest[:8]} on {variant}; ship it anew")
     at, gates = found.points, [suited(found) if network.num_exits > 1 else None]
     if len(at) > 1:
-        at = [network.at(n, width=max(network.widths) if "width" in network.knobs else None)
-              for n in (0.0, 1.0)]
+        at = once_for_all.ends(network)
         gates += [(-math.inf,) * (network.num_exits - 1)] * (network.num_exits > 1)
     threat = next(view.threat for view in found.views if view.attacked)
     if found.strong is not None and found.strong.meta["images"] != [found.meta["images"][0], images]:
@@ -261,7 +200,6 @@ def main(argv: list[str] | None = None):
     parser.add_argument("--images", type=int, help="only the first so many test images")
     parser.add_argument("--strong", type=int, metavar="N", help="add the strong suite on N images to shipped records")
     parser.add_argument("--device", default="cpu", help="where a network is recorded")
-    parser.add_argument("--forms", type=lambda text: tuple(text.split(",")))
     parser.add_argument("--folder", type=Path, help="where a training or recording is (default: below data/runs)")
     args = parser.parse_args(argv)
     for name in args.recipes:
@@ -272,15 +210,8 @@ def main(argv: list[str] | None = None):
             print(*(bring_images(dataset, args.images or 250) for dataset in JUDGED.values()), sep="\n")
         elif name.startswith("mixtures:"):
             print(*ship_mixtures(name.removeprefix("mixtures:"), args.images), sep="\n")
-        elif name == "repeats":
-            ship_repeats()
-        elif name == "pgd7":
-            print(*ship_pgd7(), sep="\n")
-        elif name == "trainings":
-            print(*ship_trainings(args.folder or RUNS / "interactive" / "19_over_seeds"), sep="\n")
         else:
-            print(ship_released(folder) if name == "released" else
-                  ship(name, args.images, args.forms, folder, args.device))
+            print(ship_released(folder) if name == "released" else ship(name, args.images, folder, args.device))
 
 
 if __name__ == "__main__":

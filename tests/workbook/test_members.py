@@ -16,7 +16,7 @@ from lib.evaluation.record import Record
 from lib.evaluation.stats import interval
 from lib.operating_point import OperatingPoint
 from lib.training import methods
-from lib.workbook import figures, once_for_all, session, shipping, style, subject, tables
+from lib.workbook import figures, once_for_all, session, style, subject, tables
 from lib.workbook.once_for_all import SIZES, Member, Trained
 from lib.workbook.session import Session
 from tests.helpers import notebook_cells as pages
@@ -208,14 +208,6 @@ def test_the_lambdas_of_a_record_are_those_that_were_attacked(members):
 
 
 # Several trainings.
-
-
-def test_the_shipped_pairs_differ_in_the_noise_alone():
-    noisy, control = (shipping.repeat_recipe(method, 1) for method in ("float", "dual_bn"))
-    apart = {"network", "name", "defence"}
-    told = [{k: v for k, v in recipe.to_json().items() if k not in apart} for recipe in (noisy, control)]
-    assert told[0] == told[1] and noisy.seed == 1
-    assert {**noisy.network, "conditioning": "dual_bn"} == control.network
 
 
 def test_every_point_meets_three_attacks_and_transfer_only_where_there_is_noise():
