@@ -159,9 +159,9 @@ class Session(Settings):
             how["draws"] = once_for_all.SIZES[self.preset]["draws"]
             plan = plan or functools.partial(once_for_all.views, preset=self.preset)
         views = (plan or recording.suite)(trained.network, threat or self.threat(source), **options)
-        told = hashlib.sha256(repr((views, how)).encode()).hexdigest()[:8]
-        path = self.run_dir.parent / "records" / f"{trained.name}-{trained.digest[:8]}-{len(images)}-{told}.safetensors"
-        with waiting_for(path):
+        told = hashlib.sha256(repr((trained.digest, views, how)).encode()).hexdigest()[:8]
+        stem = f"{trained.name}-{which or trained.digest[:8]}-{len(images)}-{told}"
+        with waiting_for(path := self.run_dir.parent / "records" / f"{stem}.safetensors"):
             if not sound(path, "record"):
                 held_out = _loaded(name, self.device, shape, self.weights == "train").validation  # as it was trained
                 trained.attack(source, images, views, held_out=None if "draws" in how else held_out,

@@ -6,6 +6,7 @@
     python -m lib.workbook.shipping released           records of the RDI authors' released weights on lossless images
     python -m lib.workbook.shipping images [--images N]     the first lossless CIFAR-10 test images
     python -m lib.workbook.shipping RECIPE --strong N  adds the strong suite on the first N images to its shipped record
+    python -m lib.workbook.shipping made:WHICH --folder RUN     records that a page made and calls WHICH (24: attackers)
 
 The weights are stored in half precision and every number is computed from the stored file. A killed recording goes on.
 """
@@ -68,9 +69,8 @@ def ship(name: str, images: int | None = None, folder: Path | None = None, devic
         return save_every_knob(trained, source, images, trained_on.validation[:HELD_OUT], place,
                                held_out_variant=f"{trained_on.variant}, held out of its training images")
     if trained.defence in methods.METHODS:
-        pgd7 = trained.attack(source, source.test[:images], once_for_all.seven(network, customary(source)), draws=DRAWS)
-        replace(pgd7, prediction=None, entropy=None, logits=None, meta=pgd7.meta | {
-            "missing": "logits, answers and entropies"}).save(ATLASES / "repeats" / f"{name}-pgd7.safetensors")
+        save(bare(trained.attack(source, source.test[:images], once_for_all.seven(network, customary(source)),
+                                 draws=DRAWS)), ATLASES / f"repeats/{name}-pgd7.safetensors")
         return save_points(trained, source, images, folder=place)
     network.to(memory_format=torch.channels_last)
     threat, held_out = customary(source), trained_on.validation
@@ -134,6 +134,19 @@ def ship_mixtures(dataset: str, images: int | None = None) -> list[Path]:
     ends = {method: Trained.load(CHECKPOINTS / f"resnet20-{dataset}-{method}-laptop.safetensors", "train")
             for method in ("pgd_at0", "pgd_at1")}
     return [save_points(mixed, judged(dataset, mixed.network), images) for mixed in once_for_all.mixed(ends).values()]
+
+
+def ship_made(which: str, run: Path) -> list[Path]:
+    """The records that a page asks for by the name `which`, as it left them when it ran in the folder `run`."""
+    files = sorted((run.parent / "records").glob(f"*-{which}-*.safetensors"))
+    names = [f"{path.stem.partition(f'-{which}-')[0]}-{which}.safetensors" for path in files]
+    return [save(bare(Record.load(path)), ATLASES / "repeats" / name) for path, name in zip(files, names, strict=True)]
+
+
+def bare(found: Record) -> Record:
+    """Who is right, and nothing else: what a record of one exit is read for on pages without an explorer."""
+    return replace(found, prediction=None, entropy=None, logits=None,
+                   meta=found.meta | {"missing": "logits, answers and entropies"})
 
 
 def ship_released(folder: Path | None = None) -> Path:
@@ -210,6 +223,8 @@ def main(argv: list[str] | None = None):
             print(*(bring_images(dataset, args.images or 250) for dataset in JUDGED.values()), sep="\n")
         elif name.startswith("mixtures:"):
             print(*ship_mixtures(name.removeprefix("mixtures:"), args.images), sep="\n")
+        elif name.startswith("made:"):
+            print(*ship_made(name.removeprefix("made:"), args.folder), sep="\n")
         else:
             print(ship_released(folder) if name == "released" else ship(name, args.images, folder, args.device))
 

@@ -15,6 +15,7 @@ from lib.models import zoo
 from lib.operating_point import OperatingPoint
 from lib.training import recipes
 from lib.workbook import session, shipping
+from lib.workbook.once_for_all import Trained
 from tests.helpers.networks import small
 
 
@@ -94,3 +95,14 @@ def test_the_other_test_images_are_held_out_of_the_released_record(elsewhere, mo
     with torch.no_grad():
         said = network(images.test.floats(slice(450, 500))[0]).argmax(-1)
     assert np.array_equal(found.held().correct, (said == images.test.labels[450:]).numpy())
+
+
+def test_records_that_a_page_made_become_what_it_asks_for_by_name(elsewhere, tmp_path):
+    source = lib.ATLASES / "resnet20-digits-oat-laptop.safetensors"
+    made = tmp_path / "records" / "resnet20-digits-oat-laptop-attackers-500-0a1b2c3d.safetensors"
+    made.parent.mkdir()
+    shutil.copy(source, made)
+    (path,) = shipping.ship_made("attackers", tmp_path / "24_stronger_attacks")
+    assert path.name == Trained.load(lib.CHECKPOINTS / source.name).shipped_record("attackers").name
+    kept, whole = Record.load(path), Record.load(source)
+    assert np.array_equal(kept.right, whole.right) and kept.prediction is None and kept.logits is None
