@@ -51,11 +51,11 @@ def results() -> str:
 
 
 def shipped(with_knob: bool) -> dict[str, Record]:
-    """The records by name that came along: of once-for-all networks and what they are compared with, or of the others.
-    """
+    """The records by name that came along, but of digits: of once-for-all networks and what they are compared with, or
+    of the others."""
     found = {path.stem: Record.load(path) for path in sorted(ATLASES.glob("*.safetensors"))}
-    return {name: record for name, record in found.items()
-            if with_knob == once_for_all.at_points(record.meta["defence"])}
+    return {name: record for name, record in found.items() if record.meta["dataset"] != "digits"
+            and with_knob == once_for_all.at_points(record.meta["defence"])}
 
 
 def _line(name: str, found: Reading, source: str, lists: dict[str, str]) -> str:
