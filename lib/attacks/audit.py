@@ -22,8 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from lib import randomness
 from lib.attacks import autoattack, forms, steps
-from lib.attacks.decision import Decision, fresh
-from lib.attacks.modes import attack_mode
+from lib.attacks.decision import Decision, attack_mode, fresh
 from lib.attacks.steps import Threat
 from lib.models.network import Network, check_batch
 from lib.operating_point import OperatingPoint
@@ -145,7 +144,7 @@ def flat_gradients(trial: Trial, loss: str) -> float:
     """
     form = forms.find("average" if trial.form == "max_average" else trial.form, trial.network.num_exits)
     threat = Threat(1.0, 1.0, 1, loss=loss)
-    target = forms.Target.of(trial.network, trial.images, trial.labels, threat, trial.point, "eval", None)
+    target = forms.Target.of(trial.network, trial.images, trial.labels, threat, trial.point)
     with attack_mode(trial.network, "eval"):
         gradient = steps.expected_gradient(target.loss(form, trial.stream(loss)), trial.images).flatten(1)
     return ((gradient == 0).all(1) | ~gradient.isfinite().all(1)).double().mean().item()

@@ -18,8 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from lib import WorkbookError, check_counts, checkpoints, randomness
-from lib.attacks.decision import Decision, fresh
-from lib.attacks.modes import attack_mode
+from lib.attacks.decision import Decision, attack_mode, fresh
 from lib.attacks.steps import check_epsilon
 from lib.models.network import Network, check_batch
 from lib.operating_point import OperatingPoint

@@ -1,14 +1,48 @@
-"""The decision that is judged, as logits that an attack can climb: routed, of one exit, or a mean."""
+"""What is attacked and judged: a network in a named state, and its decision, as logits that an attack can climb.
+
+Batch norm and dropout are a choice, never a side effect:
+
+    eval     running statistics, no dropout; what is deployed, and what most later work attacks
+    batch    batch statistics and dropout, buffers untouched: the released trainer's gradients, so the same weights
+    authors  train mode as in the released trainer: every attack pass also moves running means, variances and counters
+"""
 
 import math
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from lib import WorkbookError
-from lib.models.exits import decide, effective_thresholds, entropy
+from lib.models.exits import effective_thresholds, routed
 from lib.models.network import Network
 from lib.operating_point import OperatingPoint
+
+MODES = ("eval", "batch", "authors")
+
+
+@contextmanager
+def attack_mode(network: nn.Module, mode: str):
+    """Put `network` into `mode` for the length of a `with` block; every module's own state returns afterwards.
+
+    Raises WorkbookError for an unknown mode.
+    """
+    if mode not in MODES:
+        raise WorkbookError(f"unknown attack mode '{mode}'; choose from {', '.join(MODES)}")
+    training = [(module, module.training) for module in network.modules()]
+    tracked = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    try:
+        network.train(mode != "eval")
+        if mode == "batch":
+            for norm in tracked:
+                norm.track_running_stats = False  # in train mode: same outputs, and no buffer is written
+        yield network
+    finally:
+        for norm in tracked:
+            norm.track_running_stats = True
+        for module, state in training:
+            module.training = state
 
 
 class Decision(nn.Module):
@@ -49,13 +83,12 @@ class Decision(nn.Module):
             return _mean(logits)
         if self.what != "routed":
             return logits[self.what - 1]
-        exit = decide(entropy(logits.detach()), self.thresholds)
-        return logits[exit, torch.arange(logits.shape[1], device=logits.device)]
+        return routed(logits, self.thresholds)[0]
 
 
 def fresh(network: Network, point: OperatingPoint) -> bool:
     """Whether the network draws new noise at every pass there."""
-    return network.conditions(point).noisy and point.draw is None
+    return network.conditions(point).fresh
 
 
 def _mean(logits: Tensor) -> Tensor:

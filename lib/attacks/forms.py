@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lib import WorkbookError, randomness, unknown
 from lib.attacks import slowdown, steps
-from lib.attacks.modes import attack_mode
+from lib.attacks.decision import attack_mode
 from lib.attacks.steps import Loss, Threat
 from lib.models import exits as early_exits
 from lib.models.network import Network, check_batch
@@ -60,26 +60,23 @@ def find(form: str, num_exits: int) -> str:
 @torch.inference_mode(False)  # inside inference_mode nothing has a gradient
 def craft(form: str, network: Network, images: Tensor, labels: Tensor, threat: Threat, *,
           generator: torch.Generator, point: OperatingPoint | None = None, mode: str = "eval",
-          thresholds: Sequence[float] | None = None, schedule: str | None = None,
-          candidates: Sequence[Tensor] | None = None) -> Tensor:
+          thresholds: Sequence[float] | None = None, schedule: str | None = None) -> Tensor:
     """Adversarial images (N, C, H, W) in [0, 1] within the threat's reach, detached; the network is left as it was.
 
     images: floats in [0, 1].  labels: int64 (N,).  generator: random start, random weights, fresh noise and dropout, in
-    the order they are needed; max_average draws its starts in exit order.  mode: see `modes`.  thresholds: read by
-    gate_aware (default: the point's).  candidates: for max_average, single attacks already crafted, in exit order.
+    the order they are needed; max_average draws its starts in exit order.  mode: see `decision`.  thresholds: in place
+    of the point's, read by gate_aware and slow_….
     Raises WorkbookError on unknown forms, modes and schedules, and on images, labels or thresholds that do not fit.
     """
-    target = Target.of(network, images, labels, threat, point, mode, schedule)
-    form = find(form, network.num_exits)
+    target = Target.of(network, images, labels, threat, point, mode, schedule, thresholds)
     with attack_mode(network, mode):
-        return target.run(form, generator, thresholds, candidates)
+        return target.run(find(form, network.num_exits), generator)
 
 
 @torch.inference_mode(False)  # inside inference_mode nothing has a gradient
 def suite(network: Network, images: Tensor, labels: Tensor, threat: Threat, forms: Iterable[str], *, seed: int,
           batch_index: int = 0, point: OperatingPoint | None = None, mode: str = "eval",
-          thresholds: Sequence[float] | None = None, schedule: str | None = None,
-          restart: int = 0) -> dict[str, Tensor]:
+          thresholds: Sequence[float] | None = None, restart: int = 0) -> dict[str, Tensor]:
     """Several forms on one batch, {form: adversarial images}; single attacks are crafted once, also for max_average.
 
     Each form draws from its own stream, generator(seed, "attack", form, batch_index), and max_average always picks
@@ -87,7 +84,7 @@ def suite(network: Network, images: Tensor, labels: Tensor, threat: Threat, form
     rounding, where batches of other sizes meet other kernels). restart: above 0 the streams are others, so that starts
     are. Arguments as in `craft`.
     """
-    target = Target.of(network, images, labels, threat, point, mode, schedule)
+    target = Target.of(network, images, labels, threat, point, mode, thresholds=thresholds)
     wanted = {form: find(form, network.num_exits) for form in forms}
     singles = _singles(network.num_exits)
 
@@ -99,8 +96,7 @@ def suite(network: Network, images: Tensor, labels: Tensor, threat: Threat, form
         needed = [k for k, form in enumerate(singles) if form in wanted.values() or "max_average" in wanted.values()]
         crafted = dict(zip((singles[k] for k in needed),
                            target.singles(needed, [stream(singles[k]) for k in needed]), strict=True))
-        candidates = list(crafted.values())
-        return {asked: crafted[form] if form in crafted else target.run(form, stream(form), thresholds, candidates)
+        return {asked: crafted[form] if form in crafted else target.run(form, stream(form), list(crafted.values()))
                 for asked, form in wanted.items()}
 
 
@@ -116,22 +112,24 @@ class Target:
     schedule: str
 
     @classmethod
-    def of(cls, network, images, labels, threat, point, mode, schedule) -> "Target":
+    def of(cls, network, images, labels, threat, point, mode="eval", schedule=None, thresholds=None) -> "Target":
         point = point or OperatingPoint()
+        point = point.replace(thresholds=tuple(map(float, thresholds))) if thresholds else point
         check_batch(network, images, labels)
         network.check_point(point)
         images, labels = (t.clone() if t.is_inference() else t for t in (images, labels))
         return cls(network, images, labels, threat, point, _schedule(network, images, point, mode, schedule))
 
-    def run(self, form: str, generator: torch.Generator, thresholds=None, candidates=None) -> Tensor:
+    def run(self, form: str, generator: torch.Generator, candidates: Sequence[Tensor] = ()) -> Tensor:
+        """The images of one form; candidates: for max_average, single attacks already crafted, in exit order."""
         num_exits = self.network.num_exits
         if form in _singles(num_exits):
             return self.singles([_singles(num_exits).index(form)], [generator])[0]
         if form == "max_average":
             return self.strongest(candidates or self.singles(range(num_exits), [generator] * num_exits), generator)
         if form in slowdown.FORMS:
-            return self.slowest(form, generator, self.gates(thresholds))
-        loss = self.loss(form, generator, thresholds)
+            return self.slowest(form, generator, self.gates())
+        loss = self.loss(form, generator)
         return steps.ascend(loss, self.images, self.threat, generator, exits=num_exits if form == "average" else 1)
 
     def slowest(self, form: str, generator: torch.Generator, gates: Tensor) -> Tensor:
@@ -151,7 +149,7 @@ class Target:
             better = judged(forward(found)) > judged(forward(self.images))
         return torch.where(better.view(-1, 1, 1, 1), found, self.images)
 
-    def loss(self, form: str, generator: torch.Generator, thresholds=None) -> Loss:
+    def loss(self, form: str, generator: torch.Generator) -> Loss:
         """The loss that a form ascends (max_average has none of its own: it chooses). One call = one forward pass."""
         if form in _singles(self.network.num_exits):
             return self.exit_loss(_singles(self.network.num_exits).index(form), generator)
@@ -165,14 +163,8 @@ class Target:
             weights = torch.rand(self.network.num_exits, 1, generator=generator, device=generator.device)
             weights = (weights / weights.sum()).to(self.images)
             return lambda x: self.total((weights * self.losses(forward(x))).sum(0))
-        gates = self.gates(thresholds)
-
-        def fired(x: Tensor) -> Tensor:
-            logits = forward(x)
-            exit = early_exits.decide(early_exits.entropy(logits.detach()), gates)
-            return self.total(self.losses(logits).gather(0, exit[None]))
-
-        return fired
+        gates = self.gates()
+        return lambda x: self.total(self.losses(early_exits.routed(forward(x), gates)[0]))
 
     def exit_loss(self, exit: int, generator: torch.Generator) -> Loss:
         """The loss of one exit (0-based): the backbone up to its tap and its head, or everything in schedule "full"."""
@@ -215,10 +207,6 @@ class Target:
     @torch.no_grad()
     def strongest(self, candidates: Sequence[Tensor], generator: torch.Generator) -> Tensor:
         """For each image the candidate with the highest unweighted sum of all exits' losses, the first among equals."""
-        if len(candidates) != self.network.num_exits or any(c.shape != self.images.shape for c in candidates):
-            raise WorkbookError(f"max_average chooses among {self.network.num_exits} single attacks on these images, "
-                                f"in exit order; {len(candidates)} were given or their shapes differ")
-
         def score(x: Tensor) -> Tensor:
             return steps.expectation(lambda: self.losses(self.network(x, self.point, generator)).sum(0),
                                      self.threat.draws)
@@ -238,25 +226,16 @@ class Target:
     def total(self, losses: Tensor) -> Tensor:
         return losses.sum() / (len(self.labels) if self.threat.batch_mean else 1)
 
-    def gates(self, thresholds: Sequence[float] | None) -> Tensor:
-        """Effective thresholds on the device, moved there once."""
-        if thresholds is not None:
-            thresholds = tuple(float(t) for t in thresholds)
-        elif self.point.thresholds is None:
-            raise WorkbookError(f"gate_aware and slow_… need thresholds={self.network.num_exits - 1} values: they look "
-                                "at the exit that fires")
-        point = self.point if thresholds is None else self.point.replace(thresholds=thresholds)
-        self.network.check_point(point)
-        effective = early_exits.effective_thresholds(point, self.network.num_exits)
+    def gates(self) -> Tensor:
+        """Effective thresholds on the device, moved there once. Raises WorkbookError where there are none."""
+        effective = early_exits.effective_thresholds(self.point, self.network.num_exits)
         return torch.tensor(effective, dtype=self.images.dtype, device=self.images.device)
 
 
 def _schedule(network: Network, images: Tensor, point: OperatingPoint, mode: str, asked: str | None) -> str:
     at = network.conditions(point)
-    fresh = at.noisy and at.draw is None
-    per_image = any(isinstance(knob, Tensor) and knob.dim() for knob in (point.noise, point.code))
     exact = {"authors": ("full",), "batch": ("prefix", "full")}.get(mode, ("prefix", "full", "shrink"))
-    if fresh or per_image:
+    if at.fresh or at.per_image:
         exact = tuple(s for s in exact if s != "shrink")
     if asked is None:
         return "shrink" if images.is_cuda and "shrink" in exact else exact[0]

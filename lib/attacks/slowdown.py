@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lib.attacks import steps
-from lib.models.exits import decide, entropy
+from lib.models.exits import entropy, routed
 
 FORMS = ("slow_keep", "slow_break", "slow_free")
 REACH = 0.1  # nats that an entropy is pushed beyond its threshold
@@ -28,8 +28,8 @@ def loss(form: str, logits: Tensor, labels: Tensor, gates: Tensor) -> Tensor:
 
 def score(form: str, logits: Tensor, labels: Tensor, gates: Tensor) -> Tensor:
     """How well an image does, (N,): its decision as asked above all, then how late it leaves, then how nearly later."""
-    exit = decide(entropy(logits), gates)
-    right = logits[exit, torch.arange(len(labels), device=labels.device)].argmax(-1) == labels
+    answers, exit = routed(logits, gates)
+    right = answers.argmax(-1) == labels
     asked = {"slow_keep": right, "slow_break": ~right, "slow_free": torch.ones_like(right)}[form]
     held = _held(logits, gates, 0.0)
     return asked * len(logits) + exit - held / (1 + held)

@@ -138,35 +138,31 @@ def ascend(loss: Loss, images: Tensor, threat: Threat, generator: torch.Generato
     exits: read by wrm_authors alone, see `wrm`.
     """
     images = images.detach()
-    start = begin(images, threat, generator) if start is None else start
+    x = begin(images, threat, generator) if start is None else start
     if threat.algorithm.startswith("wrm"):
-        return wrm(loss, images, threat, start=start, exits=exits if threat.algorithm == "wrm_authors" else 1)
-    return pgd(loss, images, threat, start=start)
+        return wrm(loss, images, x, threat, exits if threat.algorithm == "wrm_authors" else 1)
+    return pgd(loss, images, x, threat)
 
 
-def pgd(loss: Loss, images: Tensor, threat: Threat, generator: torch.Generator | None = None, *,
-        start: Tensor | None = None) -> Tensor:
-    """Projected gradient ascent, Madry et al. 2018: step along the sign, project, clamp; no restarts, last iterate.
+def pgd(loss: Loss, images: Tensor, x: Tensor, threat: Threat) -> Tensor:
+    """Projected gradient ascent from x, Madry et al. 2018: step along the sign, project, clamp; no restarts, last
+    iterate.
 
     FGSM is its one-step case. Projection and clamp are one elementwise clamp: the same values, bit for bit.
     """
-    images = images.detach()
     low, high = (images - threat.reach).clamp(min=0), (images + threat.reach).clamp(max=1)
-    x = begin(images, threat, generator) if start is None else start
     for _ in range(threat.steps):
         x = torch.clamp(x + threat.step_size * expected_gradient(loss, x, threat.draws).sign(), low, high)
     return x
 
 
-def wrm(loss: Loss, images: Tensor, threat: Threat, generator: torch.Generator | None = None, *,
-        start: Tensor | None = None, exits: int = 1) -> Tensor:
-    """Ascend epsilon * loss - ||x - images||^2 / 2 at rates 1/sqrt(t+2), t = 0, 1, ...; clamp to [0, 1], no projection.
+def wrm(loss: Loss, images: Tensor, x: Tensor, threat: Threat, exits: int) -> Tensor:
+    """From x ascend epsilon * loss - ||x - images||^2 / 2 at rates 1/sqrt(t+2), t = 0, 1, ...; clamp to [0, 1], no
+    projection.
 
     exits: the released average attack adds loss and penalty once per exit: `exits` times the mean exit's step, so its
     early steps overshoot and bounce off the clamp.
     """
-    images = images.detach()
-    x = begin(images, threat, generator) if start is None else start
     for t in range(threat.steps):
         ascent = threat.epsilon * expected_gradient(loss, x, threat.draws) - (x - images)
         x = (x + exits / math.sqrt(t + 2) * ascent).clamp(0, 1)

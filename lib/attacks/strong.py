@@ -23,8 +23,7 @@ from torch import Tensor
 
 from lib import WorkbookError, check_counts, checkpoints, randomness
 from lib.attacks import autoattack, forms, steps
-from lib.attacks.decision import Decision, fresh
-from lib.attacks.modes import attack_mode
+from lib.attacks.decision import Decision, attack_mode, fresh
 from lib.attacks.steps import Threat
 from lib.models.exits import effective_thresholds, entropy
 from lib.models.network import Network
@@ -75,7 +74,7 @@ def attacked(network: Network, images: Tensor, labels: Tensor, threat: Threat, *
     """
     check_counts(batch_size=batch_size)
     point, victim = point or OperatingPoint(), crafted_on or network
-    forms.Target.of(network, images, labels, threat, point, "eval", None)  # what cannot be attacked is refused here
+    forms.Target.of(network, images, labels, threat, point)  # what cannot be attacked is refused here
     if find_spec("pyautoattack") is None:
         raise WorkbookError("the strong suite needs the package pyautoattack; install what requirements.txt lists")
     noisy, made = fresh(network, point), images

@@ -15,7 +15,7 @@ from lib import WorkbookError, check_counts, checkpoints, progress, randomness
 from lib.evaluation.record import Record
 from lib.evaluation.routing import ExitCosts
 from lib.models import exits, zoo
-from lib.models.conditions import take
+from lib.models.conditioning import take
 from lib.models.network import Network
 from lib.models.view import AttackView
 from lib.operating_point import OperatingPoint

@@ -26,8 +26,7 @@ import lib
 from lib import WorkbookError, check_counts, checkpoints
 from lib.attacks import forms as attack_forms
 from lib.attacks.audit import audit
-from lib.attacks.decision import fresh
-from lib.attacks.modes import attack_mode
+from lib.attacks.decision import attack_mode, fresh
 from lib.attacks.steps import Threat
 from lib.data import Split, match
 from lib.evaluation import routing

@@ -16,8 +16,7 @@ import torch
 import lib
 from lib import WorkbookError, checkpoints
 from lib.attacks import strong
-from lib.attacks.decision import fresh
-from lib.attacks.modes import attack_mode
+from lib.attacks.decision import attack_mode, fresh
 from lib.attacks.steps import Threat
 from lib.data import Split
 from lib.evaluation.latency import device_name

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lib import WorkbookError
-from lib.models.conditions import take
+from lib.models.conditioning import take
 from lib.models.network import Network, check_batch
 from lib.operating_point import OperatingPoint
 
@@ -38,6 +38,12 @@ def decide(entropies: Tensor, thresholds) -> Tensor:
     return torch.cat([leaves, last]).to(torch.uint8).argmax(0)
 
 
+def routed(logits: Tensor, thresholds) -> tuple[Tensor, Tensor]:
+    """(logits (N, classes) of the exit that each image leaves by, that exit (N,)) of all exits' (exits, N, classes)."""
+    exit = decide(entropy(logits.detach()), thresholds)
+    return logits[exit, torch.arange(logits.shape[1], device=logits.device)], exit
+
+
 def prefix(network: Network, images: Tensor, exit: int, point: OperatingPoint | None = None,
            generator: torch.Generator | None = None) -> Tensor:
     """Logits (N, classes) of one exit (0-based): the backbone up to its tap and its own head, nothing else."""
@@ -53,27 +59,27 @@ def route(network: Network, images: Tensor, point: OperatingPoint,
           generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
     """The deployed decision: (prediction (N,), exit (N,) 0-based). Images that left are dropped from the batch.
 
-    Heads of disabled exits are not run. Where the point has one value per image the batch is not shrunk. Raises
-    WorkbookError as `network.check_batch`, and where thresholds are missing.
+    Heads of disabled exits are not run. Where the point has one value per image all are, and the batch is not shrunk.
+    Raises WorkbookError as `network.check_batch`, and where thresholds are missing.
     """
     check_batch(network, images)
     at = network.conditions(point, generator)
-    shrinks = not any(isinstance(knob, Tensor) and knob.dim() for knob in (at.noise, at.batch_norm))
     last = network.num_exits - 1
     thresholds = effective_thresholds(point, network.num_exits)
     if len(images) == 1:  # nothing to shrink: a comparison in place of index arithmetic, which costs as much as a head
         return _route_one(network, images, thresholds, at)
+    if at.per_image:
+        logits, exits = routed(network(images, point, generator), thresholds)
+        return logits.argmax(-1), exits
     rows = torch.arange(len(images), device=images.device)  # which image each row of the batch is
     prediction, exits = torch.empty_like(rows), torch.full_like(rows, last)
-    x, left = images, None  # who has left a batch that cannot shrink
+    x = images
     for k in range(last + 1):
         x = network.advance(x, k, at)
         if k < last and thresholds[k] == -math.inf:
             continue
         logits = network.heads[k](x, at)
         leaves = entropy(logits) < thresholds[k] if k < last else torch.ones_like(rows, dtype=torch.bool)
-        if left is not None:
-            leaves = leaves & ~left
         count = int(leaves.count_nonzero())
         if count == 0:  # a small batch pays for its head alone
             continue
@@ -82,12 +88,7 @@ def route(network: Network, images: Tensor, point: OperatingPoint,
             break
         out, staying = leaves.nonzero()[:, 0], (~leaves).nonzero()[:, 0]
         prediction[rows[out]], exits[rows[out]] = logits[out].argmax(-1), k
-        if shrinks:
-            x, rows = take(x, staying), rows[staying]
-        else:
-            left = leaves if left is None else left | leaves
-            if left.all():
-                break
+        x, rows = take(x, staying), rows[staying]
     return prediction, exits
 
 

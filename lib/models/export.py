@@ -66,7 +66,7 @@ def opened(network: Network, point: OperatingPoint) -> dict[int, float]:
 def stages(network: Network, point: OperatingPoint) -> list[Stage]:
     """Of a network in eval mode. Raises WorkbookError for fresh noise and points of one value per image."""
     at, view, found, start = network.conditions(point), AttackView(network), [], 0
-    if at.noisy and at.draw is None or any(isinstance(k, Tensor) and k.dim() for k in (at.noise, at.batch_norm)):
+    if at.fresh or at.per_image:
         raise WorkbookError("a program holds one network for all images; give single values, and no noise or draw=0")
     for owner in list(view.modules()):
         for name, child in owner._modules.items():

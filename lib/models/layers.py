@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lib import WorkbookError, randomness
-from lib.models.conditions import Conditions, take
+from lib.models.conditioning import Conditions, take
 
 
 class Weighted(nn.Module):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lib import WorkbookError
-from lib.models.conditions import Conditions
+from lib.models.conditioning import Conditions
 from lib.models.layers import Chain, FiLM, Weighted
 from lib.models.parts import Backbone, Parts
 from lib.operating_point import OperatingPoint

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lib import WorkbookError
-from lib.models.conditions import Conditions
+from lib.models.conditioning import Conditions
 from lib.models.layers import BatchNorm2d, Chain, Weighted
 from lib.models.network import Network
 

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 
 from lib import WorkbookError, unknown
-from lib.attacks.modes import MODES
+from lib.attacks.decision import MODES
 from lib.attacks.steps import Threat
 from lib.models.conditioning import CONDITIONINGS
 from lib.models.view import VIEWS
@@ -21,7 +21,7 @@ class Recipe:
     network: arguments of `zoo.build`.  dataset: a name of `data.load`.  defence: "standard", the form of the attack, or
     a method.  objective: a name of `objectives.OBJECTIVES`.  form: of the attack, where `defence` is a method.
     threat: the training attack, None for standard.
-    attack_mode: state of the network while it is attacked, see `attacks.modes`.
+    attack_mode: state of the network while it is attacked, see `attacks.decision`.
     attack_view: what is attacked in mode "eval": "folded" or "bf16", a faster copy (`models.view`); None = the network.
     start: digest of the weights to start from, which are handed to `loop.fit`; None = drawn from the seed.
     constraint: {"name": "sss" | "atmc", **its options}, what training holds the weights to; None = nothing.

@@ -176,11 +176,9 @@ class Training:
     def right(self, network: Network, images: Tensor, labels: Tensor, point: OperatingPoint,
               generator: torch.Generator) -> int:
         """How many images the deployed decision gets right: by the published thresholds, or the last exit."""
-        logits = network(images, point, generator)
-        leaves = torch.full_like(labels, len(logits) - 1)
-        if network.paper_thresholds is not None:
-            leaves = exits.decide(exits.entropy(logits), network.paper_thresholds)
-        return (logits.argmax(-1).gather(0, leaves[None])[0] == labels).sum().item()
+        logits, gates = network(images, point, generator), network.paper_thresholds
+        answers = logits[-1] if gates is None else exits.routed(logits, gates)[0]
+        return (answers.argmax(-1) == labels).sum().item()
 
     def validate(self) -> dict[str, float]:
         """Accuracy on held-out images: clean at the most accurate point, and under a short attack of the training's own

@@ -5,7 +5,7 @@ import torch
 
 from lib import WorkbookError, randomness
 from lib.attacks import forms
-from lib.attacks.modes import MODES, attack_mode
+from lib.attacks.decision import MODES, attack_mode
 from lib.attacks.steps import Threat
 from lib.models import zoo
 from lib.operating_point import OperatingPoint
@@ -212,5 +212,5 @@ def test_a_forms_images_in_a_suite_depend_on_no_other_form(conditioning, point, 
 def test_a_suite_crafts_each_single_attack_once(batch):
     network, passes = build().eval(), []
     network.stages[0].register_forward_hook(lambda *_: passes.append(1))
-    forms.suite(network, *batch, THREAT, forms.paper_forms(7), seed=0, schedule="prefix")
+    forms.suite(network, *batch, THREAT, forms.paper_forms(7), seed=0)
     assert len(passes) == 7 * THREAT.steps + 7 + THREAT.steps  # singles, scoring, average

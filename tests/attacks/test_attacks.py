@@ -91,7 +91,7 @@ def test_fgsm_is_one_step_of_epsilon_and_the_released_one_goes_further():
 def test_the_random_start_is_not_clamped_before_the_first_gradient():
     seen = []
     images = torch.ones(4, 1, 2, 2)
-    steps.pgd(lambda x: (seen.append(x.detach()), x.sum())[1], images, PGD, stream())
+    steps.ascend(lambda x: (seen.append(x.detach()), x.sum())[1], images, PGD, stream())
     assert seen[0].max() > 1 and (seen[0] - images).abs().max() <= 0.1 + 1e-6
     assert seen[1].max() <= 1
     with pytest.raises(WorkbookError, match="generator"):
@@ -116,7 +116,7 @@ def test_wrm_follows_its_recurrence(algorithm, form, exits, divisor):
 def test_the_released_wrm_forgets_its_random_start():
     assert math.prod(1 - 1 / math.sqrt(t + 2) for t in range(20)) == pytest.approx(1.5e-4, rel=0.05)
     images = torch.full((5, 1, 4, 4), 0.5)
-    found = steps.wrm(lambda x: 0 * x.sum(), images, Threat(0.3, steps=20, algorithm="wrm"), stream())
+    found = steps.ascend(lambda x: 0 * x.sum(), images, Threat(0.3, steps=20, algorithm="wrm"), stream())
     assert 0 < (found - images).abs().max() < 0.3 * 1.6e-4
 
 
@@ -147,13 +147,12 @@ def test_max_average_chooses_per_image_by_the_sum_over_exits():
     images = torch.tensor([[0.5, 0.5], [0.5, 0.5]]).view(2, 1, 1, 2)
     first = torch.tensor([[0.1, 0.5], [0.4, 0.5]]).view(2, 1, 1, 2)
     second = torch.tensor([[0.5, 0.45], [0.5, 0.0]]).view(2, 1, 1, 2)
-    chosen = forms.craft("max_average", network, images, labels, PGD, generator=stream(), candidates=[first, second])
+    target = forms.Target.of(network, images, labels, PGD, None)
+    chosen = target.strongest([first, second], stream())
     assert torch.equal(chosen, torch.stack([first[0], second[1]]))
     same_score = [first, first.clone()]
-    chosen = forms.craft("max_average", network, images, labels, PGD, generator=stream(), candidates=same_score)
+    chosen = target.strongest(same_score, stream())
     assert torch.equal(chosen, first)
-    with pytest.raises(WorkbookError, match="2 single attacks"):
-        forms.craft("max_average", network, images, labels, PGD, generator=stream(), candidates=[first])
 
 
 def authors_single(network, x, y, threat, generator, exit):
@@ -201,7 +200,7 @@ def test_max_average_equals_the_released_form_bit_for_bit_in_every_schedule(make
 def test_random_attack_draws_its_weights_once_per_call():
     network, (images, labels) = linear_network(TWO_CLASS), random_batch(6)
     seen = []
-    target = forms.Target.of(network, images, labels, PGD, None, "eval", None)
+    target = forms.Target.of(network, images, labels, PGD, None)
     loss, generator = target.loss("random", stream()), stream()
     weights = torch.rand(3, 1, generator=generator)
     weights = weights / weights.sum()

@@ -70,7 +70,7 @@ def test_a_closed_gate_holds_nobody_and_one_that_all_pass_holds_all():
 def test_what_it_asks_for():
     network, x, y, _, _ = known(4)
     at = dict(point=OperatingPoint(thresholds=(GATE,)), generator=randomness.generator(0, "a"))
-    with pytest.raises(WorkbookError, match="look at the exit that fires"):
+    with pytest.raises(WorkbookError, match="routing needs thresholds"):
         forms.craft("slow_keep", network, x, y, Threat(0.1, 0.05, 2), generator=randomness.generator(0, "a"))
     with pytest.raises(WorkbookError, match="leave the algorithm at pgd"):
         forms.craft("slow_keep", network, x, y, Threat(0.1, steps=2, algorithm="wrm"), **at)

@@ -135,7 +135,7 @@ def test_the_best_iterate_is_kept_and_never_worse_than_the_last():
         return steps.lead(z, y)
 
     kept = steps.climb(lambda x: network(x)[-1], margin, margin, x, threat, randomness.generator(0, "a"))
-    last = steps.pgd(lambda x: margin(network(x)[-1]).sum(), x, threat, randomness.generator(0, "a"))
+    last = steps.ascend(lambda x: margin(network(x)[-1]).sum(), x, threat, randomness.generator(0, "a"))
     assert (margin(network(kept)[-1]) >= margin(network(last)[-1]) - 1e-6).all()
     assert (kept - x).abs().max() <= 0.1 + 1e-6
 

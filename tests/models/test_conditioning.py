@@ -8,8 +8,7 @@ import torch
 from lib import WorkbookError, checkpoints
 from lib.evaluation import points
 from lib.models import conditioning, zoo
-from lib.models.conditioning import Conditioning
-from lib.models.conditions import Conditions
+from lib.models.conditioning import Conditioning, Conditions
 from lib.models.layers import BatchNorm2d
 from lib.models.view import AttackView
 from lib.operating_point import OperatingPoint

@@ -7,7 +7,7 @@ from torch import nn
 
 from lib import WorkbookError
 from lib.models import zoo
-from lib.models.conditions import Conditions, take
+from lib.models.conditioning import Conditions, take
 from lib.models.layers import BatchNorm2d, Conv2d, Dropout, FiLM, Linear, Normalise, Weighted
 from lib.operating_point import OperatingPoint
 from tests.helpers.networks import images, small, source

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lib import WorkbookError
-from lib.attacks.modes import attack_mode
+from lib.attacks.decision import attack_mode
 from lib.models import exits
 from lib.models.layers import Conv2d
 from lib.models.view import Affine, AttackView, Folded
