@@ -100,7 +100,7 @@ class Compression(Unconstrained):
 
     def tensors(self) -> dict[str, Tensor]:
         both = {"copy": self.copies, "dual": self.duals}
-        return {f"{kind}.{index}": t for kind, kept in both.items() for index, t in enumerate(kept)}
+        return {f"constraint.{kind}.{index}": t for kind, kept in both.items() for index, t in enumerate(kept)}
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         for name, t in self.tensors().items():

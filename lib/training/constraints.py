@@ -1,10 +1,13 @@
 """What a training does with the weights besides following the loss: its optimiser, a penalty, a step after each step.
 
-`Unconstrained` is ordinary training. A method that holds the weights to a structure (`sparsity`, `admm`) subclasses it
-and is asked for by the recipe's `constraint`, so that it runs inside the one training loop.
+`Unconstrained` is ordinary training, `Averaged` ordinary training whose result is a mean of the weights. A method that
+holds the weights to a structure (`sparsity`, `admm`) subclasses it and is asked for by the recipe's `constraint`, so
+that it runs inside the one training loop.
 """
 
+import copy
 import dataclasses
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -12,6 +15,8 @@ from torch import Tensor
 from lib import checkpoints
 from lib.models.network import Network
 from lib.training.recipe import Recipe
+
+BEGINS = 2 / 3  # of the iterations: averaged from the start, early weights weigh on a short training's result for long
 
 
 class Unconstrained:
@@ -38,11 +43,58 @@ class Unconstrained:
         return self.network
 
     def tensors(self) -> dict[str, Tensor]:
-        """Own state that a resumed training needs."""
+        """Own state that a resumed training needs, by names that no other part of a training has."""
         return {}
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Take back what `tensors` gave."""
+        """Take back what `tensors` gave, found among all of a training."""
+
+
+class Averaged(Unconstrained):
+    """Hands back the exponential mean of the weights over the last part of a training of `total` iterations, once there
+    is one: from two thirds on, with decay min(the recipe's, (1 + t) / (10 + t)) at its t-th step (so that the first
+    steps of the average are not its whole).
+
+    settle(network): forward passes in train mode that move batch norm's statistics, which came from the raw weights, to
+    the averaged ones.
+    """
+
+    def __init__(self, network: Network, recipe: Recipe, rate: Tensor, *, total: int,
+                 settle: Callable[[Network], None]):
+        super().__init__(network, recipe, rate)
+        self.decay, self.first, self.settle = recipe.average_decay, max(1, round(BEGINS * total)), settle
+        self.mean: Network | None = None
+        self.settled = False
+
+    @torch.no_grad()
+    def after_step(self, step: int) -> dict[str, Tensor]:
+        if step >= self.first:
+            self.settled = False
+            if self.mean is None:
+                self.mean = copy.deepcopy(self.network)
+            else:
+                seen = step - self.first
+                weight = 1 - min(self.decay, (1 + seen) / (10 + seen))
+                torch._foreach_lerp_(list(self.mean.parameters()), list(self.network.parameters()), weight)
+        return {}
+
+    def deployed(self) -> Network:
+        if self.mean is None:
+            return self.network
+        if not self.settled:
+            for own, live in zip(self.mean.buffers(), self.network.buffers(), strict=True):
+                own.copy_(live)
+            self.settle(self.mean.train())
+            self.settled = True
+        return self.mean
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {} if self.mean is None else {f"average.{name}": t for name, t in self.mean.state_dict().items()}
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        if kept := {n.removeprefix("average."): t for n, t in tensors.items() if n.startswith("average.")}:
+            self.mean = copy.deepcopy(self.network)
+            self.mean.load_state_dict(kept)
 
 
 def parameter_groups(network: Network, recipe: Recipe) -> list[dict]:

@@ -18,8 +18,8 @@ from pathlib import Path
 import pandas
 
 from lib import ROOT, WorkbookError
-from lib.training import folder as folders
 from lib.training import recipes
+from lib.training.loop import stop_signals
 from lib.training.recipe import Recipe
 
 DATASET, PRESET, LOOK_SECONDS, DEATH_SIGNAL = "cifar10_jpeg", "laptop", 1.0, 1
@@ -91,7 +91,7 @@ def run(fleet: Sequence[Member], *, minutes: float | None = None, jobs: int = 1,
     """
     end = time.monotonic() + 60 * (minutes or float("inf"))
     waiting, running, failed, shown = [m for m in fleet if not m.finished()], {}, [], -float("inf")
-    with folders.stop_signals() as stop:
+    with stop_signals() as stop:
         while running or waiting:
             on = not stop.signal and time.monotonic() < end
             while on and waiting and len(running) < jobs:

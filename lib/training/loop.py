@@ -1,16 +1,27 @@
-"""The one training loop: any network, objective and device; stops at any moment and goes on bit for bit (on CPU)."""
+"""The one training loop: any network, objective and device; stops at any moment and goes on bit for bit (on CPU).
 
+A training's folder is for one recipe and one process at a time:
+
+    recipe.json        what is trained here            last.safetensors   the network as it is now
+    history.csv        what the training reported      best.safetensors   the best one on held-out images
+    state.safetensors  what a killed training resumes from; gone when it is finished
+"""
+
+import json
+import signal
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from lib import WorkbookError, checkpoints
+from lib import WorkbookError, checkpoints, locks
 from lib.models.network import Network
 from lib.progress import bar
-from lib.training import folder as folders
 from lib.training.recipe import Recipe
 from lib.training.training import FALL, Training
 
@@ -46,12 +57,12 @@ def fit(recipe: Recipe, folder: Path | str, *, start: Network | None = None, dev
         raise WorkbookError(f"minutes is {minutes}; give a time above 0")
     folder, begun = Path(folder), time.monotonic()
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    with folders.claimed(folder, recipe):
+    with claimed(folder, recipe):
         if done := _finished(recipe, folder, device):
             return done
         training = Training(recipe, folder, device, start)
         training.resume()
-        with folders.stop_signals() as stop, bar(training.total, recipe.name, "step", training.step) as shown:
+        with stop_signals() as stop, bar(training.total, recipe.name, "step", training.step) as shown:
             reason = "finished"
             while training.step < training.total:
                 training.advance()
@@ -97,7 +108,7 @@ def _finished(recipe: Recipe, folder: Path, device: torch.device) -> Result | No
     return Result(loaded.network, path, True, told["metrics"], told["step"], told["total"])
 
 
-def _close(training: Training, reason: str, signal: int) -> Result:
+def _close(training: Training, reason: str, stopped_by: int) -> Result:
     """Write the network, and the state unless all is done."""
     training.save()
     metrics = training.history[-1] if training.history else {}
@@ -105,4 +116,55 @@ def _close(training: Training, reason: str, signal: int) -> Result:
     if finished := training.step == training.total:
         (training.folder / "state.safetensors").unlink()
     return Result(training.deployed().eval(), path, finished, metrics, training.step, training.total,
-                  "finished" if finished else reason, 0 if finished else signal)
+                  "finished" if finished else reason, 0 if finished else stopped_by)
+
+
+@dataclass
+class Stop:
+    """The signal, SIGINT or SIGTERM, that asked the training to stop after the step it is in; 0 if none did."""
+
+    signal: int = 0
+
+
+@contextmanager
+def claimed(folder: Path, recipe: Recipe) -> Iterator[None]:
+    """Hold `folder` for this process and recipe.
+
+    Raises WorkbookError when another process trains there, the folder holds another recipe, or it may not be written.
+    """
+    with locks.held(folder / ".lock", f"another process trains in {folder}; wait for it or choose another folder"):
+        _check_recipe(folder, recipe)
+        yield
+
+
+def _check_recipe(folder: Path, recipe: Recipe) -> None:
+    note = folder / "recipe.json"
+    if note.exists():
+        try:
+            other = Recipe.from_json(json.loads(note.read_bytes()))
+        except (ValueError, TypeError):
+            raise WorkbookError(f"{note} is damaged; remove {folder} or choose another folder") from None
+        if other.digest() != recipe.digest():
+            raise WorkbookError(f"{folder} holds another training ({other.difference(recipe)}); choose another folder")
+    checkpoints.replace(note, (json.dumps(recipe.to_json(), indent=2) + "\n").encode())
+
+
+@contextmanager
+def stop_signals() -> Iterator[Stop]:
+    """Turn the first SIGINT or SIGTERM into a request to stop; a second one interrupts at once. Main thread only."""
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def ask(number, frame):
+        if stop.signal:
+            raise KeyboardInterrupt
+        stop.signal = number
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

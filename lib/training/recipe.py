@@ -27,7 +27,7 @@ class Recipe:
     constraint: {"name": "sss" | "atmc", **its options}, what training holds the weights to; None = nothing.
     precision: of the training passes, "fp32" or "bf16" (autocast; weights, losses and the optimiser stay in float32).
     label_smoothing: of the cross-entropy that is descended, 0 to 1.
-    average_decay: of the mean of the weights that is validated and kept (`averaging`), below 1; None = the weights.
+    average_decay: of the mean of the weights that is validated and kept (`constraints`), below 1; None = the weights.
     exit_weights: w_i of the loss, one per exit; None = 1 each.  adversarial_weight: share of the adversarial loss.
     split: PGD-AT trains on the "full" batch, clean and attacked, or on disjoint clean and attacked halves, "half".
     clean_epochs: PNI's first epochs, without attack.  alpha_decay: weight decay of trained noise scales.
@@ -166,6 +166,12 @@ class Recipe:
         fields = [f for f in dataclasses.fields(self) if f.name not in WATCHED and getattr(self, f.name) != f.default]
         values = {f.name: self.to_json()[f.name] for f in fields}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+    def difference(self, wanted: "Recipe") -> str:
+        """The fields in which it trains another network than the wanted one, in words."""
+        own, theirs = self.to_json(), wanted.to_json()
+        names = [name for name in own if name not in WATCHED and own[name] != theirs[name]]
+        return ", ".join(f"{name} {own[name]} instead of {theirs[name]}" for name in names)
 
 
 WATCHED = ("name", "validate_every", "validation_images", "validation")

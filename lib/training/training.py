@@ -3,12 +3,14 @@
 Nothing random is remembered: step t draws from streams named by (seed, t), so weights, optimiser and t are all of it.
 """
 
+import functools
 import math
 import sys
 import time
 from collections import Counter
 from pathlib import Path
 
+import pandas
 import torch
 from torch import Tensor
 
@@ -18,17 +20,16 @@ from lib.models import exits, zoo
 from lib.models.network import Network
 from lib.models.view import AttackView
 from lib.operating_point import OperatingPoint
-from lib.training import folder as folders
 from lib.training import objectives
 from lib.training.admm import Compression
-from lib.training.averaging import Average
 from lib.training.capture import Captured, Streams
-from lib.training.constraints import Unconstrained
+from lib.training.constraints import Averaged, Unconstrained
 from lib.training.objectives import OBJECTIVES, Context, Metrics, at_every_width
 from lib.training.recipe import Recipe
 from lib.training.sparsity import Selection
 
-CONSTRAINTS = {"none": Unconstrained, "sss": Selection, "atmc": Compression}
+CONSTRAINTS = {"sss": Selection, "atmc": Compression}
+SETTLING = 30  # batches that move an averaged network's batch norm
 READ_EVERY = 20  # steps between looks at the losses on a device that runs ahead of the host
 VALIDATION_BATCH = 128
 FALL = 0.1  # of held-out accuracy, at which one-step training has learned to fool its own attack
@@ -50,12 +51,15 @@ class Training:
         self.network.class_names = self.data.classes
         self.network.to(device, memory_format=torch.channels_last).train()
         self.rate = torch.tensor(0.0, device=device)  # a tensor, so that a captured step can follow the schedule
-        told = {"name": "none"} | (recipe.constraint or {})
-        if told["name"] not in CONSTRAINTS:
-            raise unknown("constraint", told["name"], CONSTRAINTS)
-        self.constraint = CONSTRAINTS[told.pop("name")](self.network, recipe, self.rate, **told)
-        self.optimiser = self.constraint.optimiser
-        self.average = Average(self.network, recipe.average_decay, self.total)
+        kind, told = Unconstrained, dict(recipe.constraint or {})
+        if recipe.average_decay is not None:
+            kind, told = Averaged, {"total": self.total, "settle": self.settle}
+        elif told:
+            if (name := told.pop("name")) not in CONSTRAINTS:
+                raise unknown("constraint", name, CONSTRAINTS)
+            kind = CONSTRAINTS[name]
+        self.constraint = kind(self.network, recipe, self.rate, **told)
+        self.optimiser, self.deployed = self.constraint.optimiser, self.constraint.deployed
         self.step, self.seconds, self.best, self.fallen = 0, 0.0, -math.inf, False
         self.history: list[dict] = []
         self.sums, self.counts = Counter(), Counter()  # of each reported value over the steps since the last report
@@ -96,7 +100,6 @@ class Training:
                                view=self.view)
         metrics = self.captured((self.context.threat, self.context.epoch < recipe.clean_epochs))
         self.step += 1
-        self.average.after_step(self.step)
         self.unread.append((self.step, metrics | self.constraint.after_step(self.step)))
         if self.device.type == "cpu" or len(self.unread) >= READ_EVERY:
             self.read()
@@ -117,22 +120,14 @@ class Training:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
             return at_every_width(OBJECTIVES[self.recipe.objective], network, images, batch.labels, context)
 
-    def deployed(self) -> Network:
-        """The network that is validated, written and handed back."""
-        if self.average.network is None:
-            return self.constraint.deployed()
-        view = objectives.view_of(self.average.network, self.recipe)
-
-        def passes(network: Network, k: int) -> None:
-            def stream(purpose: str) -> torch.Generator:
-                return self.stream("average", k, purpose)
-
+    def settle(self, network: Network) -> None:
+        """A training step's forward passes, without an update, on random batches."""
+        view, epoch = objectives.view_of(network, self.recipe), math.ceil(self.step / self.per_epoch)
+        for k in range(SETTLING):
+            stream = functools.partial(self.stream, "average", k)
             index = torch.randint(len(self.data.train), (self.recipe.batch_size,), generator=stream("order"),
                                   device=self.device)
-            epoch = math.ceil(self.step / self.per_epoch)
             self.passes(network, index, Context(self.recipe, self.recipe.threat, epoch, stream, view=view))
-
-        return self.average.estimate(passes)
 
     def read(self) -> None:
         """Fetch the values of the steps since the last look. Raises WorkbookError at the first that is not finite."""
@@ -231,10 +226,9 @@ class Training:
         tensors = {f"network.{name}": t for name, t in self.network.state_dict().items()}
         for index, state in self.optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser.{index}.{name}": t for name, t in state.items() if t is not None}
-        for part in ("constraint", "average"):
-            tensors |= {f"{part}.{name}": t for name, t in getattr(self, part).tensors().items()}
-        checkpoints.save_state(self.folder / "state.safetensors", tensors, self.values())
-        folders.write_history(self.folder, self.history)
+        checkpoints.save_state(self.folder / "state.safetensors", tensors | self.constraint.tensors(), self.values())
+        table = pandas.DataFrame(self.history, dtype=object)  # a column for everything that any row reports
+        checkpoints.replace(self.folder / "history.csv", table.to_csv(index=False).encode())
         self.saved_at = time.monotonic()
 
     def resume(self) -> None:
@@ -250,10 +244,8 @@ class Training:
             print(f"{self.recipe.name} was begun with {before} threads and goes on with {torch.get_num_threads()}: not "
                   f"bit for bit what it would have become (OMP_NUM_THREADS={before} keeps to them)", file=sys.stderr)
         self.network.load_state_dict({n[8:]: t for n, t in tensors.items() if n.startswith("network.")})
+        self.constraint.load(tensors)
         state: dict[int, dict] = {}
-        for part in ("constraint", "average"):
-            getattr(self, part).load({n.removeprefix(f"{part}."): t for n, t in tensors.items()
-                                      if n.startswith(f"{part}.")})
         parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
         for name, t in tensors.items():
             if name.startswith("optimiser."):

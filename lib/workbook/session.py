@@ -26,7 +26,6 @@ from lib.evaluation.reading import Reading, read
 from lib.evaluation.record import Record
 from lib.models.network import Network
 from lib.training import loop, recipes
-from lib.training.folder import difference
 from lib.training.recipe import Recipe
 from lib.workbook import once_for_all, parameters, style, tables
 from lib.workbook.once_for_all import Member, Trained, repeat_files
@@ -119,7 +118,7 @@ class Session(Settings):
         if recipe.name in recipes.names():
             own = dataclasses.replace(recipes.find(recipe.name), seed=recipe.seed)
             if own.digest() != recipe.digest():
-                raise WorkbookError(f"{recipe.name} is the name of another training ({difference(own, recipe)}); give "
+                raise WorkbookError(f"{recipe.name} is the name of another training ({own.difference(recipe)}); give "
                                     "this one a name of its own")
         if self.weights == "shipped" and (path := lib.CHECKPOINTS / f"{recipe.name}.safetensors").is_file():
             return Trained.load(path, device=self.device)

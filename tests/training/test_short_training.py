@@ -11,7 +11,7 @@ from lib.attacks import steps
 from lib.attacks.steps import Threat
 from lib.operating_point import OperatingPoint
 from lib.training import loop, recipes
-from lib.training.averaging import Average
+from lib.training.constraints import Averaged
 from lib.training.training import Training
 from tests.helpers.networks import small
 
@@ -72,19 +72,20 @@ def test_a_training_in_bf16_is_as_accurate_as_in_float32(tmp_path):
 
 def test_the_average_is_the_exponential_mean_from_two_thirds_on():
     network = small("smallcnn")
-    average, weight, expected = Average(network, 0.9, 30), next(network.parameters()), None
+    average = Averaged(network, dataclasses.replace(TINY, average_decay=0.9), torch.tensor(0.1), total=30, settle=None)
+    weight, expected = next(network.parameters()), None
     for step in range(1, 31):
         with torch.no_grad():
             weight += 1
         average.after_step(step)
         if step < 20:
-            assert average.network is None
+            assert average.mean is None
         elif step == 20:
             expected = weight.clone()
         else:
             kept = min(0.9, (step - 19) / (step - 10))
             expected = kept * expected + (1 - kept) * weight.detach()
-    torch.testing.assert_close(next(average.network.parameters()), expected)
+    torch.testing.assert_close(next(average.mean.parameters()), expected)
 
 
 @pytest.mark.slow
@@ -101,7 +102,7 @@ def test_averaged_weights_with_statistics_of_their_own_are_no_worse_than_the_raw
             logits = network.eval()(images, OperatingPoint(noise=0.0, **point))[-1]
         return (logits.argmax(-1) == labels).float().mean().item()
 
-    averaged, raw = training.deployed(), training.constraint.deployed()
+    averaged, raw = training.deployed(), training.network
     assert not any(torch.equal(a, b) for a, b in zip(averaged.parameters(), raw.parameters(), strict=True) if a.dim())
     for bank in (0.0, 1.0):
         assert right(averaged, batch_norm=bank) >= right(raw, batch_norm=bank) - 0.01
