@@ -1,6 +1,7 @@
 """The verb `export`: a checkpoint at one point as programs, compared with it, timed, with a card of what is known."""
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from lib.evaluating import card
 from lib.evaluation import latency
 from lib.evaluation.reading import read
 from lib.models import exits
-from lib.models.export import opened, route, stages, write
+from lib.models.export import opened, route, served, stages, write
 from lib.operating_point import OperatingPoint, plain
 
 NEAR, COMPARED = 1e-4, 100  # how far a logit may lie from the network's, on so many images
@@ -29,17 +30,20 @@ def export(args) -> None:
     network, point = loaded.network, point if point.draw is not None or not point.noise else point.replace(draw=0)
     images = torch.rand(COMPARED, *network.input_shape, generator=randomness.generator(0, "export"))
     files = write(stages(network, point), images[:2], folder, onnx=not args.no_onnx)
-    programs, gates = [torch.export.load(path).module() for path in files], opened(network, point)
-    x, far = images, 0.0
-    for program, wanted in zip(programs, network(images, point.replace(thresholds=None, exits=None))[list(gates)],
-                               strict=True):
-        logits, x = program(x)
-        far = max(far, float((logits - wanted).abs().max()))
+    programs, gates = {"torch.export": [torch.export.load(path).module() for path in files]}, opened(network, point)
+    if not args.no_onnx and find_spec("onnxruntime"):
+        programs["onnxruntime"] = [served(path.with_suffix(".onnx")) for path in files]
+    whole, far = network(images, point.replace(thresholds=None, exits=None))[list(gates)], 0.0
+    for several in programs.values():
+        x = images
+        for program, wanted in zip(several, whole, strict=True):
+            logits, x = program(x)
+            far = max(far, float((logits - wanted).abs().max()))
     if not far <= NEAR:
         raise WorkbookError(f"logits lie {far:.2g} from the network's, above {NEAR:g}; do not use what is in {folder}")
     told = {"point": point.to_json(), "stages": [path.name for path in files], "furthest_logit": far,
             "thresholds": [plain(gate) for gate in gates.values()], "latency_ms": {}}
-    ways = {"programs": lambda x: route(programs, gates.values(), x)}
+    ways = {way: lambda x, p=several: route(p, gates.values(), x) for way, several in programs.items()}
     if point.thresholds or network.num_exits == 1:
         ways["network"] = lambda x: exits.route(network, x, point)
     for size in (1, 32):

@@ -2,7 +2,7 @@
 
     stages = export.stages(network, point)         # modules: images, or features of the last one -> (logits, features)
     export.write(stages, images[:2], folder)       # stage1.pt2, stage1.onnx, …
-    answers = export.route(stages, thresholds, images)  # also of torch.export.load("stage1.pt2").module(), …
+    answers = export.route(stages, thresholds, images)  # also of torch.export.load("stage1.pt2").module(), served(…), …
 
 Widths are cut, the noise is off or one frozen draw, batch norm is folded in, closed exits have no head.
 """
@@ -97,6 +97,16 @@ def write(modules: Sequence[Stage], images: Tensor, folder: Path, onnx: bool = T
                                 "with --no-onnx") from None
         x = stage(x)[1]
     return files
+
+
+def served(path: Path) -> Callable:
+    """An ONNX program in onnxruntime, called as the others are, on as many threads."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    run = onnxruntime.InferenceSession(path, options).run
+    return lambda x: tuple(map(torch.from_numpy, run(None, {"x": x.numpy()})))
 
 
 @torch.no_grad()

@@ -136,7 +136,7 @@ class Network(nn.Module):
         """The floats that it takes."""
         return next((p.dtype for p in self.parameters()), torch.float32)
 
-    def check_images(self, images: Tensor):
+    def check_images(self, images: Tensor, slack: float = 3.0):
         """Raises WorkbookError unless these are floats that fit, far from 0 ... 255; `check_batch` is strict.
 
         Values may leave [0, 1] a little, as random starts do, and are not looked at on a GPU, to save waiting for it.
@@ -150,7 +150,7 @@ class Network(nn.Module):
             raise WorkbookError(f"images of type {images.dtype} do not fit {self.config['name']}, which takes "
                                 f"{self.image_type} in [0, 1] (pixel / 255)")
         if images.device.type == "cpu" and images.numel():
-            check_range(images, 3.0)
+            check_range(images, slack)
 
     def advance(self, x: Tensor, exit: int, at: Conditions) -> Tensor:
         """Run the stages between exit `exit` - 1 and exit `exit` (0-based) on features `x`."""
@@ -206,7 +206,7 @@ def check_batch(network: Network, images: Tensor, labels: Tensor | None = None):
     if not isinstance(network, Network):
         raise WorkbookError(f"a {type(network).__name__} is no network of this project; give one that zoo.build made "
                             "(of a DataParallel or compiled one that inside: network.module, network._orig_mod)")
-    network.check_images(images)
+    network.check_images(images, slack=0.0)
     if labels is not None:
         of = f"{labels.dtype} {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
         if of != f"torch.int64 ({len(images)},)" or not len(images):
@@ -217,7 +217,8 @@ def check_batch(network: Network, images: Tensor, labels: Tensor | None = None):
         raise WorkbookError(f"the network is on {here}, but its images or labels are not; move them: .to('{here}')")
     if not len(images) or images.is_cuda and torch.cuda.is_current_stream_capturing():
         return
-    check_range(images)
+    if images.device.type != "cpu":  # there `check_images` does not look at values
+        check_range(images)
     if labels is not None:
         check_labels(network, labels)
 

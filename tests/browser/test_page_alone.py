@@ -1,6 +1,11 @@
 """The page without a kernel: a real browser opens it from file://, cut from any network, and says what Python says."""
 
+import json
 import math
+import shutil
+import socket
+import subprocess
+import time
 from dataclasses import replace
 from urllib.parse import parse_qs, urlencode
 
@@ -22,6 +27,7 @@ SHOWN = """() => ({hash: location.hash.slice(1),
     ...Object.fromEntries([...document.querySelectorAll('#tiles [id]')].map(one => [one.id, one.textContent]))})"""
 GO = "address => { history.replaceState(null, '', '#' + address); fromAddress(); }"
 SETTINGS = 50
+FIREFOX = shutil.which("firefox") or shutil.which("firefox-esr")
 
 pytestmark = pytest.mark.browser
 
@@ -118,6 +124,12 @@ def expected(record: Record, told: dict, knows: dict) -> dict:
     return said
 
 
+def check(shown: dict, record: Record, knows: dict):
+    shown["worst-note"] = shown["worst-note"].partition(", ")[0]
+    wanted = expected(record, shown, knows)
+    assert {name: shown[name] for name in wanted} == wanted, shown["hash"]
+
+
 def test_fifty_settings_are_pythons_to_the_last_digit_shown(opened):
     """Each an address, then one control moved by hand: a slider or a box by the keyboard, a button by the mouse."""
     record, page, knows = opened
@@ -130,9 +142,7 @@ def test_fifty_settings_are_pythons_to_the_last_digit_shown(opened):
         one.press("Space" if kind == "checkbox" else str(draw.choice(["ArrowLeft", "ArrowRight"]))) if kind in (
             "range", "checkbox") else one.click()
         shown = page.evaluate(SHOWN)
-        shown["worst-note"] = shown["worst-note"].partition(", ")[0]
-        wanted = expected(record, shown, knows)
-        assert {name: shown[name] for name in wanted} == wanted, shown["hash"]
+        check(shown, record, knows)
         between += "≈" in shown["clean"]
     assert between or not knows["paths"]
 
@@ -162,3 +172,38 @@ def test_it_fits_a_phone_and_pictures_are_framed_where_the_answer_is_wrong(opene
     for title, kind in cells.evaluate_all("cells => cells.map(cell => [cell.title, cell.className])"):
         truth, answer = title.partition(": ")[2].split("; answer: ")
         assert (truth != answer) == (kind == "wrong")
+
+
+@pytest.mark.skipif(FIREFOX is None, reason="no Firefox is installed")
+def test_firefox_says_the_same(tmp_path):
+    """Over Marionette, which every Firefox speaks: length:[0, number, command, arguments]."""
+    record = Record.load(ATLASES / "cheap_resnet38-cifar10_jpeg-float_slim-laptop.safetensors")
+    path, knows, draw = pages.write(record, tmp_path / "page.html"), pages.contents(record), np.random.default_rng(1)
+    (tmp_path / "user.js").write_text('user_pref("marionette.port", 0);')
+    firefox = subprocess.Popen([FIREFOX, "--headless", "--marionette", "--no-remote", "--profile", tmp_path],
+                               stderr=subprocess.DEVNULL)
+    try:
+        while not (port := tmp_path / "MarionetteActivePort").is_file() or not port.read_text():
+            assert firefox.poll() is None, "Firefox does not start"
+            time.sleep(0.1)
+        stream = socket.create_connection(("127.0.0.1", int(port.read_text())), timeout=240).makefile("rwb")
+
+        def told() -> list:
+            return json.loads(stream.read(int(b"".join(iter(lambda: stream.read(1), b":")))))
+
+        def call(command: str, **arguments):
+            sent = json.dumps([0, 1, command, arguments]).encode()
+            stream.write(b"%d:%s" % (len(sent), sent))
+            stream.flush()
+            _, _, error, found = told()
+            assert error is None, error
+            return found.get("value")
+
+        assert told()["marionetteProtocol"] == 3
+        call("WebDriver:NewSession", capabilities={})
+        call("WebDriver:Navigate", url=path.as_uri())
+        for _ in range(SETTINGS):
+            call("WebDriver:ExecuteScript", script=f"({GO})(arguments[0])", args=[random_setting(draw, record, knows)])
+            check(call("WebDriver:ExecuteScript", script=f"return ({SHOWN})()", args=[]), record, knows)
+    finally:
+        firefox.kill()

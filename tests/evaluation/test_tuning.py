@@ -155,3 +155,15 @@ def test_other_images_leave_in_the_same_shares_by_the_same_exits():
     assert np.bincount(routing.decide(entropy, found)).tolist() == [100, 0, 50, 50]
     assert found[1] == -1  # open, so that its head is run, though nobody leaves
     assert tuning.imitated(entropy, (0.3, -INF, 0.9), leaving)[1] == -INF
+
+
+def test_what_more_speed_costs_on_images_that_did_not_choose():
+    """The record with many clean images: nothing is lost where nothing may be, and each speed-up has its price."""
+    close = Record.load(lib.ATLASES / "repeats" / "cheap_resnet38-cifar10_jpeg-dual_bn_slim-laptop-close.safetensors")
+    macs, (entropy, correct) = close.exit_costs(), close.held()
+    tried = [tuning.tuned_on(close, macs), *(routing.spend_at_most(macs.trunk[-1] / x, entropy, correct, macs)
+                                             for x in (1.5, 2.0))]
+    kept = [routing.at_exit(correct, routing.decide(entropy, one)).mean() for one in tried]
+    judged = [ours.mean() - last.mean() for _, (ours, last), _ in (tuning.judged(close, one) for one in tried)]
+    assert kept[0] >= correct[-1].mean() and judged[0] > -0.005
+    assert kept[1] > kept[2] and judged[0] > judged[1] > judged[2]
