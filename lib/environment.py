@@ -284,8 +284,7 @@ def lab(notebook: str | None, port: int | None, no_browser: bool):
     """JupyterLab, with settings of our own, on a notebook: a file or what `run --only` takes, by default the first."""
     from lib.workbook import runs
 
-    chosen = [notebook] if notebook and Path(notebook).is_file() else [
-        one.path for one in runs.choose((notebook,) if notebook else None)]
+    chosen = [notebook] if notebook and Path(notebook).is_file() else runs.choose((notebook,) if notebook else None)
     if not chosen:
         raise WorkbookError(f"there is no notebook in {ROOT / 'notebooks'}; fetch the repository again")
     file = Path(chosen[0]).resolve()

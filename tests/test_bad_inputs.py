@@ -32,7 +32,7 @@ from lib.models.parts import Backbone, Tap
 from lib.operating_point import OperatingPoint
 from lib.randomness import generator
 from lib.training import loop, recipes
-from lib.workbook import page, parameters, released_record, runs
+from lib.workbook import notebooks, page, parameters, released_record, runs
 from lib.workbook.session import Session
 
 TABLE = Path(__file__).with_name("bad_inputs.md")
@@ -412,7 +412,7 @@ def _(tmp):
 @case("a notebook cut short")
 def _(tmp):
     (path := Path(tmp) / "11_x.ipynb").write_bytes(b'{"cells": [')
-    runs.Notebook.read(path)
+    notebooks.declared(path)
 
 
 PIXELS, LABELS = torch.rand(4, 1, 28, 28, generator=generator(0)), torch.arange(4)

@@ -1,27 +1,36 @@
-"""Live or headless: the same notebook cell drags sliders for a reader and leaves still pictures for a run."""
+"""Live or headless: the same notebook cell drags sliders for a reader and leaves still pictures for a run.
+
+A picture is drawn by a browser that a helper process holds. Browsers are missing, die, or never answer: each picture
+has a deadline, and a helper that misses one is given up, once for the process; the figures stand without pictures.
+"""
 
 import base64
 import contextlib
 import functools
 import importlib
+import io
 import json
 import os
+import subprocess
 import sys
 import threading
 import traceback
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import plotly.graph_objects as go
 import plotly.io as pio
 from IPython.display import display
+from PIL import Image
 
 from lib import WorkbookError
 from lib.progress import is_live as is_live
-from lib.workbook import pictures, style
+from lib.workbook import headless, style
 
 if "google.colab" in sys.modules:  # Colab draws widgets that are not its own only when asked to
     importlib.import_module("google.colab.output").enable_custom_widget_manager()
 
+FIRST, NEXT = 10.0, 5.0  # seconds that the first picture (the browser starts) and each later one may take
 _ONE_AT_A_TIME = threading.RLock()
 _ONE_FACE = """<style>
 .jp-OutputArea-child:has(> .jp-OutputArea-output > .jupyter-widgets) ~ .jp-OutputArea-child,  /* behind live controls */
@@ -94,14 +103,58 @@ def _patience() -> float:
     return float(os.environ.get("WORKBOOK_PNG") or 0)
 
 
+class Painter:
+    """One helper for all pictures of this process. least: seconds that each may take at any rate."""
+
+    def __init__(self, least: float = 0.0):
+        self.helper, self.patience, self.thread = None, max(FIRST, least), ThreadPoolExecutor(1)
+        self.later = max(NEXT, least)
+
+    def draw(self, figure: str, **options) -> bytes | None:
+        """The PNG of a figure (Plotly's JSON); options: width, height in pixels, scale. None once it was given up."""
+        if not self.patience:
+            return None
+        try:
+            made = self.thread.submit(self._ask, figure, options).result(self.patience)
+        except BaseException as error:  # a helper can fail in any way, and Ctrl-C must not leave it waiting
+            self._give_up("never answers" if isinstance(error, TimeoutError) else "does not start, or died")
+            if not isinstance(error, Exception):
+                raise
+            return None
+        self.patience = self.later
+        return made
+
+    def _give_up(self, why: str) -> None:
+        print(f"figures stay without pictures: the browser that draws them {why}", file=sys.__stderr__, flush=True)
+        self.patience = 0.0
+        if self.helper is not None:
+            self.helper.end()
+
+    def _ask(self, figure: str, options: dict) -> bytes:
+        if self.helper is None:
+            self.helper = headless.Child(headless.__name__, "pictures", stdout=subprocess.PIPE,
+                                         stderr=subprocess.DEVNULL)
+        self.helper.tell(f'[{figure}, {json.dumps({"format": "png"} | options)}]'.encode())
+        if not (answer := self.helper.process.stdout.readline()).endswith(b"\n"):
+            raise OSError("the helper ended")
+        return base64.b64decode(answer)
+
+
+def small(png: bytes) -> bytes:
+    """The same picture with a palette, a third to a quarter of the bytes; figures need few colours."""
+    file = io.BytesIO()
+    Image.open(io.BytesIO(png)).convert("RGB").quantize().save(file, "png", optimize=True)
+    return file.getvalue()
+
+
 @functools.cache
-def _picture_server() -> pictures.Painter:
+def _picture_server() -> Painter:
     """What draws every picture of this process."""
-    return pictures.Painter(_patience())
+    return Painter(_patience())
 
 
 def png(figure: go.Figure) -> bytes | None:
     """The figure as a picture, or None, within seconds, where no browser is there to draw it."""
     image = _picture_server().draw(pio.to_json(figure, validate=False), scale=1.1,
                                   width=figure.layout.width or 960, height=figure.layout.height or 420)
-    return image and pictures.small(image)
+    return image and small(image)

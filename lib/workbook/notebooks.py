@@ -3,24 +3,26 @@
     python -m lib.workbook.notebooks [NAME …]          clean outputs, links to neighbours
     python -m lib.workbook.notebooks --run [NAME …]    execute first: shipped weights, laptop size, figures as pictures;
                                                        how long it took goes to opening.json, and from there to its head
-    python -m lib.workbook.notebooks --time [NAME …]   only that, the outputs stay
 """
 
 import argparse
+import ast
 import contextlib
+import functools
 import json
 import math
 import os
 import re
 import tempfile
-import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import nbformat
 import psutil
 
 from lib import ATLASES, CHECKPOINTS, DATA, ROOT, WorkbookError, checkpoints
-from lib.workbook import headless
+from lib.workbook import headless, style
 
 FOLDER = ROOT / "notebooks"
 PATIENCE = 120  # seconds that a picture may take
@@ -29,7 +31,7 @@ METADATA = {"kernelspec": KERNEL, "language_info": {  # as JupyterLab writes it:
     "codemirror_mode": {"name": "ipython", "version": 3}, "file_extension": ".py", "mimetype": "text/x-python",
     "name": "python", "nbconvert_exporter": "python", "pygments_lexer": "ipython3", "version": "3.11.7"}}
 TRACKED = (ATLASES.name, CHECKPOINTS.name)  # what the outputs rest on: a page names these files, see `shown`
-WIDGET = "application/vnd.jupyter.widget-view+json"
+WIDGET, PLOTLY = "application/vnd.jupyter.widget-view+json", "application/vnd.plotly.v1+json"
 OPENING = Path(__file__).with_name("opening.json")  # {notebook: {"cpu_seconds", "trains": how many networks}}
 
 
@@ -55,6 +57,52 @@ def title(path: Path) -> str:
 def question(path: Path) -> str:
     """`title` without the number."""
     return title(path).lstrip("0123456789 ")
+
+
+def declared(path: Path) -> dict[str, type]:
+    """The names and types of the parameters cell. Raises WorkbookError where none is tagged so (papermill goes on)."""
+    tagged = [cell for cell in cells(path) if "parameters" in cell["metadata"].get("tags", [])]
+    if not tagged:
+        raise WorkbookError(f"{path.name} has no cell tagged parameters; tag the one that holds preset, weights, …")
+    kinds = {"str": str, "int": int, "float": float, "bool": bool, "list": list}
+    return {line.target.id: eval(ast.unparse(line.annotation), {"__builtins__": kinds})
+            for line in ast.parse("".join(tagged[0]["source"])).body if isinstance(line, ast.AnnAssign)}
+
+
+def page(executed: Path) -> Path:
+    """An executed notebook as an HTML file beside it that needs no network: code left out, Plotly's script in the run's
+    folder."""
+    target = executed.with_suffix(".html")
+    shown = style.render("notebook.html", title=question(executed), outputs=_outputs(executed))
+    checkpoints.replace(target, shown.encode())
+    return target
+
+
+def headline(executed: Path) -> str:
+    """The outputs of the cells tagged `headline`, as HTML with pictures inside."""
+    return _outputs(executed, lambda cell: "headline" in cell.metadata.get("tags", []))
+
+
+@functools.cache
+def _exporter():
+    from nbconvert import HTMLExporter
+
+    return HTMLExporter(template_name="basic", exclude_input=True, exclude_output_prompt=True, anchor_link_text="")
+
+
+def _outputs(executed: Path, chosen: Callable = lambda cell: True) -> str:
+    """Texts and outputs of the chosen cells as HTML, warnings left out; the page's own Plotly script draws figures."""
+    import plotly.io as pio
+
+    cells(executed)  # a sentence for a file that is not whole
+    notebook = nbformat.read(executed, as_version=4)
+    notebook.cells = [cell for cell in notebook.cells if chosen(cell)]
+    for cell in (cell for cell in notebook.cells if cell.cell_type == "code"):
+        cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+        for data in (output.data for output in cell.outputs if PLOTLY in output.get("data", {})):
+            data["text/html"] = pio.to_html(data[PLOTLY], {"displaylogo": False, "responsive": True}, full_html=False,
+                                            include_plotlyjs=False, validate=False)
+    return _exporter().from_notebook_node(notebook)[0]
 
 
 def clean(path: Path) -> None:
@@ -90,7 +138,7 @@ def _plain(output):
     """Without the interactive twin of a picture that stands beside it, and without absolute paths."""
     data = output.get("data", {})
     if "image/png" in data:
-        data.pop("application/vnd.plotly.v1+json", None)
+        data.pop(PLOTLY, None)
     output.get("metadata", {}).clear()
     return output
 
@@ -119,29 +167,28 @@ def navigation(path: Path) -> str:
     return " · ".join(links)
 
 
-def run(path: Path, keep: bool = True) -> None:
-    """Execute a notebook in place (keep) as it is to be committed, and note what that takes in `opening.json`: nothing
-    that an earlier run made is there. Raises WorkbookError when a cell fails."""
+def run(path: Path) -> None:
+    """Execute a notebook in place as it is to be committed, and note what that takes in `opening.json`: nothing that an
+    earlier run made is there. Raises WorkbookError when a cell fails."""
     with tempfile.TemporaryDirectory() as folder:
         executed, runs, read = (Path(folder) / name for name in (path.name, "runs", "read"))
-        before = os.environ.copy()
-        os.environ.update(WORKBOOK_LIVE="0", WORKBOOK_PNG=str(PATIENCE * keep), WORKBOOK_PRESET="laptop",
-                          WORKBOOK_WEIGHTS="shipped", WORKBOOK_RUNS=str(runs), WORKBOOK_READ=str(read),
-                          PYTHONPATH=str(ROOT))
-        try:
-            with cpu_time() as spent:
-                if headless.run(path, executed, {}):
-                    raise WorkbookError(f"{path.name} failed; its message stands above")
-        finally:
-            os.environ.clear()
-            os.environ.update(before)
+        wanted = {"LIVE": "0", "PNG": str(PATIENCE), "PRESET": "laptop", "WEIGHTS": "shipped", "RUNS": str(runs),
+                  "READ": str(read)}
+        child, spent = headless.Child(headless.__name__, str(path), str(executed), "{}", "child", env=os.environ | {
+            f"WORKBOOK_{name}": value for name, value in wanted.items()} | {"PYTHONPATH": str(ROOT)}), 0.0
+        while child.process.poll() is None:  # CPU seconds of the kernel, not of its own children, which draw pictures
+            with contextlib.suppress(psutil.Error):
+                kernels = psutil.Process(child.process.pid).children()
+                spent = max(spent, sum(sum(kernel.cpu_times()[:2]) for kernel in kernels))
+            time.sleep(0.5)
+        if child.process.returncode:
+            raise WorkbookError(f"{path.name} failed; its message stands above")
         trained = len(list(runs.glob("*/networks/*/last.safetensors")))
-        known = json.loads(OPENING.read_bytes()) | {path.stem: {"cpu_seconds": round(max(spent)), "trains": trained}}
+        known = json.loads(OPENING.read_bytes()) | {path.stem: {"cpu_seconds": round(spent), "trains": trained}}
         checkpoints.replace(OPENING, (json.dumps(dict(sorted(known.items())), indent=1) + "\n").encode())
-        if keep:
-            nb = json.loads(executed.read_bytes().replace(str(runs).encode(), b"data/runs"))  # as a reader's
-            nb["metadata"]["shows"] = shown(read)
-            checkpoints.replace(path, json.dumps(nb).encode())
+        made = json.loads(executed.read_bytes().replace(str(runs).encode(), b"data/runs"))  # as a reader's
+        made["metadata"]["shows"] = shown(read)
+        checkpoints.replace(path, json.dumps(made).encode())
 
 
 def shown(read: Path) -> dict[str, str]:
@@ -151,37 +198,15 @@ def shown(read: Path) -> dict[str, str]:
     return {name.as_posix(): seal for name, seal in sorted(inside.items()) if name.parts[0] in TRACKED}
 
 
-@contextlib.contextmanager
-def cpu_time():
-    """A list that grows by the CPU seconds which this process's child, a kernel, has used: without its own children,
-    which draw pictures."""
-    spent, done = [0.0], threading.Event()
-
-    def look():
-        while not done.wait(0.5):
-            with contextlib.suppress(psutil.Error):
-                spent.extend(sum(child.cpu_times()[:2]) for child in psutil.Process().children())
-
-    watcher = threading.Thread(target=look, daemon=True)
-    watcher.start()
-    try:
-        yield spent
-    finally:
-        done.set()
-        watcher.join()
-
-
 def main(argv: list[str] | None = None):
     parser = argparse.ArgumentParser(prog="python -m lib.workbook.notebooks", description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help="such as 11 or 11_rdi_smallcnn (default: all)")
-    how = parser.add_mutually_exclusive_group()
-    how.add_argument("--run", action="store_true", help="execute first, and note how long it took")
-    how.add_argument("--time", action="store_true", help="execute only to note how long it takes")
+    parser.add_argument("--run", action="store_true", help="execute first, and note how long it took")
     args = parser.parse_args(argv)
     chosen = [p for p in paths() if not args.names or p.stem in args.names or p.stem[:2] in args.names]
     for path in chosen:
-        if args.run or args.time:
-            run(path, keep=args.run)
+        if args.run:
+            run(path)
         clean(path)
         print(path.name)
 

@@ -13,6 +13,8 @@ from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 
+import torch
+
 from lib import ROOT, RUNS, WorkbookError, place, writable
 
 PRESETS = ("quick", "laptop", "paper")  # the size: CPU seconds, CPU minutes, the published schedule on CUDA
@@ -108,8 +110,6 @@ def choose(value: str, name: str, options: tuple, default: str) -> str:
 
 
 def pick_device() -> str:
-    import torch
-
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 

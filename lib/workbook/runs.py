@@ -8,56 +8,35 @@ and trainings resume where they stopped. One process at a time owns the folder; 
 and the run's table is made of them, so that no number can stand there twice.
 """
 
-import ast
 import difflib
 import functools
 import hashlib
 import json
 import os
+import platform
 import re
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 import pandas
+import torch
+from plotly.offline import get_plotlyjs
 
-from lib import ATLASES, CHECKPOINTS, ROOT, RUNS, WorkbookError, checkpoints, data, locks, writable
-from lib.workbook import notebooks, style
+from lib import ATLASES, CHECKPOINTS, ROOT, RUNS, WorkbookError, __version__, checkpoints, data, locks, writable
+from lib.evaluation import recording, rows
+from lib.models import zoo
+from lib.training import recipes, timing
+from lib.workbook import notebooks, once_for_all, session, style
 from lib.workbook import parameters as checks
-from lib.workbook.execution import cores, execute, index
+from lib.workbook.headless import cores, execute
 
 NOTEBOOKS = notebooks.FOLDER
 NEEDS = Path(__file__).with_name("trainings.csv")  # what each trains at full size
 MOST_AT_ONCE = 4  # notebooks side by side on CPUs, unless told: small networks gain little from more threads each
-
-
-@dataclass(frozen=True)
-class Notebook:
-    """A notebook as a run sees it: its file and what its parameters cell declares, name -> type."""
-
-    path: Path
-    parameters: dict[str, type]
-
-    @classmethod
-    def read(cls, path: Path) -> "Notebook":
-        """Raises WorkbookError for a damaged file, or one without a cell tagged `parameters` (papermill goes on)."""
-        cells = [c for c in notebooks.cells(path) if "parameters" in c["metadata"].get("tags", [])]
-        if not cells:
-            raise WorkbookError(f"{path.name} has no cell tagged parameters; tag the one that holds preset, weights, …")
-        declared = [line for line in ast.parse("".join(cells[0]["source"])).body if isinstance(line, ast.AnnAssign)]
-        kinds = {"str": str, "int": int, "float": float, "bool": bool, "list": list}
-        return cls(path, {line.target.id: eval(ast.unparse(line.annotation), {"__builtins__": kinds})
-                          for line in declared})
-
-    @property
-    def name(self) -> str:
-        return self.path.stem
-
-    @property
-    def title(self) -> str:
-        return notebooks.question(self.path)
 
 
 @functools.cache
@@ -73,13 +52,17 @@ def code() -> str:
 class Job:
     """One notebook of a run with its parameters. `digest` says whether a finished result still holds."""
 
-    notebook: Notebook
+    path: Path
     folder: Path
     parameters: dict
 
     @property
+    def name(self) -> str:
+        return self.path.stem
+
+    @property
     def output(self) -> Path:
-        return self.folder / self.notebook.path.name
+        return self.folder / self.path.name
 
     @property
     def status(self) -> dict:
@@ -88,7 +71,7 @@ class Job:
     @property
     def digest(self) -> str:
         """Over what the notebook says (not its stored outputs), its parameters and the code."""
-        sources = [cell["source"] for cell in notebooks.cells(self.notebook.path)]
+        sources = [cell["source"] for cell in notebooks.cells(self.path)]
         inputs = json.dumps([sources, self.parameters, code()], sort_keys=True)
         return hashlib.sha256(inputs.encode()).hexdigest()[:16]
 
@@ -107,13 +90,24 @@ class Job:
     @property
     def last(self) -> bool:
         """Whether it reads what the others of its run wrote (90 and up): begun when they have ended, and never kept."""
-        return self.notebook.name >= "9"
+        return self.name >= "9"
 
     @property
     def kept(self) -> bool:
         status = self.status
         return not self.last and [status.get(name) for name in ("outcome", "digest", "fingerprint")] == [
             "done", self.digest, self.fingerprint]
+
+    def finish(self, code: int, message: str, seconds: float) -> dict:
+        """Write its page and status, by its process's exit code and last words."""
+        try:
+            notebooks.page(self.output)
+        except WorkbookError as error:  # not whole, as when the disk was full
+            code, message = code or 1, message if code else str(error)
+        status = {"outcome": "failed" if code else "done", "message": message if code else "", "digest": self.digest,
+                  "fingerprint": self.fingerprint, "parameters": self.parameters, "seconds": seconds}
+        checkpoints.replace(self.folder / "status.json", json.dumps(status, indent=1).encode())
+        return status
 
 
 def read_json(path: Path) -> dict:
@@ -128,15 +122,15 @@ def main(args) -> int:
     """`python3 -m lib run`: plan, refuse what cannot work, execute, write the index; 1 if a notebook failed."""
     chosen = choose(args.only)
     if args.list:
-        for notebook in chosen:
-            print(f"{notebook.name:32} {notebook.title}")
+        for path in chosen:
+            print(f"{path.stem:32} {notebooks.question(path)}")
         return 0
     asked = [*args.parameters, *([["dataset", args.dataset]] if args.dataset else [])]
     if twice := [name for name, _ in asked if [other for other, _ in asked].count(name) > 1]:
         raise WorkbookError(f"{twice[0]} is given twice; which of them is meant?")
     given = dict(asked)
-    settings = dict(preset=args.preset, weights=args.weights, seed=args.seed) | {
-        name: given[name] for name in ("dataset",) if name in given}
+    settings = dict(preset=args.preset, weights=args.weights, seed=args.seed)
+    settings |= {"dataset": given["dataset"]} if "dataset" in given else {}
     name = args.name if args.name is not None else re.sub(r"[^\w.+-]", "_", "-".join(map(str, settings.values())))
     folder = writable(RUNS / checked_name(name), "name another place with --runs or WORKBOOK_RUNS")
     jobs = plan(chosen, folder, args.preset, args.weights, args.seed, given)
@@ -146,8 +140,6 @@ def main(args) -> int:
     if args.weights == "shipped" and args.dry_run:
         print("with shipped weights only what did not come along is trained, at size quick, in seconds")
     elif args.weights == "train" and (args.dry_run or args.preset == "paper"):
-        from lib.training import timing
-
         table = bill(jobs, functools.partial(timing.pass_seconds, device=device))
         print(f"{table.to_string(float_format='{:,.1f}'.format)}\nhours of this {device}"
               f"{' (of one core)' * (device == 'cpu')}: measured steps of each backbone on clean images, times the "
@@ -167,7 +159,7 @@ def main(args) -> int:
     shown = page.relative_to(ROOT) if page.is_relative_to(ROOT) else page
     print(f"{len(jobs) - len(failed)} of {len(jobs)} notebooks done in {time.monotonic() - begun:.0f} s; see {shown}")
     for job in failed:
-        print(f"  failed: {job.notebook.name}: {job.status['message']}", file=sys.stderr)
+        print(f"  failed: {job.name}: {job.status['message']}", file=sys.stderr)
     return 1 if failed else 0
 
 
@@ -177,13 +169,10 @@ def bill(jobs: list[Job], pace: Callable) -> pandas.DataFrame:
     `trainings.csv` says what a notebook trains at full size; a training that several need counts where it is first.
     pace: seconds per image and forward pass of a recipe's backbone, asked once for each; NaN where it is not known.
     """
-    from lib.models import zoo
-    from lib.training import recipes, timing
-
     needs, lines, paces, known = pandas.read_csv(NEEDS), {}, {}, set()
     for job in jobs:
         preset, line = job.parameters["preset"], dict.fromkeys(("trainings", "hours", "to record: hours", "GB"), 0.0)
-        for need in needs[needs.notebook == job.notebook.name].itertuples():
+        for need in needs[needs.notebook == job.name].itertuples():
             given = need.dataset if need.network.endswith("smallcnn") else job.parameters.get("dataset", need.dataset)
             train, test = data.SOURCES[given].sizes if given in data.SOURCES else (1_097, 500)
             for method in need.methods.split():
@@ -199,7 +188,7 @@ def bill(jobs: list[Job], pace: Callable) -> pandas.DataFrame:
                     every = (1, steps * hours, images * passes * hours,
                              (4 * network.weight_count() + images * stored) / 1e9)
                     line = {key: line[key] + new * value for key, value in zip(line, every, strict=True)}
-        lines[job.notebook.name] = line
+        lines[job.name] = line
     table = pandas.DataFrame(lines).T
     table.loc["in all"] = table.sum()
     return table
@@ -207,10 +196,6 @@ def bill(jobs: list[Job], pace: Callable) -> pandas.DataFrame:
 
 def recorded(network, method: str, dataset: str, preset: str) -> tuple[float, float]:
     """(passes, bytes) per image of a network's record."""
-    from lib.evaluation import recording
-    from lib.training import recipes
-    from lib.workbook import once_for_all, session
-
     threat, draws = session.customary(recipes.described(dataset)), 1
     if once_for_all.at_points(method):
         views, draws = once_for_all.views(network, threat, preset), once_for_all.SIZES[preset]["draws"]
@@ -240,7 +225,7 @@ def checked_name(name: str) -> str:
     return name
 
 
-def choose(only: tuple[str, ...] | None = None) -> list[Notebook]:
+def choose(only: tuple[str, ...] | None = None) -> list[Path]:
     """The notebooks in their order; `only` names some by number or name, and an unknown one is a WorkbookError."""
     paths = notebooks.paths(NOTEBOOKS)
     if only is not None:
@@ -253,16 +238,17 @@ def choose(only: tuple[str, ...] | None = None) -> list[Notebook]:
                 raise WorkbookError(f"there is no notebook '{name}'; {hint}")
             chosen += matches
         paths = [p for p in paths if p in chosen]
-    return [Notebook.read(path) for path in paths]
+    return paths
 
 
-def plan(chosen: list[Notebook], folder: Path, preset: str, weights: str, seed: int, given: dict) -> list[Job]:
+def plan(chosen: list[Path], folder: Path, preset: str, weights: str, seed: int, given: dict) -> list[Job]:
     """One job per notebook. A parameter goes to the notebooks that have it.
 
     Raises WorkbookError, before anything starts, for a parameter that none of them has or a value of the wrong type
     (papermill itself would let both pass).
     """
-    known = {name for notebook in chosen for name in notebook.parameters}
+    declared = {path: notebooks.declared(path) for path in chosen}
+    known = set().union(*declared.values())
     for name in given:
         if name in checks.COMMON:
             raise WorkbookError(f"{name} is not set with -p; use --{'name' if name == 'run_dir' else name}")
@@ -273,9 +259,39 @@ def plan(chosen: list[Notebook], folder: Path, preset: str, weights: str, seed: 
             raise WorkbookError(f"no chosen notebook has a parameter '{name}'{hint}; they have "
                                 f"{', '.join(own) or 'none of their own'}")
     jobs = []
-    for notebook in chosen:
-        own = {name: checks.coerce(name, value, notebook.parameters[name])
-               for name, value in given.items() if name in notebook.parameters}
-        where = folder / notebook.name
-        jobs.append(Job(notebook, where, dict(preset=preset, weights=weights, seed=seed, run_dir=str(where)) | own))
+    for path, kinds in declared.items():
+        own = {name: checks.coerce(name, value, kinds[name]) for name, value in given.items() if name in kinds}
+        where = folder / path.stem
+        jobs.append(Job(path, where, dict(preset=preset, weights=weights, seed=seed, run_dir=str(where)) | own))
     return jobs
+
+
+def index(folder: Path, jobs: list[Job], seconds: float) -> Path:
+    """`index.html` of a run: every notebook with its question, outcome and headline outputs, then the main numbers."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    facts = [f"{name} {jobs[0].parameters[name]}" for name in ("preset", "weights", "seed") if jobs] + [
+        device, f"torch {torch.__version__}", f"Python {platform.python_version()}", f"version {__version__}",
+        f"{datetime.now():%Y-%m-%d %H:%M}", f"{seconds:.0f} s"]
+    checkpoints.replace(folder / "plotly.min.js", get_plotlyjs().encode())
+    shown = style.render("index.html", title="The trade-off workbook", facts=facts, plotly=get_plotlyjs(),
+                         jobs=[_line(job) for job in jobs], numbers=gather(folder))
+    checkpoints.replace(folder / "index.html", shown.encode())
+    return folder / "index.html"
+
+
+def _line(job: Job) -> dict:
+    """What the index says of a job."""
+    name, executed = job.name, job.output.with_suffix(".html").exists()
+    return {"outcome": "not run", "seconds": 0, "message": "", **job.status, "name": name, "executed": executed,
+            "page": f"{name}/{name}.html", "question": notebooks.question(job.path),
+            "headline": notebooks.headline(job.output) if executed else "",
+            "explorer": f"{name}/{style.EXPLORER}" if (job.folder / style.EXPLORER).exists() else ""}
+
+
+def gather(folder: Path) -> bool:
+    """`metrics.csv` of a run from the rows of all its notebooks; False where there are none."""
+    header = ",".join(rows.COLUMNS).encode() + b"\n"
+    tables = [path.read_bytes().splitlines(keepends=True) for path in sorted(folder.glob("*/metrics.csv"))]
+    lines = [line for table in tables if table and table[0] == header for line in table[1:] if line.endswith(b"\n")]
+    checkpoints.replace(folder / "metrics.csv", header + b"".join(lines))
+    return bool(lines)

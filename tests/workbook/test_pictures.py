@@ -8,7 +8,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from lib.workbook import pictures
+from lib.workbook import live
 
 FIGURE = '{"data": [{"y": [1, 2]}], "layout": {}}'
 BROWSERS = {"exits": "exit 1", "hangs": "exec sleep 98765", "talks": "echo nonsense; exec sleep 98765"}
@@ -19,13 +19,13 @@ def test_a_smaller_picture_looks_the_same():
     pixels[50:250, 100:300] = np.arange(200, dtype=np.uint8)[:, None, None] // 4 * np.array([4, 2, 1], np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "png")
-    made = pictures.small(file.getvalue())
+    made = live.small(file.getvalue())
     again = np.asarray(Image.open(io.BytesIO(made)).convert("RGB"))
     assert again.shape == pixels.shape and np.abs(again.astype(int) - pixels).max() <= 12
     noise = np.random.default_rng(0).integers(0, 255, (200, 200, 3), np.uint8)
     file = io.BytesIO()
     Image.fromarray(noise).save(file, "png")
-    assert len(pictures.small(file.getvalue())) < len(file.getvalue()) / 2
+    assert len(live.small(file.getvalue())) < len(file.getvalue()) / 2
 
 
 @pytest.mark.parametrize("kind", BROWSERS)
@@ -36,8 +36,8 @@ def test_a_browser_that_ends_or_never_answers_costs_seconds_once(kind, tmp_path,
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setenv("BROWSER_PATH", str(tmp_path / "chromium"))
-    monkeypatch.setattr(pictures, "FIRST", 6.0)
-    painter, begun = pictures.Painter(), time.monotonic()
+    monkeypatch.setattr(live, "FIRST", 6.0)
+    painter, begun = live.Painter(), time.monotonic()
     assert painter.draw(FIGURE) is None and time.monotonic() - begun < 60
     again = time.monotonic()
     assert [painter.draw(FIGURE) for _ in range(20)] == [None] * 20 and time.monotonic() - again < 1
@@ -49,15 +49,15 @@ def test_a_browser_that_ends_or_never_answers_costs_seconds_once(kind, tmp_path,
 def test_a_wrong_environment_does_no_more_than_cost_the_picture(name, value, monkeypatch):
     monkeypatch.setenv(name, value)
     begun = time.monotonic()
-    pictures.Painter().draw(FIGURE)
+    live.Painter().draw(FIGURE)
     assert time.monotonic() - begun < 60
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("chromium") and not shutil.which("google-chrome"), reason="needs a browser")
 def test_a_browser_killed_after_the_first_picture_is_given_up(monkeypatch):
-    monkeypatch.setattr(pictures, "FIRST", 240.0)  # the machine may be busy
-    painter = pictures.Painter()
+    monkeypatch.setattr(live, "FIRST", 240.0)  # the machine may be busy
+    painter = live.Painter()
     made = painter.draw(FIGURE, width=300, height=200, scale=1)
     assert Image.open(io.BytesIO(made)).size == (300, 200)
     helper = psutil.Process(painter.helper.process.pid)
@@ -71,5 +71,5 @@ def test_a_browser_killed_after_the_first_picture_is_given_up(monkeypatch):
 
 
 def test_who_needs_the_pictures_waits_longer_for_each_and_nobody_less():
-    assert (pictures.Painter().patience, pictures.Painter(1.0).patience) == (pictures.FIRST, pictures.FIRST)
-    assert (pictures.Painter(60.0).patience, pictures.Painter(60.0).later) == (60.0, 60.0)
+    assert (live.Painter().patience, live.Painter(1.0).patience) == (live.FIRST, live.FIRST)
+    assert (live.Painter(60.0).patience, live.Painter(60.0).later) == (60.0, 60.0)

@@ -21,7 +21,7 @@ import pytest
 
 from lib import WorkbookError
 from lib.evaluation import rows
-from lib.workbook import execution, runs
+from lib.workbook import headless, runs
 from tests.workbook.test_runs import arguments, notebook
 
 MEASURE = """
@@ -137,7 +137,7 @@ def test_a_driver_that_ends_takes_all_along_and_the_next_one_goes_on(place, fini
     wait_for(place.kernels)
     time.sleep(MOMENTS[moment] * random.uniform(0.8, 1.2))
     {"kill": process.kill, "term": process.terminate, "ctrl-c": lambda: interrupt(process)}[fault]()
-    process.join(execution.FAREWELL + 60)
+    process.join(headless.FAREWELL + 60)
     assert process.exitcode == {"kill": -9, "term": -15, "ctrl-c": 130}[fault]
     assert place.gone()
     assert place.run(name, **several) == 0 and place.gone()
@@ -154,7 +154,7 @@ def test_a_second_ctrl_c_ends_at_once(place):
     begun = time.monotonic()
     interrupt(process)
     process.join(30)
-    assert process.exitcode == 130 and time.monotonic() - begun < execution.FAREWELL - 1 and place.gone()
+    assert process.exitcode == 130 and time.monotonic() - begun < headless.FAREWELL - 1 and place.gone()
     assert place.run("twice") == 0
     assert place.rows("twice") == place.rows("undisturbed")
 

@@ -15,7 +15,7 @@ from lib.evaluation import rows
 from lib.evaluation.record import Record
 from lib.models import zoo
 from lib.training import recipes
-from lib.workbook import execution, notebooks, panel, runs, session
+from lib.workbook import headless, notebooks, panel, runs, session
 from lib.workbook.explorer import Explorer
 from lib.workbook.headless import KILLED
 from lib.workbook.session import Session
@@ -152,7 +152,7 @@ def test_the_index_opens_with_the_page_of_each_explorer(place, ended):
     assert (folder / "01_first" / "explorer.html").stat().st_size < 4 * 2**20
     [job] = runs.plan(runs.choose(("01",)), folder, "quick", "train", 4, {})
     assert not job.kept
-    index = execution.index(folder, [job], 1.0).read_text()
+    index = runs.index(folder, [job], 1.0).read_text()
     assert index.index("<iframe") < index.index("<table>") and 'src="01_first/explorer.html"' in index
 
 
@@ -214,7 +214,7 @@ class Ended:
 
 @pytest.fixture
 def ended(monkeypatch):
-    monkeypatch.setattr(execution, "Child", Ended)
+    monkeypatch.setattr(headless, "Child", Ended)
     monkeypatch.setattr(Ended, "seen", [])
     return lambda *codes: monkeypatch.setattr(Ended, "codes", list(codes))
 
@@ -248,8 +248,8 @@ def test_a_report_begins_when_the_others_have_ended_and_is_made_anew_each_time(p
                 going.remove(self.name)
 
     notebook(place / "notebooks", "90_report", "")
-    monkeypatch.setattr(execution, "Child", Slow)
-    monkeypatch.setattr(execution, "LOOK", 0.001)
+    monkeypatch.setattr(headless, "Child", Slow)
+    monkeypatch.setattr(headless, "LOOK", 0.001)
     ended(0, 0, 0, 0)
     for _ in range(2):
         assert runs.main(arguments(only=("01", "03", "90"), jobs=2)) == 0
@@ -342,9 +342,9 @@ def test_a_page_of_an_executed_notebook_shows_pictures_and_no_code(place):
     data = {"image/png": "iVBORw0KGgo=", "text/plain": "[figure]"}
     nb.cells[-1].outputs = [nbformat.v4.new_output("display_data", data)]
     nbformat.write(nb, path)
-    page = execution.page(path).read_text()
+    page = notebooks.page(path).read_text()
     assert "data:image/png;base64,iVBORw0KGgo=" in page and "secret" not in page
-    assert "data:image/png;base64,iVBORw0KGgo=" in execution.headline(path)
+    assert "data:image/png;base64,iVBORw0KGgo=" in notebooks.headline(path)
 
 
 def test_what_a_run_kept_and_lost_to_a_broken_disk_is_made_again(tmp_path, monkeypatch, capsys):
