@@ -82,7 +82,7 @@ def run(network: Network, images: Tensor, labels: Tensor, epsilon: float, *, ver
             shown.update(done)
             for place, attack in enumerate(attacks[done:], start=done + 1):
                 decided.generator = randomness.generator(seed, "autoattack", start, attack, device=images.device)
-                with attack_mode(network, "eval"), aside(seed), warnings_of("auto-attack") as flags:
+                with attack_mode(network, "eval"), _aside(seed) as flags:
                     made = _attacker(decided, epsilon, version, seed, images.device)
                     made.attacks_to_run = [attack]
                     _resize(made, iterations, queries, network.classes)
@@ -147,31 +147,19 @@ def _resize(made, iterations: int, queries: int, classes: int):
 
 
 @contextmanager
-def aside(seed: int):
-    """AutoAttack draws from torch's global generator and stops tracers (coverage, debuggers): both are put back."""
-    traced = sys.gettrace()
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        try:
-            yield
-        finally:
-            sys.settrace(traced)
-
-
-@contextmanager
-def warnings_of(name: str):
-    """The messages of WARNING and above that a logger says meanwhile; they go nowhere else."""
-    said, logger = [], logging.getLogger(name)
-
-    class Keep(logging.Handler):
-        def emit(self, record):
-            said.append(" ".join(record.getMessage().split()))
-
-    handler, passed_on = Keep(logging.WARNING), logger.propagate
+def _aside(seed: int):
+    """AutoAttack draws from torch's global generator, stops tracers (coverage, debuggers) and logs its warnings: the
+    former are put back, and the latter are the list that this gives; they go nowhere else."""
+    traced, logger, flags = sys.gettrace(), logging.getLogger("auto-attack"), []
+    handler, passed_on = logging.Handler(logging.WARNING), logger.propagate
+    handler.emit = lambda record: flags.append(" ".join(record.getMessage().split()))
     logger.addHandler(handler)
     logger.propagate = False
     try:
-        yield said
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            yield flags
     finally:
+        sys.settrace(traced)
         logger.removeHandler(handler)
         logger.propagate = passed_on

@@ -15,11 +15,9 @@ import torch
 import lib
 from lib import WorkbookError
 from lib.data import readers
-from lib.data.augment import augment
-from lib.data.classes import CLASSES, match
 from lib.data.folders import LAYOUT, image_folder
 from lib.data.official import COLOUR_THREAT, SOURCES, available, read_files
-from lib.data.splits import Dataset, Raw, Split, hold_out
+from lib.data.splits import CLASSES, Dataset, Raw, Split, augment, hold_out, match
 
 __all__ = ["CLASSES", "NAMES", "Dataset", "Raw", "Split", "augment", "available", "find_folder", "load", "match"]
 

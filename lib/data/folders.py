@@ -10,8 +10,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from lib import WorkbookError
-from lib.data.classes import natural
-from lib.data.splits import Raw, Split
+from lib.data.splits import Raw, Split, natural
 from lib.progress import bar
 
 LAYOUT = "{train,test}/<class>/<image>"

@@ -15,8 +15,7 @@ from tarfile import TarError
 import lib
 from lib import WorkbookError, locks
 from lib.data import folders, readers
-from lib.data.classes import CLASSES
-from lib.data.splits import Raw
+from lib.data.splits import CLASSES, Raw
 
 MNIST_THREAT = dict(epsilon=0.3, step_size=0.01, train_steps=40, steps=40)  # RDI-Nets, section 4.1
 FASHION_THREAT = dict(epsilon=0.1, step_size=0.01, train_steps=40, steps=40)  # customary; neither paper uses the set

@@ -10,8 +10,7 @@ import torch
 from torch.nn.functional import interpolate
 
 from lib import WorkbookError
-from lib.data.classes import TEN_DIGITS
-from lib.data.splits import Raw, Split, stratified
+from lib.data.splits import TEN_DIGITS, Raw, Split, stratified
 
 IDX_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 

@@ -1,4 +1,5 @@
-"""CIFAR ResNets: ResNet-38 with RDI's exits (Hu et al. 2020), ResNet-34 (OAT, FLOAT) and ResNet-20 (PNI)."""
+"""CIFAR ResNets: ResNet-38 with RDI's exits (Hu et al. 2020), ResNet-34 (OAT, FLOAT), ResNet-20 (PNI), and the wide
+ones, WRN-16-8 and WRN-40-2 (Zagoruyko & Komodakis; form of the OAT code)."""
 
 import math
 
@@ -7,9 +8,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from lib import WorkbookError
-from lib.models.layers import Chain, Conv2d, Linear, MaxPool, Normalise, ScaledReLU
+from lib.models.layers import Chain, Conv2d, Dropout, Linear, MaxPool, Normalise, ReLU, ScaledReLU
 from lib.models.parts import Backbone, Parts, Tap
 
+WIDE_DROPOUT = 0.3
 PAPER_THRESHOLDS = (0.32, 0.36, 0.39, 0.83, 1.12, 1.35)
 PNI_NORMALISATION = {  # mean and deviation per channel, of pixels in [0, 255]
     "cifar10": ((125.3, 123.0, 113.9), (63.0, 62.1, 66.7)),
@@ -154,3 +156,39 @@ def plain(parts, groups, channels, exits, classes, input_shape, depth, head=Chai
     groups = [max(1, round(g * depth)) for g in groups]
     stages = resnet(parts, groups, channels, input_shape=input_shape, **options)
     return Backbone(stages, [Tap(len(stages) - 1, head(*parts.classifier(channels[-1], classes)))])
+
+
+class WideBlock(nn.Module):
+    """Pre-activation: BN - ReLU - conv3x3 - BN - ReLU - dropout - conv3x3, plus shortcut.
+
+    Where channels differ the shortcut is a bare 1x1 convolution of the activated input, else the raw input.
+    """
+
+    def __init__(self, parts: Parts, in_channels: int, channels: int, stride: int):
+        super().__init__()
+        self.activate = Chain(parts.norm(in_channels, film=True), ReLU(inplace=True))
+        self.main = Chain(*parts.conv_norm(in_channels, channels, 3, stride), Dropout(WIDE_DROPOUT),
+                          parts.conv(channels, channels, 3))
+        self.shortcut = parts.conv(in_channels, channels, 1, stride) if in_channels != channels else None
+
+    def forward(self, x, at):
+        activated = self.activate(x, at)
+        return self.main(activated, at).add_(x if self.shortcut is None else self.shortcut(activated, at))
+
+
+def wide_resnet(parts: Parts, layers: int, widening: int, *, exits, classes, input_shape, depth) -> Backbone:
+    """3x3 stem of 16 channels, three groups of (layers - 4) / 6 blocks at 16, 32 and 64 times `widening` channels.
+
+    Any image size; OAT modulates both norms of a block but not the last norm of the network.
+    """
+    if exits != "none":
+        raise WorkbookError("wide ResNets have no side exits; use exits='none'")
+    width = parts.channels(16)
+    stages: list[nn.Module] = [parts.conv(input_shape[0], width, 3, slim_in=False)]
+    for group in range(3):
+        channels = parts.channels(16 * 2**group * widening)
+        for block in range(max(1, round((layers - 4) // 6 * depth))):
+            stages.append(WideBlock(parts, width, channels, stride=2 if group and block == 0 else 1))
+            width = channels
+    head = Chain(parts.norm(width), ReLU(inplace=True), *parts.classifier(width, classes))
+    return Backbone(stages, [Tap(len(stages) - 1, head)])

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from lib import ROOT, WorkbookError, check_counts, unknown
-from lib.models import mobilenet_v2, resnet, smallcnn, wide_resnet
+from lib.models import mobilenet_v2, resnet, smallcnn
 from lib.models.factors import factorise
 from lib.models.network import Network
 from lib.models.parts import Backbone, Parts
@@ -21,8 +21,8 @@ BACKBONES: dict[str, Callable[..., Backbone]] = {
     "resnet34": resnet.resnet34,
     "resnet38": resnet.resnet38,
     "mobilenet_v2": mobilenet_v2.mobilenet_v2,
-    "wrn16_8": functools.partial(wide_resnet.wide_resnet, layers=16, widening=8),  # OAT and FLOAT: SVHN
-    "wrn40_2": functools.partial(wide_resnet.wide_resnet, layers=40, widening=2),  # and STL-10
+    "wrn16_8": functools.partial(resnet.wide_resnet, layers=16, widening=8),  # OAT and FLOAT: SVHN
+    "wrn40_2": functools.partial(resnet.wide_resnet, layers=40, widening=2),  # and STL-10
 }
 
 

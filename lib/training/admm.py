@@ -164,18 +164,16 @@ def codebook(values: Tensor, bits: int) -> Tensor:
 
 @dataclass(frozen=True)
 class SparseCost:
-    """One image through every exit, and the weights' size.
+    """One image through the convolutions of every exit, the paper's convention, and the weights' size.
 
-    dense_*: executed with composed weights, zeros included.  sparse_*: ideal, one product per non-zero of each factor
-    and output position; the identity is free.  *_conv_macs: convolutions alone, the paper's convention (/ 2^20).
-    stored_bits: non-zeros times bits per value, the ATMC paper's size; positions, codebooks, biases and batch norm are
-    not in it.  Neither paper says what its "MFlops" counts for a sparse network.
+    dense_conv_macs: executed with composed weights, zeros included.  sparse_conv_macs: ideal, one product per non-zero
+    of each factor and output position; the identity is free.  nonzeros: of linear layers as well.  stored_bits:
+    non-zeros times bits per value, the ATMC paper's size; positions, codebooks, biases and batch norm are not in it.
+    Neither paper says what its "MFlops" counts for a sparse network.
     """
 
     dense_conv_macs: int
-    dense_macs: int
     sparse_conv_macs: int
-    sparse_macs: int
     nonzeros: int
     stored_bits: int
 
@@ -190,15 +188,15 @@ class SparseCost:
 
 
 def sparse_cost(network: Network, bits: int = 32) -> SparseCost:
-    """The three cost counts of a network with or without factors, stored with `bits` per non-zero."""
-    dense_conv = dense = sparse_conv = sparse = nonzeros = 0
+    """The cost counts of a network with or without factors, stored with `bits` per non-zero."""
+    dense = sparse = nonzeros = 0
     for layer, places in positions(network):
-        entries = math.prod((layer.weight if layer.factors is None else layer.factors).shape)
         kept = sum(int(t.count_nonzero()) for t in parts(layer))
-        dense, sparse, nonzeros = dense + entries * places, sparse + kept * places, nonzeros + kept
+        nonzeros += kept
         if isinstance(layer, Conv2d):
-            dense_conv, sparse_conv = dense_conv + entries * places, sparse_conv + kept * places
-    return SparseCost(dense_conv, dense, sparse_conv, sparse, nonzeros, nonzeros * bits)
+            dense += places * math.prod((layer.weight if layer.factors is None else layer.factors).shape)
+            sparse += places * kept
+    return SparseCost(dense, sparse, nonzeros, nonzeros * bits)
 
 
 def positions(network: Network) -> list[tuple[Weighted, int]]:

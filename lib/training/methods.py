@@ -16,6 +16,7 @@ as much as FLOAT. So the short presets start it there; `paper` starts it as the 
 from typing import NamedTuple
 
 from lib.attacks.steps import Threat
+from lib.models.resnet import PNI_NORMALISATION
 
 LAMBDAS = [0.0, 0.2, 0.7, 1.0]  # the set S on which FLOAT's paper compares the methods
 FLOAT, CONTROL, OAT = {"conditioning": "float"}, {"conditioning": "dual_bn"}, {"conditioning": "oat", "codes": LAMBDAS}
@@ -49,7 +50,6 @@ TRAINED_ON = {  # of each network; CIFAR-10's image folders come on top
     "wrn40_2": ("digits", "cifar10", "stl10"),
 }
 GREY = ("mnist", "fashion_mnist")
-PNI_NORMALISATION = {"cifar10": "cifar10", "cifar100": "cifar100"}  # of its ResNet-20; other datasets: 0.5 and 0.5
 SMALLER = {"resnet20": {}, "resnet38": {}, "mobilenet_v2": {}, "resnet34": {"width_multiplier": 0.25},
            "wrn16_8": {"width_multiplier": 0.25}, "wrn40_2": {"width_multiplier": 0.5, "depth_multiplier": 0.5}}
 STUDIED = {*BACKBONES, *TRAINED_ON}  # networks that the short presets make smaller; others stay as they are
@@ -85,7 +85,7 @@ def fields(backbone: str, images: Images, method: str, preset: str) -> dict:
     conditioning, objective = METHODS[method]
     network = {"input_shape": shape(images, preset), **conditioning}
     if (backbone, method) == ("resnet20", "pni"):
-        network["normalise"] = PNI_NORMALISATION.get(images.like, "half")
+        network["normalise"] = images.like if images.like in PNI_NORMALISATION else "half"
     epsilon = images.threat["epsilon"]
     found = published(images.like, method, epsilon)
     if preset != "paper":  # FiLM's input shrinks along, so that FiLM keeps its share of the weights
@@ -163,8 +163,7 @@ def rdi_fields(backbone: str, images: Images, defence: str, preset: str) -> dict
     fields = dict(threat=attack, objective="rdi", sampler="iid", attack_mode="authors", schedule="multistep",
                   **BACKBONES.get(backbone, BACKBONES["resnet38"]))
     if preset != "paper":
-        fields |= (rdi_laptop(backbone, images.like, attack.epsilon) if preset == "laptop" else
-                   rdi_quick(backbone, attack.epsilon))
+        fields |= rdi_short(backbone, images.like, preset, attack.epsilon)
     made = fields.pop("smaller", {})
     fields["network"] = {"input_shape": [1, 28, 28] if grey else shape(images, preset)}
     fields["network"] |= made if backbone in STUDIED else {}
@@ -185,7 +184,12 @@ def rising(epsilon: float, steps: int, **fields) -> dict:
                 batch_size=128) | fields
 
 
-def rdi_laptop(backbone: str, dataset: str, epsilon: float) -> dict:
+def rdi_short(backbone: str, dataset: str, preset: str, epsilon: float) -> dict:
+    """A schedule of minutes or seconds, see `rising`; `smaller`: arguments that make the network smaller."""
+    if preset == "quick":
+        smaller = dict(width_multiplier=0.25) | ({} if backbone == "smallcnn" else dict(depth_multiplier=0.34))
+        return rising(epsilon, 2, smaller=smaller, iterations=100, batch_size=32, learning_rate=0.05, warmup=0.1,
+                      epsilon_warmup=0.2, validation_images=100)
     if backbone != "smallcnn" and dataset != "digits":
         return one_cycle(epsilon)
     if backbone != "smallcnn":
@@ -195,9 +199,3 @@ def rdi_laptop(backbone: str, dataset: str, epsilon: float) -> dict:
         return rising(epsilon, 4, epochs=18, batch_size=32, learning_rate=0.02, epsilon_warmup=0.4,
                       validate_every=100, validation_images=200)  # at 0.05 max-average does not start
     return rising(epsilon, 5, epochs=7, learning_rate=0.1, validate_every=120, validation_images=256)
-
-
-def rdi_quick(backbone: str, epsilon: float) -> dict:
-    smaller = dict(width_multiplier=0.25) | ({} if backbone == "smallcnn" else dict(depth_multiplier=0.34))
-    return rising(epsilon, 2, smaller=smaller, iterations=100, batch_size=32, learning_rate=0.05, warmup=0.1,
-                  epsilon_warmup=0.2, validation_images=100)

@@ -128,21 +128,16 @@ def prune(network: Network) -> Network:
         if len(kept) == 0:
             kept = kept.new_zeros(1)
         widths.append(len(kept))
-        cut(state, name, kept, scale)
+        first, norm, second = (f"{name}.main.{place}" for place in (0, 1, 3))
+        state[f"{first}.weight"] = state[f"{first}.weight"][kept]
+        state[f"{second}.weight"] = state[f"{second}.weight"][:, kept]
+        for entry in [n for n in state if n.startswith(f"{norm}.") and state[n].dim()]:
+            absorbs = entry.endswith((".weight", ".bias"))
+            state[entry] = (state[entry] * scale if absorbs else state[entry])[kept]
+        del state[f"{name}.main.2.scale"]
     per_group = len(widths) // 3
     inner = [widths[i:i + per_group] for i in range(0, len(widths), per_group)]
     small = zoo.build(**{**network.config, "inner": inner, "channel_scales": False})
     small.class_names = network.class_names
     small.load_state_dict(state)
     return small.to(next(network.parameters()).device).train(network.training)
-
-
-def cut(state: dict[str, Tensor], block: str, kept: Tensor, scale: Tensor) -> None:
-    """Slice one block's entries of a state dict to the channels `kept` and fold their factors into the batch norm."""
-    first, norm, factor, second = (f"{block}.main.{place}" for place in (0, 1, 2, 3))
-    state[f"{first}.weight"] = state[f"{first}.weight"][kept]
-    state[f"{second}.weight"] = state[f"{second}.weight"][:, kept]
-    for name in [n for n in state if n.startswith(f"{norm}.") and state[n].dim()]:
-        absorbs = name.endswith((".weight", ".bias"))
-        state[name] = (state[name] * scale if absorbs else state[name])[kept]
-    del state[f"{factor}.scale"]

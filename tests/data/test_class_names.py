@@ -11,7 +11,7 @@ import lib
 import lib.__main__ as front_door
 from lib import WorkbookError, checkpoints, data
 from lib.data import CLASSES, Split
-from lib.data.classes import natural
+from lib.data.splits import natural
 from lib.evaluation.record import View
 from lib.evaluation.recording import record
 from lib.models import zoo

@@ -13,7 +13,7 @@ from lib.models.layers import FiLM, Weighted
 from lib.models.mobilenet_v2 import InvertedResidual
 from lib.models.network import Network
 from lib.models.parts import Parts
-from lib.models.wide_resnet import WideBlock
+from lib.models.resnet import WideBlock
 from lib.operating_point import OperatingPoint
 from tests.helpers.networks import images, small, source
 from tests.helpers.plain_networks import PlainSmallCNN
