@@ -144,7 +144,10 @@ def ship_made(which: str, run: Path) -> list[Path]:
 
 
 def bare(found: Record) -> Record:
-    """Who is right, and nothing else: what a record of one exit is read for on pages without an explorer."""
+    """What pages read of it: with one exit who is right, and nothing else; with more what each exit said, and fewer
+    held-out images."""
+    if found.num_exits > 1:
+        return replace(found.lightened(), held_out=found.held_out and found.held_out.select(images=slice(HELD_OUT)))
     return replace(found, prediction=None, entropy=None, logits=None,
                    meta=found.meta | {"missing": "logits, answers and entropies"})
 
