@@ -5,6 +5,7 @@ import contextlib
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -44,6 +45,17 @@ def test_what_a_notebook_calls_is_there(path):
              if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)]
     assert [ast.unparse(call) for call in calls if isinstance(call.value, ast.Name)
             and call.value.id in known.keys() - (bound - {"wb"}) and not hasattr(known[call.value.id], call.attr)] == []
+
+
+@pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
+def test_where_no_slider_lives_a_page_says_how_to_get_them(path):
+    code, text = ("\n".join("".join(cell["source"]) for cell in notebooks.cells(path) if cell["cell_type"] == kind)
+                  for kind in ("code", "markdown"))
+    came = [name for name in json.loads(path.read_bytes())["metadata"].get("shows", ())
+            if name.startswith("atlases/") and "repeats" not in name]
+    if "panel.show(" in code and came:
+        (named,) = re.findall(r"`python3 -m lib page data/(\S+) page\.html`", text)
+        assert named in came
 
 
 def test_there_are_notebooks_and_their_numbers_differ():
