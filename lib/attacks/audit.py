@@ -60,11 +60,15 @@ class Trial:
                            generator=self.stream("attack", self.form, restart))
 
     @torch.no_grad()
-    def correct(self, images: Tensor) -> Tensor:
-        """Which images (N,) the deployed network classifies rightly, in eval mode."""
+    def decided(self, images: Tensor) -> Tensor:
+        """Logits (N, classes) of what the deployed network decides, in eval mode."""
         decision = Decision(self.network, self.point, generator=self.stream("decision"))
         with attack_mode(self.network, "eval"):
-            return decision(images).argmax(-1) == self.labels
+            return decision(images)
+
+    def correct(self, images: Tensor) -> Tensor:
+        """Which images (N,) it decides rightly."""
+        return self.decided(images).argmax(-1) == self.labels
 
 
 Craft = Callable[[Trial], Tensor]
@@ -178,7 +182,7 @@ def _dropout_seen() -> Iterator[list]:
 def _of_attack(trial: Trial, threat: Threat, right: Tensor | None, others: bool) -> dict[str, Check]:
     halfway = replace(threat, steps=max(1, threat.steps // 2))
     made = [trial.images, trial.attack(halfway), trial.attack(threat)]
-    clean, half, full = (_loss(trial, x) for x in made)
+    clean, half, full = (steps.per_sample(trial.decided(x), trial.labels).mean().item() for x in made)
     lost = (max(clean, half) - full) / max(abs(full), 1e-12)
     grows = {"loss does not grow": Check(lost, 0.05, lost <= 0.05)}
     if threat.algorithm.startswith("wrm"):  # its epsilon is a weight: there is no ball to search otherwise
@@ -201,12 +205,6 @@ def _of_attack(trial: Trial, threat: Threat, right: Tensor | None, others: bool)
 
 def _part(trial: Trial, which: Tensor) -> Trial:
     return replace(trial, images=trial.images[which], labels=trial.labels[which])
-
-
-def _loss(trial: Trial, images: Tensor) -> float:
-    with torch.no_grad(), attack_mode(trial.network, "eval"):
-        logits = Decision(trial.network, trial.point, generator=trial.stream("decision"))(images)
-    return steps.per_sample(logits, trial.labels).mean().item()
 
 
 def _others(trial: Trial, threat: Threat) -> list[Craft]:

@@ -116,7 +116,6 @@ class Target:
         point = point or OperatingPoint()
         point = point.replace(thresholds=tuple(map(float, thresholds))) if thresholds else point
         check_batch(network, images, labels)
-        network.check_point(point)
         images, labels = (t.clone() if t.is_inference() else t for t in (images, labels))
         return cls(network, images, labels, threat, point, _schedule(network, images, point, mode, schedule))
 

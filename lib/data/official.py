@@ -34,8 +34,8 @@ class Source:
     read: Callable[[Path], Raw]  # given the folder
     shape: tuple[int, int, int]
     threat: dict[str, float]
-    fetch: Callable[[Path], None] | None = None  # fills folder below the given place
-    page: str = "whoever made it"  # where a person gets the files
+    fetch: Callable[[Path], None]  # fills folder below the given place
+    page: str  # where a person gets the files
     augmentation: str = "none"
     classes: int = 10
     archive: str | None = None  # unpacked when it is there
@@ -89,9 +89,8 @@ def place_files(name: str, source: Source, download: bool) -> Path:
     """Fills the source's folder: everything is made in a folder beside it and moved in when it is complete."""
     folder = lib.DATASETS / source.folder
     archive = lib.DATASETS / source.archive if source.archive else None
-    if not (download and source.fetch) and not (archive and archive.is_file()):
-        reason = "downloading was not asked for" if source.fetch else "it is not downloaded"
-        raise missing_error(name, source, reason)
+    if not download and not (archive and archive.is_file()):
+        raise missing_error(name, source, "downloading was not asked for")
     try:
         with one_at_a_time(name) as scratch:
             if source.missing(folder):

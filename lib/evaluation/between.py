@@ -99,9 +99,7 @@ def view_for(reading: Reading, attack: str) -> str:
 def _at(record: Record, point: OperatingPoint) -> Record:
     """The record's views at a point that count in its suite, without logits: all that a reading there goes through."""
     keep = [v for v, view in enumerate(record.views) if view.point == point and relation(view) in ("clean", *SUITE)]
-    arrays = {name: getattr(record, name) for name in ("right", "prediction", "entropy")}
-    return replace(record, views=tuple(record.views[v] for v in keep), logits=None, **{
-        name: None if array is None else array[keep] for name, array in arrays.items()})
+    return replace(record, logits=None).take(keep)
 
 
 @lru_cache(maxsize=256)

@@ -53,17 +53,15 @@ def cost(network: Network, point: OperatingPoint | None = None) -> Cost:
     at = network.conditions(point, torch.Generator(device=device).manual_seed(0))
     enabled = set(point.exits) | {network.num_exits} if point and point.exits is not None else None
     x = torch.zeros(1, *network.input_shape, device=device)
-    backbone_conv = backbone_all = heads_conv = heads_all = 0
-    exits = []
+    backbone, heads, exits = np.zeros(2, int), np.zeros(2, int), []  # MACs of convolutions, and with linear layers
     with torch.no_grad():
         for k, head in enumerate(network.heads):
-            (conv, every), x = _count(lambda x=x, k=k: network.advance(x, k, at))
-            backbone_conv, backbone_all = backbone_conv + conv, backbone_all + every
-            (conv, every), _ = _count(lambda x=x, head=head: head(x, at))
-            if enabled is None or k + 1 in enabled:
-                heads_conv, heads_all = heads_conv + conv, heads_all + every
-            paper = backbone_conv + conv
-            exits.append(ExitCost(paper, paper / MEBI, backbone_conv + heads_conv, backbone_all + heads_all))
+            run, x = _count(lambda x=x, k=k: network.advance(x, k, at))
+            own, _ = _count(lambda x=x, head=head: head(x, at))
+            backbone += run
+            heads += own if enabled is None or k + 1 in enabled else 0
+            paper = int(backbone[0]) + own[0]
+            exits.append(ExitCost(paper, paper / MEBI, *(backbone + heads).tolist()))
     network.train(was_training)
     return Cost(network.weight_count(), exits[-1].cumulative_macs, tuple(exits))
 

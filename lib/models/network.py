@@ -70,19 +70,14 @@ class Network(nn.Module):
         for module in self.modules():
             if hasattr(module, "initialise_children"):
                 module.initialise_children(source)
-        if self.traits.film:
-            self.code_rows.copy_(self._random_codes(source))
+        if self.traits.film:  # OAT's codes: lambda itself for d = 1, else rows of a random orthogonal d x d matrix
+            size, known = self.code_rows.shape[1], torch.tensor(self.code_values)
+            self.code_rows.copy_(known[:, None] if size == 1 else torch.linalg.qr(
+                torch.randn(size, size, generator=source))[0][:len(known)])
         if self.config.get("film_identity"):
             for module in self.modules():
                 if isinstance(module, FiLM):
                     module.start_at_identity(min(self.widths))
-
-    def _random_codes(self, source: torch.Generator) -> Tensor:
-        """OAT's codes: the lambda itself for d = 1, else the leading rows of a random orthogonal d x d matrix."""
-        size = self.code_rows.shape[1]
-        if size == 1:
-            return torch.tensor(self.code_values)[:, None]
-        return torch.linalg.qr(torch.randn(size, size, generator=source))[0][:len(self.code_values)]
 
     def check_point(self, point: OperatingPoint):
         """Raises WorkbookError when the point turns a knob that this network does not have, or past its end."""

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from lib import WorkbookError
+from lib.attacks.decision import attack_mode
 from lib.models.cost import MEBI
 from lib.models.layers import Conv2d, Weighted
 from lib.models.network import Network
@@ -107,10 +108,6 @@ class Compression(Unconstrained):
             t.copy_(tensors[name])
 
 
-def layers(network: Network) -> list[Weighted]:
-    return [layer for layer in network.modules() if isinstance(layer, Weighted)]
-
-
 def parts(layer: Weighted) -> list[Tensor]:
     """The tensors that hold a layer's weight: its factors, or the weight itself."""
     return [layer.weight] if layer.factors is None else list(layer.factors.parameters())
@@ -118,7 +115,7 @@ def parts(layer: Weighted) -> list[Tensor]:
 
 def compressible(network: Network) -> list[Tensor]:
     """Every tensor under the constraints, in the network's order: biases and batch norm are not among them."""
-    return [t for layer in layers(network) for t in parts(layer)]
+    return [t for layer in network.modules() if isinstance(layer, Weighted) for t in parts(layer)]
 
 
 @torch.no_grad()
@@ -203,13 +200,11 @@ def positions(network: Network) -> list[tuple[Weighted, int]]:
     """Each layer and how many output positions its weight is applied to in one image (1 for a linear layer)."""
     found: list[tuple[Weighted, int]] = []
     hooks = [layer.register_forward_hook(lambda layer, _, out: found.append((layer, math.prod(out.shape[2:]))))
-             for layer in layers(network)]
-    was_training = network.training
+             for layer in network.modules() if isinstance(layer, Weighted)]
     try:
-        with torch.no_grad():
-            network.eval()(torch.zeros(1, *network.input_shape, device=next(network.parameters()).device))
+        with torch.no_grad(), attack_mode(network, "eval"):
+            network(torch.zeros(1, *network.input_shape, device=next(network.parameters()).device))
     finally:
-        network.train(was_training)
         for hook in hooks:
             hook.remove()
     return found

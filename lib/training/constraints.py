@@ -20,15 +20,15 @@ BEGINS = 2 / 3  # of the iterations: averaged from the start, early weights weig
 
 
 class Unconstrained:
-    """SGD with momentum and weight decay on all parameters, and nothing else."""
+    """SGD with momentum and weight decay, of trained noise scales one of their own, and nothing else."""
 
     def __init__(self, network: Network, recipe: Recipe, rate: Tensor):
-        self.network = network
-        self.optimiser = self.make_optimiser(recipe, rate)
-
-    def make_optimiser(self, recipe: Recipe, rate: Tensor) -> torch.optim.Optimizer:
-        return torch.optim.SGD(parameter_groups(self.network, recipe), lr=rate, momentum=recipe.momentum,
-                               nesterov=recipe.nesterov, weight_decay=recipe.weight_decay, fused=True)
+        self.network, named = network, list(network.named_parameters())
+        groups = [{"params": [p for name, p in named if not name.endswith("alpha")]},
+                  {"params": [p for name, p in named if name.endswith("alpha")], "weight_decay": recipe.alpha_decay}]
+        self.optimiser: torch.optim.Optimizer = torch.optim.SGD(
+            [group for group in groups if group["params"]], lr=rate, momentum=recipe.momentum,
+            nesterov=recipe.nesterov, weight_decay=recipe.weight_decay, fused=True)
 
     def penalty(self) -> Tensor | float:
         """Added to the loss of every step, 0-d."""
@@ -95,14 +95,6 @@ class Averaged(Unconstrained):
         if kept := {n.removeprefix("average."): t for n, t in tensors.items() if n.startswith("average.")}:
             self.mean = copy.deepcopy(self.network)
             self.mean.load_state_dict(kept)
-
-
-def parameter_groups(network: Network, recipe: Recipe) -> list[dict]:
-    """All parameters for the optimiser; trained noise scales apart, with a weight decay of their own (PNI)."""
-    named = list(network.named_parameters())
-    groups = [{"params": [p for name, p in named if not name.endswith("alpha")]},
-              {"params": [p for name, p in named if name.endswith("alpha")], "weight_decay": recipe.alpha_decay}]
-    return [group for group in groups if group["params"]]
 
 
 def continued(recipe: Recipe, network: Network, *, inherit: bool = True, **changes) -> Recipe:

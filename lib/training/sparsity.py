@@ -58,40 +58,30 @@ class APGNAG(torch.optim.SGD):
     def step(self):
         for group in self.param_groups:
             if "gamma" in group:
-                for factor in group["params"]:
-                    self.proximal(factor, **{name: group[name] for name in ("lr", "momentum", "gamma")})
+                lr, momentum, gamma = group["lr"], group["momentum"], group["gamma"]
+                for factor in (f for f in group["params"] if f.grad is not None):
+                    velocity = self.state[factor].setdefault("momentum_buffer", torch.zeros_like(factor))
+                    z = factor - lr * factor.grad
+                    shrunk = z.sign() * (z.abs() - lr * gamma).clamp(min=0)
+                    velocity.mul_(momentum).add_(shrunk - factor)
+                    factor.copy_((shrunk + momentum * velocity).clamp(min=0))
                     factor.grad = None  # so that SGD leaves it alone
         return super().step()
-
-    def proximal(self, factor: Tensor, lr: float | Tensor, momentum: float, gamma: float) -> None:
-        """One step of one tensor of factors, in place."""
-        if factor.grad is None:
-            return
-        state = self.state[factor]
-        velocity = state.setdefault("momentum_buffer", torch.zeros_like(factor))
-        z = factor - lr * factor.grad
-        shrunk = z.sign() * (z.abs() - lr * gamma).clamp(min=0)
-        velocity.mul_(momentum).add_(shrunk - factor)
-        factor.copy_((shrunk + momentum * velocity).clamp(min=0))
 
 
 class Selection(Unconstrained):
     """Drives factors of channels to zero during training; hands back the network with the dead ones exactly at zero."""
 
     def __init__(self, network: Network, recipe: Recipe, rate: Tensor, *, gamma: float):
-        self.gamma = gamma
+        super().__init__(network, recipe, rate)
         self.factors = list(factors(network).values())
         if not self.factors:
             raise WorkbookError(f"{network.config['name']} has no channel factors to select by; build it with "
                                 "channel_scales=True (resnet38)")
-        super().__init__(network, recipe, rate)
-
-    def make_optimiser(self, recipe: Recipe, rate: Tensor) -> torch.optim.Optimizer:
         chosen = {id(factor) for factor in self.factors}
-        weights = [p for p in self.network.parameters() if id(p) not in chosen]
-        groups = [{"params": weights, "weight_decay": recipe.weight_decay},
-                  {"params": self.factors, "gamma": self.gamma}]
-        return APGNAG(groups, lr=rate, momentum=recipe.momentum, nesterov=recipe.momentum > 0, fused=True)
+        groups = [{"params": [p for p in network.parameters() if id(p) not in chosen],
+                   "weight_decay": recipe.weight_decay}, {"params": self.factors, "gamma": gamma}]
+        self.optimiser = APGNAG(groups, lr=rate, momentum=recipe.momentum, nesterov=recipe.momentum > 0, fused=True)
 
     def after_step(self, step: int) -> dict[str, Tensor]:
         return {"alive": torch.cat([f.detach() > DEAD for f in self.factors]).float().mean()}

@@ -44,7 +44,10 @@ class Training:
         self.per_epoch, self.total = recipe.per_epoch(len(self.data.train)), recipe.total(len(self.data.train))
         self.network = zoo.build(**recipe.network, seed=recipe.seed)
         if recipe.start is not None:
-            self.inherit(start)
+            if start is None or checkpoints.digest(start.state_dict()) != recipe.start:
+                raise WorkbookError(f"{recipe.name} starts from given weights; hand that network to fit(…, start=…), "
+                                    "unchanged since the recipe was made")
+            self.network.load_state_dict(start.state_dict())
         if len(self.data.classes) != self.network.classes:
             raise WorkbookError(f"{self.data.name} has {len(self.data.classes)} classes, but the network of "
                                 f"{recipe.name} has {self.network.classes}; change `classes` in the recipe's network")
@@ -70,13 +73,6 @@ class Training:
         self.view = objectives.view_of(self.network, recipe)
         self.captured = Captured(self.body, self.streams)
         self.clock = self.saved_at = time.monotonic()
-
-    def inherit(self, start: Network | None) -> None:
-        """Take the weights of `start`. Raises WorkbookError when they are not the ones that the recipe starts from."""
-        if start is None or checkpoints.digest(start.state_dict()) != self.recipe.start:
-            raise WorkbookError(f"{self.recipe.name} starts from given weights; hand that network to fit(…, start=…), "
-                                "unchanged since the recipe was made")
-        self.network.load_state_dict(start.state_dict())
 
     def stream(self, *labels: str | int) -> torch.Generator:
         return randomness.generator(self.recipe.seed, *labels, device=self.device)
@@ -162,7 +158,11 @@ class Training:
         self.sums, self.counts = Counter(), Counter()
         if validates:
             row |= self.validate()
-            self.keep_best(row)
+            score = row.get("validation_robust", row["validation_clean"])
+            self.fallen = score < self.best - FALL  # as of catastrophic overfitting
+            if score > self.best:
+                self.best = score
+                self.write("best.safetensors", row)
         self.seconds, self.clock = self.seconds + time.monotonic() - self.clock, time.monotonic()
         self.history.append(row | {"seconds": round(self.seconds, 1)})
         return self.history[-1]
@@ -192,14 +192,6 @@ class Training:
                 right["validation_robust"] += self.right(network, attacked, labels, robust, generator)
         self.network.train()
         return {name: count / len(split) for name, count in right.items()}
-
-    def keep_best(self, row: dict) -> None:
-        """Write the best network so far; a fall far below it, as of catastrophic overfitting, is noted."""
-        score = row.get("validation_robust", row["validation_clean"])
-        self.fallen = score < self.best - FALL
-        if score > self.best:
-            self.best = score
-            self.write("best.safetensors", row)
 
     def write(self, name: str, metrics: dict) -> Path:
         checkpoints.save(self.folder / name, self.deployed(), recipe=self.recipe.to_json(),
