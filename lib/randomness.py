@@ -7,16 +7,9 @@ saved: whoever knows the labels can draw the same numbers again, after a killed 
 import hashlib
 
 import torch
-from torch import Tensor
 
 
 def generator(seed: int, *stream: str | int, device: torch.device | str = "cpu") -> torch.Generator:
     """A generator whose numbers depend on `seed` and the stream's labels alone, not on what was drawn before."""
     digest = hashlib.sha256(repr((int(seed), *stream)).encode()).digest()
     return torch.Generator(device=device).manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-
-
-def dropout(x: Tensor, probability: float, generator: torch.Generator) -> Tensor:
-    """Inverted dropout of `x` (any shape) with masks from `generator`; torch's own can only use the global one."""
-    keep = torch.empty_like(x).bernoulli_(1 - probability, generator=generator)
-    return x * keep / (1 - probability)

@@ -223,7 +223,8 @@ class Target:
         return steps.per_sample(logits, self.labels.repeat(groups), self.threat.loss)
 
     def total(self, losses: Tensor) -> Tensor:
-        return losses.sum() / (len(self.labels) if self.threat.batch_mean else 1)
+        mean = self.threat.algorithm == "wrm_authors"  # the others cannot tell a mean over the batch from a sum
+        return losses.sum() / (len(self.labels) if mean else 1)
 
     def gates(self) -> Tensor:
         """Effective thresholds on the device, moved there once. Raises WorkbookError where there are none."""

@@ -82,11 +82,6 @@ class Threat:
         """How far from the clean image a random start may lie, per pixel."""
         return self.random_start * (2 if self.algorithm == "n_fgsm" else 1) * self.epsilon
 
-    @property
-    def batch_mean(self) -> bool:
-        """Whether the loss is a mean over the batch, which only the released WRM can tell from a sum."""
-        return self.algorithm == "wrm_authors"
-
 
 def expected_gradient(loss: Callable[[Tensor], Tensor], x: Tensor, draws: int = 1) -> Tensor:
     """Mean over `draws` calls of d loss(x) / dx, the shape of `x`; no parameter's gradient is computed or touched.

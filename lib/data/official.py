@@ -5,7 +5,7 @@ import socket
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from http.client import HTTPException
 from pathlib import Path
@@ -21,6 +21,7 @@ MNIST_THREAT = dict(epsilon=0.3, step_size=0.01, train_steps=40, steps=40)  # RD
 FASHION_THREAT = dict(epsilon=0.1, step_size=0.01, train_steps=40, steps=40)  # customary; neither paper uses the set
 COLOUR_THREAT = dict(epsilon=8 / 255, step_size=2 / 255, train_steps=10, steps=20)  # RDI-Nets, section 4.1
 SYSTEM_FASHION = Path("/usr/share/datasets/fashion-mnist")  # where the system package dataset-fashion-mnist puts it
+CIFAR_PAGE = "https://www.cs.toronto.edu/~kriz/cifar.html"
 PATIENCE = 30  # seconds that a silent server is waited for
 FAILURES = (OSError, RuntimeError, ValueError, EOFError, HTTPException, TarError, zipfile.BadZipFile)
 
@@ -32,10 +33,10 @@ class Source:
     folder: str
     files: tuple[str, ...]
     read: Callable[[Path], Raw]  # given the folder
-    shape: tuple[int, int, int]
-    threat: dict[str, float]
     fetch: Callable[[Path], None]  # fills folder below the given place
     page: str  # where a person gets the files
+    shape: tuple[int, int, int] = (3, 32, 32)
+    threat: dict[str, float] = field(default_factory=lambda: COLOUR_THREAT)
     augmentation: str = "none"
     classes: int = 10
     archive: str | None = None  # unpacked when it is there
@@ -51,10 +52,13 @@ class Source:
         return next((place for place in places if place and not self.missing(place)), None)
 
 
-def torchvision_download(place: Path, loader: str) -> None:
-    from torchvision import datasets
+def torchvision_download(loader: str) -> Callable[[Path], None]:
+    def fetch(place: Path) -> None:
+        from torchvision import datasets
 
-    getattr(datasets, loader)(place, download=True)
+        getattr(datasets, loader)(place, download=True)
+
+    return fetch
 
 
 def download_svhn(place: Path) -> None:
@@ -152,38 +156,27 @@ def available() -> dict[str, Path]:
     return {name: place for name, source in SOURCES.items() if (place := source.find())} | image_folders()
 
 
-def grey(folder: str, page: str, threat: dict[str, float], read: Callable = readers.idx, **more) -> Source:
-    return Source(f"{folder}/raw", readers.IDX_FILES, read, (1, 28, 28), threat,
-                  partial(torchvision_download, loader=folder), page, **more)
-
-
-def colour(folder: str, files: tuple[str, ...], read: Callable, fetch: Callable, page: str, side: int,
-           **more) -> Source:
-    return Source(folder, files, read, (3, side, side), COLOUR_THREAT, fetch, page, **more)
-
-
-CIFAR_PAGE = "https://www.cs.toronto.edu/~kriz/cifar.html"
-CIFAR10_FILES = (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch", "batches.meta")
-CIFAR100_FILES = ("train", "test", "meta")
-STL10_FILES = ("train_X.bin", "train_y.bin", "test_X.bin", "test_y.bin", "class_names.txt")
 SOURCES = {
-    "mnist": grey("MNIST", "https://ossci-datasets.s3.amazonaws.com/mnist/", MNIST_THREAT, sizes=(55_000, 10_000)),
-    "fashion_mnist": grey("FashionMNIST", "https://github.com/zalandoresearch/fashion-mnist", FASHION_THREAT,
-                          partial(readers.idx, classes=CLASSES["fashion_mnist"]), elsewhere=SYSTEM_FASHION,
-                          sizes=(55_000, 10_000)),
-    "cifar10": colour("cifar-10-batches-py", CIFAR10_FILES, readers.cifar10,
-                      partial(torchvision_download, loader="CIFAR10"), CIFAR_PAGE, 32,
+    "mnist": Source("MNIST/raw", readers.IDX_FILES, readers.idx, torchvision_download("MNIST"),
+                    "https://ossci-datasets.s3.amazonaws.com/mnist/", (1, 28, 28), MNIST_THREAT,
+                    sizes=(55_000, 10_000)),
+    "fashion_mnist": Source("FashionMNIST/raw", readers.IDX_FILES,
+                            partial(readers.idx, classes=CLASSES["fashion_mnist"]),
+                            torchvision_download("FashionMNIST"), "https://github.com/zalandoresearch/fashion-mnist",
+                            (1, 28, 28), FASHION_THREAT, elsewhere=SYSTEM_FASHION, sizes=(55_000, 10_000)),
+    "cifar10": Source("cifar-10-batches-py", (*(f"data_batch_{n}" for n in range(1, 6)), "test_batch", "batches.meta"),
+                      readers.cifar10, torchvision_download("CIFAR10"), CIFAR_PAGE,
                       augmentation="crop4_flip", archive="cifar-10-python.tar.gz"),
-    "cifar100": colour("cifar-100-python", CIFAR100_FILES, readers.cifar100,
-                       partial(torchvision_download, loader="CIFAR100"), CIFAR_PAGE, 32,
+    "cifar100": Source("cifar-100-python", ("train", "test", "meta"), readers.cifar100,
+                       torchvision_download("CIFAR100"), CIFAR_PAGE,
                        augmentation="crop4_flip", archive="cifar-100-python.tar.gz", classes=100),
-    "svhn": colour("SVHN", ("train_32x32.mat", "test_32x32.mat"), readers.svhn, download_svhn,
-                   "http://ufldl.stanford.edu/housenumbers/", 32, sizes=(68_257, 26_032)),
-    "stl10": colour("stl10_binary", STL10_FILES, readers.stl10, partial(torchvision_download, loader="STL10"),
-                    "https://cs.stanford.edu/~acoates/stl10/", 96,
-                    augmentation="crop4_flip", archive="stl10_binary.tar.gz", sizes=(4_500, 8_000)),
-    "tiny_imagenet": colour("tiny-imagenet-200", ("train", "val"), folders.tiny_imagenet,
-                            download_tiny_imagenet, "http://cs231n.stanford.edu/tiny-imagenet-200.zip", 64,
+    "svhn": Source("SVHN", ("train_32x32.mat", "test_32x32.mat"), readers.svhn, download_svhn,
+                   "http://ufldl.stanford.edu/housenumbers/", sizes=(68_257, 26_032)),
+    "stl10": Source("stl10_binary", ("train_X.bin", "train_y.bin", "test_X.bin", "test_y.bin", "class_names.txt"),
+                    readers.stl10, torchvision_download("STL10"), "https://cs.stanford.edu/~acoates/stl10/",
+                    (3, 96, 96), augmentation="crop4_flip", archive="stl10_binary.tar.gz", sizes=(4_500, 8_000)),
+    "tiny_imagenet": Source("tiny-imagenet-200", ("train", "val"), folders.tiny_imagenet, download_tiny_imagenet,
+                            "http://cs231n.stanford.edu/tiny-imagenet-200.zip", (3, 64, 64),
                             augmentation="crop8_flip", archive="tiny-imagenet-200.zip", classes=200,
                             sizes=(95_000, 10_000)),
 }

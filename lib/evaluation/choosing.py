@@ -153,7 +153,7 @@ def sentence(choice: Choice) -> str:
     asked += [f"at most {choice.max_ms:.4g} ms"] * bool(choice.max_ms < math.inf)
     asked += [f"at least {100 * choice.min_robust:.4g} % robust"] * bool(choice.min_robust > 0)
     gates = ", ".join("closed" if t == -math.inf else f"{t:.4g}" for t in at.thresholds)
-    clean, robust = (_percent(judged[what]) for what in ("clean", "robust"))
+    clean, robust = ("{:.1f} ({:.1f}–{:.1f}) %".format(*judged[what].times(100)) for what in ("clean", "robust"))
     costs = "{:.2f} ({:.2f}–{:.2f}) M MACs".format(*judged["macs"].times(1e-6))
     if choice.clock:
         costs += ", {:.3g} ({:.3g}–{:.3g}) ms an image here".format(*judged["ms"])
@@ -169,7 +169,3 @@ def sentence(choice: Choice) -> str:
         broken = " and ".join(what for what, kept in choice.kept.items() if not kept)
         said += f"\n  there the promise is missed: {broken}" if broken else "\n  there the promise holds"
     return said
-
-
-def _percent(number: Number) -> str:
-    return "{:.1f} ({:.1f}–{:.1f}) %".format(*number.times(100))

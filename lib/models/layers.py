@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lib import WorkbookError, randomness
+from lib import WorkbookError
 from lib.models.conditioning import Conditions, take
 
 
@@ -82,14 +82,18 @@ class Weighted(nn.Module):
         raise NotImplementedError
 
 
+def passes(network: nn.Module) -> list[Conditions]:
+    """One noise-free pass per width."""
+    return [Conditions(width=width, width_index=i) for i, width in enumerate(network.widths)]
+
+
 @contextmanager
 def deviations_held(network: nn.Module) -> Iterator[None]:
     """Compute every noisy layer's sigma now and use it for the length of a `with` block, in which no weight changes."""
     noisy = [m for m in network.modules() if isinstance(m, Weighted) and m.alpha is not None and m.deviations is None]
-    passes = [Conditions(width=width, width_index=i) for i, width in enumerate(network.widths)]
     try:
         for layer in noisy:
-            layer.deviations = torch.stack([layer.deviation(at) for at in passes])
+            layer.deviations = torch.stack([layer.deviation(at) for at in passes(network)])
         yield
     finally:
         for layer in noisy:
@@ -117,8 +121,8 @@ class Conv2d(Weighted):
 class Linear(Weighted):
     """Fully connected layer. `slim_out=False` for a classifier, whose classes are never cut."""
 
-    def __init__(self, in_features, out_features, bias=True, noisy=None, slim_out=True):
-        super().__init__((out_features, in_features), bias, noisy, slim_in=True, slim_out=slim_out)
+    def __init__(self, in_features, out_features, noisy=None, slim_out=True):
+        super().__init__((out_features, in_features), True, noisy, slim_in=True, slim_out=slim_out)
 
     def apply_weight(self, x, weight, bias):
         return F.linear(x, weight, bias)
@@ -272,11 +276,11 @@ class Normalise(nn.Module):
 
 
 class Dropout(nn.Dropout):
-    """Dropout in train mode, with masks from the pass's generator."""
+    """Dropout in train mode, with masks from the pass's generator; torch's own can only use the global one."""
 
     def forward(self, x, at):
         if not self.training or self.p == 0:
             return x
         if at.generator is None:
             raise WorkbookError("this network has dropout: pass generator=… in train mode, or call network.eval()")
-        return randomness.dropout(x, self.p, at.generator)
+        return x * torch.empty_like(x).bernoulli_(1 - self.p, generator=at.generator) / (1 - self.p)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lib import WorkbookError
 from lib.models.conditioning import Conditions
-from lib.models.layers import BatchNorm2d, Chain, Weighted
+from lib.models.layers import BatchNorm2d, Chain, Weighted, passes
 from lib.models.network import Network
 
 VIEWS = {"folded": torch.float32, "bf16": torch.bfloat16}  # by name, as recipes ask for them
@@ -25,11 +25,6 @@ def frozen(tensor: Tensor) -> nn.Parameter:
     """A copy that nothing trains, convolution weights in channels_last."""
     layout = torch.channels_last if tensor.dim() == 4 else torch.contiguous_format
     return nn.Parameter(tensor.detach().clone(memory_format=layout), requires_grad=False)
-
-
-def passes(network: Network) -> list[Conditions]:
-    """One noise-free pass per width."""
-    return [Conditions(width=width, width_index=i) for i, width in enumerate(network.widths)]
 
 
 class Affine(nn.Module):

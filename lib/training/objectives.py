@@ -192,10 +192,9 @@ def pni(network: Network, images: Tensor, labels: Tensor, context: Context) -> t
     The attack aims away from the network's own prediction on the clean pass, so that no label leaks; the loss uses the
     true labels. The recipe's first `clean_epochs` epochs train on clean images alone.
     """
-    clean_logits = network(images, context.point(), context.stream("clean"))
     if context.epoch < context.recipe.clean_epochs:
-        loss = weighted(clean_logits, labels, context.recipe)
-        return loss, {"loss": loss.detach(), "clean_accuracy": accuracy(clean_logits, labels)}
+        return standard(network, images, labels, context)
+    clean_logits = network(images, context.point(), context.stream("clean"))
     adversarial = attacked(network, images, clean_logits[-1].detach().argmax(-1), context)
     logits = network(adversarial, context.point(), context.stream("adversarial"))
     return hybrid(clean_logits, labels, logits, labels, context.recipe)
