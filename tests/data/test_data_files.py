@@ -122,12 +122,12 @@ def listed(folder, names):
 
 def write_cifar10(folder, monkeypatch):
     folder.mkdir(parents=True)
-    batches = {name: (pixels(20, 3072), [i % 10 for i in range(20)]) for name in official.CIFAR10_FILES[:-1]}
+    batches = {name: (pixels(20, 3072), [i % 10 for i in range(20)]) for name in official.SOURCES["cifar10"].files[:-1]}
     for name, (rows, labels) in batches.items():
         (folder / name).write_bytes(pickle.dumps({"data": rows, "labels": labels}))
     names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
     (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": names}))
-    cifar, files = torchvision.datasets.CIFAR10, listed(folder, official.CIFAR10_FILES)
+    cifar, files = torchvision.datasets.CIFAR10, listed(folder, official.SOURCES["cifar10"].files)
     monkeypatch.setattr(cifar, "train_list", files[:5])
     monkeypatch.setattr(cifar, "test_list", files[5:6])
     monkeypatch.setattr(cifar, "meta", {"filename": "batches.meta", "key": "label_names", "md5": files[6][1]})
