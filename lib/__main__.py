@@ -164,8 +164,7 @@ def add_bench(add):
 
 
 def add_doctor(add):
-    verb = add("doctor", "say what this machine can do")
-    verb.add_argument("--json", action="store_true", help="as JSON")
+    add("doctor", "say what this machine can do")
 
 
 def add_common(verb):
@@ -213,7 +212,7 @@ def start(args):
     if args.verb == "lab":
         return environment.lab(args.notebook, args.port, args.no_browser)
     if args.verb == "doctor":
-        return importlib.import_module("lib.doctor").main(args, NEEDS)
+        return importlib.import_module("lib.doctor").main(NEEDS)
     if args.verb == "run":
         return importlib.import_module("lib.workbook.runs").main(args)
     module = {"evaluate": "lib.evaluating", "export": "lib.exporting"}.get(args.verb, "lib.commands")

@@ -54,16 +54,8 @@ def place_of(need: str | None) -> tuple[bool, str]:
     return True, "sets up .venv first (about 6 GB, a few minutes, a network)"
 
 
-def unwritable() -> str | None:
-    """Why nothing can be kept where runs are, as one sentence with the remedy; None if it can."""
-    try:
-        writable(RUNS, "name another place in WORKBOOK_RUNS")
-    except WorkbookError as error:
-        return str(error)
-
-
-def examine(needs: dict[str, str | None]) -> dict:
-    """Everything that is printed, as JSON can hold it. needs: need-set per verb."""
+def main(needs: dict[str, str | None]) -> int:
+    """Print the findings; the exit code is 1 if a verb cannot work here. needs: need-set per verb."""
     places = {need: place_of(need) for need in set(needs.values())}
     if places["core"][1].endswith("in this Python"):
         python, path = sys.executable, None
@@ -73,41 +65,26 @@ def examine(needs: dict[str, str | None]) -> dict:
     answer = environment.output_of([python, "-c", PROBE]) if python else None
     torch, datasets = json.loads(answer) if answer else (None, None)
     installed = {one.name: packages.distribution(one.name, path) for one in packages.requirements()}
-    refusal = dict.fromkeys(("run", "train", "fleet"), unwritable())
+    try:
+        runs, refusal = f"are kept in {writable(RUNS, 'name another place in WORKBOOK_RUNS')}", ""
+    except WorkbookError as error:
+        runs = refusal = str(error)
     notes = {"run": "" if torch and torch["available"] else "; preset paper needs a CUDA device, the others do not",
              "test": "" if browser() else "; the browser test is skipped"}
-    return {
+    found = "unknown before the packages are there" if datasets is None else ", ".join(["digits", *datasets])
+    lines = {
         "python": f"{platform.python_version()} at {sys.executable}",
         "system": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "device": device_sentence(torch, environment.driver()),
-        "torch": torch,
-        "versions": {name: package.version if package else None for name, package in installed.items()},
-        "free_gb": round(shutil.disk_usage(ROOT).free / 1e9, 1),
-        "datasets": {"folder": str(DATASETS), "found": datasets},  # None: nothing here can look yet
-        "runs": {"folder": str(RUNS), "refusal": refusal["run"]},
-        "browser": browser(),
-        "verbs": {verb: {"works": places[need][0] and not refusal.get(verb),
-                         "how": refusal.get(verb) or places[need][1] + notes.get(verb, "")}
-                  for verb, need in needs.items()},
+        "packages": ", ".join(f"{name} {package.version if package else '-'}" for name, package in installed.items()),
+        "disk": f"{shutil.disk_usage(ROOT).free / 1e9:.1f} GB free",
+        "datasets": f"{found}; downloads go to {DATASETS}",
+        "runs": runs,
+        "browser": browser() or "none; pictures of figures and the browser test need Chromium",
     }
-
-
-def main(args, needs: dict[str, str | None]) -> int:
-    """Print the findings; the exit code is 1 if a verb cannot work here."""
-    facts = examine(needs)
-    datasets, runs = facts["datasets"], facts["runs"]
-    names = "unknown before the packages are there" if datasets["found"] is None else ", ".join(
-        ["digits", *datasets["found"]])
-    lines = {
-        **{name: facts[name] for name in ("python", "system", "device")},
-        "packages": ", ".join(f"{name} {version or '-'}" for name, version in facts["versions"].items()),
-        "disk": f"{facts['free_gb']} GB free",
-        "datasets": f"{names}; downloads go to {datasets['folder']}",
-        "runs": runs["refusal"] or f"are kept in {runs['folder']}",
-        "browser": facts["browser"] or "none; pictures of figures and the browser test need Chromium",
-        **{f"lib {verb}": one["how"] if one["works"] else f"cannot work: {one['how']}"
-           for verb, one in facts["verbs"].items()},
-    }
+    for verb, need in needs.items():
+        works, how = (False, refusal) if refusal and verb in ("run", "train", "fleet") else places[need]
+        lines[f"lib {verb}"] = f"{how}{notes.get(verb, '')}" if works else f"cannot work: {how}"
     width = max(map(len, lines))
-    print(json.dumps(facts, indent=2) if args.json else "\n".join(f"{k:<{width}}  {v}" for k, v in lines.items()))
-    return 0 if all(verb["works"] for verb in facts["verbs"].values()) else 1
+    print("\n".join(f"{name:<{width}}  {line}" for name, line in lines.items()))
+    return int(any(line.startswith("cannot work") for line in lines.values()))

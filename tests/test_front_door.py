@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -301,9 +302,7 @@ def test_doctor_says_that_runs_cannot_be_kept(monkeypatch, capsys, tmp_path):
     assert "cannot work" not in lines["lib cost"]
 
 
-def test_doctor_tells_versions_as_json():
-    answer = subprocess.run([sys.executable, "-m", "lib", "doctor", "--json"], cwd=ROOT, capture_output=True, text=True)
-    found = json.loads(answer.stdout)
-    assert found["versions"]["torch"] == metadata.version("torch")
-    assert found["torch"]["available"] == (found["torch"]["gpus"] != [])
-    assert answer.returncode == 0 and found["verbs"]["train"] == {"works": True, "how": "ready in this Python"}
+def test_doctor_tells_versions():
+    answer = subprocess.run([sys.executable, "-m", "lib", "doctor"], cwd=ROOT, capture_output=True, text=True)
+    assert answer.returncode == 0 and f"torch {metadata.version('torch')}" in answer.stdout
+    assert re.search(r"^lib train +ready in this Python$", answer.stdout, re.MULTILINE)
