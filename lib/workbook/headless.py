@@ -147,7 +147,7 @@ class Attempt:
     """A job in a process of its own, which finds this checkout's lib first and holds `threads` cores (None: all)."""
 
     def __init__(self, job, threads: int | None, tries: int = 1):
-        self.job, self.threads, self.tries, self.begun = job, threads, tries, time.monotonic()
+        self.job, self.tries, self.begun = job, tries, time.monotonic()
         job.folder.mkdir(parents=True, exist_ok=True)
         for old in (job.folder / "status.json", *job.files):
             old.unlink(missing_ok=True)

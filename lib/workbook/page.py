@@ -58,7 +58,7 @@ def write(shown: Record | Subject, path: Path | str) -> Path:
 def contents(shown: Record | Subject) -> dict:
     """All that the page knows, as JSON can hold it; arrays as base64 of little-endian bytes."""
     subject = shown if isinstance(shown, Subject) else Subject(shown)
-    record, sample, closed = subject.record, subject.sample, (-math.inf,) * subject.early
+    record, sample, closed = subject.record, subject.record.sampled, (-math.inf,) * subject.early
     readings = [r for r in (read(record, point, closed) for point in record.points) if "clean" in r.views]
     if not readings:
         raise WorkbookError("this record holds no clean images, which a page needs; record them with it")
@@ -85,7 +85,7 @@ def _decided(subject: Subject, at: list[OperatingPoint], attacks: list[str]) -> 
     return {"score": gates.DECISIONS[decision], "highest": high, "usual": subject.usual,
             "right": _packed(record.right, np.uint8),
             "scores": _packed(record.entropy[:, :-1], "<f4") if subject.early else "",
-            "said": _packed(record.prediction[:, :, subject.sample], "<u2") if subject.pixels is not None else "",
+            "said": _packed(record.prediction[:, :, record.sampled], "<u2") if subject.pixels is not None else "",
             "points": [_point(subject, read(record, point, closed), attacks) for point in at]}
 
 

@@ -7,7 +7,7 @@ import csv
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,23 +31,25 @@ TIMED = {"cuda_float": "resnet34-cifar10-float-paper", "cuda_max_average": "rdi_
 MARK = "<!-- {}: written by python -m lib.workbook.readme -->"
 
 
+def _markdown(head: str, lines: Iterable[Sequence]) -> str:
+    """A table; head: its columns, "network | clean"."""
+    return "\n".join((f"| {head} |", "|---" * len(head.split(" | ")) + "|", *(
+        f"| {' | '.join(map(str, line))} |" for line in lines)))
+
+
 def notebooks() -> str:
     """One line per notebook: its file and the question it asks."""
-    lines = ["| notebook | what it asks |", "|---|---|"]
-    for path in pages.paths():
-        lines.append(f"| [{path.stem}](notebooks/{path.name}) | {pages.question(path)} |")
-    return "\n".join(lines)
+    return _markdown("notebook | what it asks", (
+        (f"[{path.stem}](notebooks/{path.name})", pages.question(path)) for path in pages.paths()))
 
 
 def results() -> str:
     """One line per shipped record, at the paper's thresholds where they suit it, else at calibrated ones."""
-    lines = ["| network | dataset, test images | thresholds | clean | worst form (paper's statistic) "
-             "| robust: strong suite | PGD suite | cost: paper's MFlops | true M MACs | true saving |",
-             "|---|---|---|---|---|---|---|---|---|---|"]
     found = {name: read(record, thresholds=suited(record)) for name, record in shipped(with_knob=False).items()}
     lists = _attacks(found.values())
-    lines += [_line(name, reading, suited(reading.record), lists) for name, reading in found.items()]
-    return "\n".join(lines + _footnotes(lists))
+    return _markdown("network | dataset, test images | thresholds | clean | worst form (paper's statistic) "
+                     "| robust: strong suite | PGD suite | cost: paper's MFlops | true M MACs | true saving",
+                     (_line(name, reading, lists) for name, reading in found.items())) + _footnotes(lists)
 
 
 def shipped(with_knob: bool) -> dict[str, Record]:
@@ -58,14 +60,15 @@ def shipped(with_knob: bool) -> dict[str, Record]:
             and with_knob == once_for_all.at_points(record.meta["defence"])}
 
 
-def _line(name: str, found: Reading, source: str, lists: dict[str, str]) -> str:
-    worst = DASH
-    if found.paper_worst:
-        worst = f"{_percent(found, 'paper_worst')} ({style.spoken(found.paper_worst)})"
-    return (f"| {name.replace('-laptop', '')} | {style.dataset(found.record.meta)}: "
-            f"{found.record.images:,} | {source} | {_percent(found, 'clean')} | {worst} | {_robust(found, lists)} "
-            f"| {_percent(found, 'union')} | {found.cost('paper_mflops'):.2f} "
-            f"| {found.cost('cumulative_macs') / 1e6:.2f} | {100 * found.measured('saving').value:.1f} % |")
+def _line(name: str, found: Reading, lists: dict[str, str]) -> tuple:
+    worst = f"{_percent(found, 'paper_worst')} ({style.spoken(found.paper_worst)})" if found.paper_worst else DASH
+    return (name.replace("-laptop", ""), _images(found.record), suited(found.record), _percent(found, "clean"), worst,
+            _robust(found, lists), _percent(found, "union"), f"{found.cost('paper_mflops'):.2f}",
+            f"{found.cost('cumulative_macs') / 1e6:.2f}", f"{100 * found.measured('saving').value:.1f} %")
+
+
+def _images(record: Record) -> str:
+    return f"{style.dataset(record.meta)}: {record.images:,}"
 
 
 def _attacks(readings: Iterable[Reading]) -> dict[str, str]:
@@ -87,8 +90,8 @@ def _robust(found: Reading, lists: dict[str, str]) -> str:
     return f"{_percent(found, 'strong')} of {found.right('strong').shape[-1]} {lists[_spoken(found)]}"
 
 
-def _footnotes(lists: dict[str, str]) -> list[str]:
-    return [f"\n{letter} = {words}" for words, letter in lists.items()]
+def _footnotes(lists: dict[str, str]) -> str:
+    return "".join(f"\n\n{letter} = {words}" for words, letter in lists.items())
 
 
 def _percent(found: Reading, quantity: str) -> str:
@@ -97,26 +100,21 @@ def _percent(found: Reading, quantity: str) -> str:
 
 def with_knob() -> str:
     """One line per shipped network with a knob λ (or several trainings of one) at both of its ends."""
-    lines = ["| network | dataset, test images " + "".join(f"| λ = {n}: clean | robust: strong suite | PGD suite "
-                                                              for n in (0, 1)) + "| parameters |",
-             "|---|---|---|---|---|---|---|---|---|"]
-    found = [_member(name, record) for name, record in shipped(with_knob=True).items()
-             if not any(f"-{family}" in name for family in once_for_all.FAMILIES)]
-    found += _repeats()
+    found = [(name, _member(name, record)) for name, record in shipped(with_knob=True).items()
+             if not any(f"-{family}" in name for family in once_for_all.FAMILIES)] + _repeats()
     ends = {name: [member.read(at) for at in once_for_all.ends(member.network)] for name, member in found}
     lists = _attacks(end for both in ends.values() for end in both)
-    for name, member in found:
-        shown = " | ".join(f"{_percent(end, 'clean')} | {_robust(end, lists)} | {_percent(end, 'union')}"
-                           for end in ends[name])
-        images = f"{style.dataset(member.record.meta)}: {member.record.images:,}"
-        lines.append(f"| {name} | {images} | {shown} | {member.network.weight_count():,} |")
-    return "\n".join(lines + _footnotes(lists))
+    return _markdown("network | dataset, test images | " + "".join(
+        f"λ = {n}: clean | robust: strong suite | PGD suite | " for n in (0, 1)) + "parameters", (
+        (name.replace("-laptop", ""), _images(member.record), *(shown for end in ends[name] for shown in (
+            _percent(end, "clean"), _robust(end, lists), _percent(end, "union"))),
+         f"{member.network.weight_count():,}") for name, member in found)) + _footnotes(lists)
 
 
-def _member(name: str, record: Record) -> tuple[str, Member]:
+def _member(name: str, record: Record) -> Member:
     files = (place / f"{name}.safetensors" for place in (CHECKPOINTS, ATLASES))
     trained = Trained.load(next(filter(Path.is_file, files)))
-    return name.replace("-laptop", ""), Member(trained.defence, trained, record)
+    return Member(trained.defence, trained, record)
 
 
 def _repeats() -> list[tuple[str, Member]]:
@@ -130,8 +128,7 @@ def _repeats() -> list[tuple[str, Member]]:
 def coverage() -> str:
     """One line per table and figure of both papers: where it is shown, on what, and whether that is the paper's size:
     as the stored page itself says, or counted, where nothing has to be trained."""
-    lines = ["| paper | shows | notebook | the paper's networks | images | networks on the page | images "
-             "| the paper's size? |", "|---|---|---|---|---|---|---|---|"]
+    lines = []
     for row in csv.DictReader((Path(__file__).with_name("coverage.csv")).open(encoding="utf-8")):
         here, asked = (DASH,) * 3, (f"{row['network']}: {row['dataset']}", row["images"])
         if row["notebook"]:
@@ -139,15 +136,15 @@ def coverage() -> str:
             here = (networks, images, "yes") if preset == "paper" else (networks, images, f"no: {preset}")
             here = (row["network"], "none", "yes, counted") if row["counted"] else here
         link = f"[{row['notebook'][:2]}](notebooks/{row['notebook']}.ipynb)" if row["notebook"] else "not here"
-        lines.append(f"| {row['paper']}, {row['item']} | {row['what']} | {link} | {' | '.join((*asked, *here))} |")
-    return "\n".join(lines)
+        lines.append((f"{row['paper']}, {row['item']}", row["what"], link, *asked, *here))
+    return _markdown("paper | shows | notebook | the paper's networks | images | networks on the page | images "
+                     "| the paper's size?", lines)
 
 
 def differences() -> str:
     """One line per choice in which the workbook differs from what a paper says, or had to decide what it does not."""
-    table = list(csv.reader(Path(__file__).with_name("differences.csv").open(encoding="utf-8")))
-    return "\n".join(f"| {' | '.join(cell or DASH for cell in line)} |" for line in (
-        table[0], ["---"] * len(table[0]), *table[1:]))
+    head, *lines = csv.reader(Path(__file__).with_name("differences.csv").open(encoding="utf-8"))
+    return _markdown(" | ".join(head), ([cell or DASH for cell in line] for line in lines))
 
 
 def hours() -> str:
@@ -161,11 +158,9 @@ def hours() -> str:
     table = runs.bill(runs.plan(runs.choose(), Path(), "paper", "train", 0, {}), lambda recipe: paces.get(
         recipe.name.split("-")[0], 0.0)).query("trainings > 0")
     more = {"in all", *pandas.read_csv(runs.NEEDS).query("network not in @paces").notebook}
-    lines = ["| notebook | trainings | hours | to record: hours | GB |", "|---|---|---|---|---|"]
-    for name, (count, *spent, stored) in table.iterrows():
-        told = (f"{'≥ ' * (name in more)}{value:.1f}" if value else DASH for value in spent)
-        lines.append(f"| {name} | {count:.0f} | {' | '.join(told)} | {stored:.1f} |")
-    return "\n".join(lines)
+    return _markdown("notebook | trainings | hours | to record: hours | GB", (
+        (name, f"{count:.0f}", *(f"{'≥ ' * (name in more)}{value:.1f}" if value else DASH for value in spent),
+         f"{stored:.1f}") for name, (count, *spent, stored) in table.iterrows()))
 
 
 def seen_on(page: Path) -> tuple[str, str, str]:

@@ -199,17 +199,13 @@ class Subject:
         """The same under another decision (see `gates.by`), of one's own thresholds."""
         return self if decision == "entropy" else _by(self, decision)
 
-    @property
-    def sample(self) -> np.ndarray:
-        return self.record.sampled
-
     @cached_property
     def pixels(self) -> dict[int, np.ndarray] | None:
         """The sampled images as uint8 (H, W, 3), or None where they are not at hand."""
         if self.images is None:
             return None
-        shown = self.images.images[self.record.meta["images"][0] + self.sample].cpu()
-        return dict(zip(self.sample.tolist(), microscope.as_pixels(shown), strict=True))
+        shown = self.images.images[self.record.meta["images"][0] + self.record.sampled].cpu()
+        return dict(zip(self.record.sampled.tolist(), microscope.as_pixels(shown), strict=True))
 
     def examine(self, index: int, view: View, at: OperatingPoint, thresholds: tuple) -> microscope.Look:
         """An image of the dataset attacked as a view was, at a point. Raises WorkbookError without it or network."""

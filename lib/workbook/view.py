@@ -220,7 +220,7 @@ def _zoom(fig: go.Figure, trace, values: list, axis: str = "yaxis"):
 
 def _update_pictures(fig: go.Figure, pictures, explorer: Explorer, here, before):
     subject, record, attack = explorer.subject, explorer.subject.record, explorer.here.attack
-    rows, sample = (record.num_exits, 2 * BLOCK + 1) if subject.early else (len(ANSWERS), WIDE), subject.sample
+    rows, sample = (record.num_exits, 2 * BLOCK + 1) if subject.early else (len(ANSWERS), WIDE), record.sampled
     cells = []
     if subject.early:
         for block, view in enumerate(("clean", attack)):
