@@ -85,22 +85,14 @@ def show(figure: go.Figure) -> None:
     Pictures are what the committed notebooks need (a web view of the file draws no Plotly). Where no browser is there
     to make one, the interactive form stands alone.
     """
-    plain = json.loads(pio.to_json(figure, validate=False))  # numpy arrays and Plotly's own objects as JSON values
-    plain["config"] = {"displaylogo": False}
-    bundle = {"application/vnd.plotly.v1+json": plain, "text/plain": as_text(figure)}
-    if _patience() and (picture := png(figure)):
-        bundle["image/png"] = base64.b64encode(picture).decode()
+    drawn = pio.to_json(figure, validate=False)  # numpy arrays and Plotly's own objects as JSON values
+    title = (figure.layout.title.text or "figure").replace("<br>", " — ").replace("<b>", "").replace("</b>", "")
+    bundle = {"application/vnd.plotly.v1+json": json.loads(drawn) | {"config": {"displaylogo": False}},
+              "text/plain": f"[{title}]"}
+    size = dict(scale=1.1, width=figure.layout.width or 960, height=figure.layout.height or 420)
+    if (seconds := float(os.environ.get("WORKBOOK_PNG") or 0)) and (picture := _painter(seconds).draw(drawn, **size)):
+        bundle["image/png"] = base64.b64encode(small(picture)).decode()
     display(bundle, raw=True)
-
-
-def as_text(figure: go.Figure) -> str:
-    """What stands for the figure where only text is shown."""
-    title = figure.layout.title.text or "figure"
-    return f"[{title.replace('<br>', ' — ').replace('<b>', '').replace('</b>', '')}]"
-
-
-def _patience() -> float:
-    return float(os.environ.get("WORKBOOK_PNG") or 0)
 
 
 class Painter:
@@ -147,14 +139,4 @@ def small(png: bytes) -> bytes:
     return file.getvalue()
 
 
-@functools.cache
-def _picture_server() -> Painter:
-    """What draws every picture of this process."""
-    return Painter(_patience())
-
-
-def png(figure: go.Figure) -> bytes | None:
-    """The figure as a picture, or None, within seconds, where no browser is there to draw it."""
-    image = _picture_server().draw(pio.to_json(figure, validate=False), scale=1.1,
-                                  width=figure.layout.width or 960, height=figure.layout.height or 420)
-    return image and small(image)
+_painter = functools.cache(Painter)  # one for all pictures of this process

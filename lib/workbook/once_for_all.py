@@ -164,12 +164,6 @@ def ends(network: Network) -> tuple[OperatingPoint, OperatingPoint]:
     return network.at(0.0, width=full(network)), network.at(1.0, width=full(network))
 
 
-def repeat_files(name: str, which: str) -> tuple[Path, Path]:
-    """Where the weights and a record of one of several trainings are shipped."""
-    weights, records = (folder / "repeats" for folder in (lib.CHECKPOINTS, lib.ATLASES))
-    return weights / f"{name}.safetensors", records / f"{name}-{which}.safetensors"
-
-
 def at_points(defence: str) -> bool:
     """Whether a method is looked at at operating points: FLOAT and what it is compared with."""
     return defence in methods.METHODS or defence.startswith(("mixed", "float"))

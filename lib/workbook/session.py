@@ -28,7 +28,7 @@ from lib.models.network import Network
 from lib.training import loop, recipes
 from lib.training.recipe import Recipe
 from lib.workbook import once_for_all, parameters, style, tables
-from lib.workbook.once_for_all import Member, Trained, repeat_files
+from lib.workbook.once_for_all import Member, Trained
 from lib.workbook.parameters import Settings
 from lib.workbook.published import suited
 from lib.workbook.subject import Subject
@@ -224,8 +224,9 @@ class Session(Settings):
         recorded in this run (plan: see `record`), alike in all but the method."""
         if self.weights == "shipped":
             def files(seed: int) -> list[tuple[Path, Path]]:
-                return [repeat_files(f"{self.network}-{self.dataset}-{method}-laptop-seed{seed}", which)
-                        for method in methods]
+                names = (f"{self.network}-{self.dataset}-{method}-laptop-seed{seed}" for method in methods)
+                return [(lib.CHECKPOINTS / f"repeats/{name}.safetensors",
+                         lib.ATLASES / f"repeats/{name}-{which}.safetensors") for name in names]
 
             seeds = self.trainings(lambda seed: itertools.chain(*files(seed)))
             runs = [{method: Member(method, one := Trained.load(weights), self.cut(one.own(Record.load(kept))))
