@@ -19,11 +19,12 @@ import re
 import lib
 from lib import WorkbookError, environment
 from lib.flags import count, image_range, macs, minutes, names, number, path, port, seed, size, thresholds, unit, widths
+from lib.packages import NEEDS
 
-# What a verb needs before it starts: only the core packages, all of them, or nothing but Python.
-NEEDS = {"run": "all", "test": "all", "lab": "all", "doctor": None,
-         "train": "core", "fleet": "core", "evaluate": "core", "choose": "core", "page": "all",
-         "export": "core", "cost": "core", "bench": "core"}
+# Where the function is that a verb runs, of the verb's name.
+MODULES = {"run": "workbook.runs", "test": "environment", "lab": "environment", "doctor": "doctor",
+           "evaluate": "evaluating", "export": "exporting"} | dict.fromkeys(
+    ("train", "fleet", "choose", "page", "cost", "bench"), "commands")
 
 
 def add_run(add):
@@ -207,16 +208,7 @@ def parse(argv):
 
 def start(args):
     """Run the verb in this process, which has the packages; returns its exit code."""
-    if args.verb == "test":
-        return environment.pytest(args.arguments, args.fast)
-    if args.verb == "lab":
-        return environment.lab(args.notebook, args.port, args.no_browser)
-    if args.verb == "doctor":
-        return importlib.import_module("lib.doctor").main(NEEDS)
-    if args.verb == "run":
-        return importlib.import_module("lib.workbook.runs").main(args)
-    module = {"evaluate": "lib.evaluating", "export": "lib.exporting"}.get(args.verb, "lib.commands")
-    return getattr(importlib.import_module(module), args.verb)(args)
+    return getattr(importlib.import_module(f"lib.{MODULES[args.verb]}"), args.verb)(args) or 0
 
 
 def main(argv):
@@ -226,7 +218,7 @@ def main(argv):
         lib.RUNS = lib.place(os.environ["WORKBOOK_RUNS"], None)
     try:
         environment.ensure(NEEDS[args.verb], argv)
-        return start(args) or 0
+        return start(args)
     except Exception as error:
         lacking = isinstance(error, MemoryError) or re.search("out of memory|can't allocate memory", str(error))
         if not lacking and not isinstance(error, WorkbookError):

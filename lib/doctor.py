@@ -54,9 +54,9 @@ def place_of(need: str | None) -> tuple[bool, str]:
     return True, "sets up .venv first (about 6 GB, a few minutes, a network)"
 
 
-def main(needs: dict[str, str | None]) -> int:
-    """Print the findings; the exit code is 1 if a verb cannot work here. needs: need-set per verb."""
-    places = {need: place_of(need) for need in set(needs.values())}
+def doctor(args) -> int:
+    """Print the findings; the exit code is 1 if a verb cannot work here."""
+    places = {need: place_of(need) for need in set(packages.NEEDS.values())}
     if places["core"][1].endswith("in this Python"):
         python, path = sys.executable, None
     else:
@@ -82,7 +82,7 @@ def main(needs: dict[str, str | None]) -> int:
         "runs": runs,
         "browser": browser() or "none; pictures of figures and the browser test need Chromium",
     }
-    for verb, need in needs.items():
+    for verb, need in packages.NEEDS.items():
         works, how = (False, refusal) if refusal and verb in ("run", "train", "fleet") else places[need]
         lines[f"lib {verb}"] = f"{how}{notes.get(verb, '')}" if works else f"cannot work: {how}"
     width = max(map(len, lines))

@@ -270,21 +270,22 @@ def become(python: Path | str, module: str, arguments: list[str]):
     os.execv(python, [str(python), "-m", module, *arguments])
 
 
-def pytest(arguments: list[str], fast: bool):
-    """The tests: unit tests and, unless `fast` or told which, every notebook as a test."""
-    chosen = [a for a in arguments if not a.startswith("-") and Path(a.split("::")[0]).exists()]
-    targets = [] if chosen else [str(ROOT / "tests")] + ([] if fast else [str(ROOT / "notebooks")])
-    few = ["-m", "not slow and not browser"] if fast else []
+def test(args):
+    """Unit tests and, unless `fast` or told which, every notebook as a test."""
+    chosen = [a for a in args.arguments if not a.startswith("-") and Path(a.split("::")[0]).exists()]
+    targets = [] if chosen else [str(ROOT / "tests")] + ([] if args.fast else [str(ROOT / "notebooks")])
+    few = ["-m", "not slow and not browser"] if args.fast else []
     beside = min(4, len(os.sched_getaffinity(0)))  # each worker holds torch, and a file of tests, notebooks too
     several = [f"-n{beside}", "--dist=loadfile", "--no-loadscope-reorder"] if targets and beside > 1 else []
-    become(sys.executable, "pytest", ["--nbval-lax", "--nbval-current-env", *several, *few, *arguments, *targets])
+    become(sys.executable, "pytest", ["--nbval-lax", "--nbval-current-env", *several, *few, *args.arguments, *targets])
 
 
-def lab(notebook: str | None, port: int | None, no_browser: bool):
+def lab(args):
     """JupyterLab, with settings of our own, on a notebook: a file or what `run --only` takes, by default the first."""
     from lib.workbook import runs
 
-    chosen = [notebook] if notebook and Path(notebook).is_file() else runs.choose((notebook,) if notebook else None)
+    named = (args.notebook,) if args.notebook else None
+    chosen = named if named and Path(args.notebook).is_file() else runs.choose(named)
     if not chosen:
         raise WorkbookError(f"there is no notebook in {ROOT / 'notebooks'}; fetch the repository again")
     file = Path(chosen[0]).resolve()
@@ -294,5 +295,5 @@ def lab(notebook: str | None, port: int | None, no_browser: bool):
     become(sys.executable, "jupyterlab", [
         f"--ServerApp.root_dir={folder}",
         f"--LabApp.default_url=/lab/tree/{quote(file.relative_to(folder).as_posix())}",
-        *([f"--port={port}"] if port else []), *(["--no-browser"] if no_browser else []),
+        *([f"--port={args.port}"] if args.port else []), *(["--no-browser"] if args.no_browser else []),
         *(["--allow-root"] if os.geteuid() == 0 else [])])

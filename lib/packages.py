@@ -13,6 +13,8 @@ from lib import ROOT
 
 REQUIREMENTS = ROOT / "requirements.txt"
 LOCK = ROOT / "requirements.lock"  # one version of each, with its hashes; made by the command in its first lines
+NEEDS = {"run": "all", "test": "all", "lab": "all", "doctor": None, "page": "all"} | dict.fromkeys(
+    ("train", "fleet", "evaluate", "choose", "export", "cost", "bench"), "core")  # of each verb; None: Python alone
 LINE = re.compile(r"([A-Za-z0-9][\w.-]*)\s*(?:\[[^]]*\])?\s*\(?([^;)]*)\)?\s*(;.*)?$")
 BOUND = re.compile(r"(~=|==|!=|<=|>=|<|>)\s*([^,\s]+)")
 

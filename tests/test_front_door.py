@@ -35,7 +35,7 @@ def verbs(monkeypatch):
     for name in ("train", "evaluate", "cost", "bench"):
         setattr(fake, name, lambda args: seen.append(args))
     runs = types.ModuleType("lib.workbook.runs")
-    runs.main = lambda args: seen.append(args)
+    runs.run = lambda args: seen.append(args)
     for name, module in (("commands", fake), ("evaluating", fake), ("workbook.runs", runs)):
         monkeypatch.setitem(sys.modules, f"lib.{name}", module)
     monkeypatch.setattr(environment, "ensure", lambda need, argv: None)
@@ -251,7 +251,7 @@ def test_files_are_utf8_whatever_the_locale_says():
 
 
 def test_a_verb_decides_its_exit_code(verbs, monkeypatch):
-    monkeypatch.setattr(sys.modules["lib.workbook.runs"], "main", lambda args: 1)
+    monkeypatch.setattr(sys.modules["lib.workbook.runs"], "run", lambda args: 1)
     assert __main__.main(["run"]) == 1
 
 

@@ -118,7 +118,7 @@ def read_json(path: Path) -> dict:
         return {}
 
 
-def main(args) -> int:
+def run(args) -> int:
     """`python3 -m lib run`: plan, refuse what cannot work, execute, write the index; 1 if a notebook failed."""
     chosen = choose(args.only)
     if args.list:

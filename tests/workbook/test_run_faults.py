@@ -55,7 +55,7 @@ class Place:
             runs.NOTEBOOKS, runs.RUNS = self.folder / "notebooks", self.folder
             prepare()
             try:
-                code = runs.main(arguments(name=name, only=only, jobs=2, **changes))
+                code = runs.run(arguments(name=name, only=only, jobs=2, **changes))
             except KeyboardInterrupt:
                 code = 130
             except WorkbookError as error:

@@ -67,14 +67,14 @@ def test_a_run_says_what_it_costs_before_it_starts(monkeypatch, capsys):
     monkeypatch.setattr("lib.training.timing.pass_seconds", lambda recipe, device: 1e-3)
     monkeypatch.setattr(runs, "execute", lambda *asked: pytest.fail("it began"))
     once = arguments(preset="paper", only=("10",), dry_run=True)
-    assert runs.main(once) == 0
+    assert runs.run(once) == 0
     said = capsys.readouterr().out
     trainings, hours, record = map(float, said.splitlines()[1].replace(",", "").split()[1:4])
     small = 13_100 * 256 * (3 + 3 + 2 * 40)
     resnet, mobile = (steps * 128 * (3 + 3 + 2 * 10) for steps in (55_000, 76_000))
     assert trainings == 3 and hours == pytest.approx((small + resnet + mobile) * 1e-3 / 3600, abs=0.1)
     assert record == pytest.approx(((2 + 2 * 40) + 2 * (2 + 2 * 20)) * 10_000 * 1e-3 / 3600, abs=0.1)
-    runs.main(arguments(preset="paper", only=("12", "15"), dry_run=True))
+    runs.run(arguments(preset="paper", only=("12", "15"), dry_run=True))
     both = capsys.readouterr().out.splitlines()
     assert [line.split()[-4] for line in both[1:4]] == ["5.0", "0.0", "5.0"]  # the networks of 12 are those of 15
 
@@ -110,25 +110,25 @@ def arguments(**changes) -> Namespace:
 ])
 def test_what_cannot_work_is_refused_before_anything_starts(place, changes, message):
     with pytest.raises(WorkbookError, match=message):
-        runs.main(arguments(**changes))
+        runs.run(arguments(**changes))
     assert not (place / "runs").exists()
 
 
 def test_a_notebook_without_the_tag_is_refused(place):
     notebook(place / "notebooks", "05_untagged", "", tagged=False)
     with pytest.raises(WorkbookError, match="05_untagged.ipynb has no cell tagged parameters"):
-        runs.main(arguments())
+        runs.run(arguments())
 
 
 def test_paper_size_is_refused_without_a_gpu(place, monkeypatch):
     monkeypatch.delenv("WORKBOOK_ALLOW_CPU", raising=False)
     monkeypatch.setattr(runs.checks, "pick_device", lambda: "cpu")
     with pytest.raises(WorkbookError, match="needs a CUDA device"):
-        runs.main(arguments(preset="paper"))
+        runs.run(arguments(preset="paper"))
 
 
 def test_listing_says_what_each_notebook_asks(place, capsys):
-    assert runs.main(arguments(list=True)) == 0
+    assert runs.run(arguments(list=True)) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [re.split(r"\s{2,}", line) for line in lines] == [
         ["01_first", "What of first?"], ["02_broken", "What of broken?"], ["03_last", "What of last?"]]
@@ -139,7 +139,7 @@ def test_the_index_opens_with_the_page_of_each_explorer(place, ended):
     """And a run whose notebook lost its explorer's page makes it again."""
     folder, asked = place / "runs" / "mine", arguments(only=("01",))
     ended(0, 0)
-    assert runs.main(asked) == 0
+    assert runs.run(asked) == 0
     index = (folder / "index.html").read_text()
     assert "<iframe" not in index
     lone = Explorer(Subject(Record.load(ATLASES / "rdi_smallcnn-digits-max_average-laptop.safetensors")),
@@ -160,7 +160,7 @@ def test_the_index_opens_with_the_page_of_each_explorer(place, ended):
 def test_a_broken_notebook_fails_the_run_and_stops_no_other(place, capsys):
     """Then the same name goes on: what is done is kept, and no number stands in the table twice."""
     asked = dict(parameters=[["epsilon", "8/255"], ["steps", "5"]])
-    assert runs.main(arguments(**asked)) == 1
+    assert runs.run(arguments(**asked)) == 1
     said = capsys.readouterr()
     assert "2 of 3 notebooks done" in said.out and "02_broken: cell" in said.err and "<no> such thing" in said.err
     folder = place / "runs" / "mine"
@@ -174,7 +174,7 @@ def test_a_broken_notebook_fails_the_run_and_stops_no_other(place, capsys):
     mended.cells[-1].source = MEASURE.format(stem="02_broken", own="steps")
     nbformat.write(mended, place / "notebooks" / "02_broken.ipynb")
     before = (folder / "01_first" / "01_first.ipynb").stat().st_mtime_ns
-    assert runs.main(arguments(**asked)) == 0
+    assert runs.run(arguments(**asked)) == 0
     assert capsys.readouterr().out.count("kept") == 2
     assert (folder / "01_first" / "01_first.ipynb").stat().st_mtime_ns == before
     assert sorted(rows.read(folder / "metrics.csv").experiment) == ["01_first", "02_broken", "03_last"]
@@ -222,9 +222,9 @@ def ended(monkeypatch):
 @pytest.mark.parametrize("code", [KILLED, -9])
 def test_a_killed_kernel_is_tried_once_more(place, ended, code):
     ended(code, 0)
-    assert runs.main(arguments(only=("01",))) == 0 and not Ended.codes
+    assert runs.run(arguments(only=("01",))) == 0 and not Ended.codes
     ended(code, code, 0)
-    assert runs.main(arguments(only=("03",))) == 1 and Ended.codes == [0]
+    assert runs.run(arguments(only=("03",))) == 1 and Ended.codes == [0]
 
 
 def test_a_report_begins_when_the_others_have_ended_and_is_made_anew_each_time(place, ended, monkeypatch):
@@ -252,19 +252,19 @@ def test_a_report_begins_when_the_others_have_ended_and_is_made_anew_each_time(p
     monkeypatch.setattr(headless, "LOOK", 0.001)
     ended(0, 0, 0, 0)
     for _ in range(2):
-        assert runs.main(arguments(only=("01", "03", "90"), jobs=2)) == 0
+        assert runs.run(arguments(only=("01", "03", "90"), jobs=2)) == 0
     assert begun == [("01_first", []), ("03_last", ["01_first"]), ("90_report", []), ("90_report", [])]
 
 
 def test_a_failed_cell_is_tried_only_once(place, ended):
     ended(1, 0)
-    assert runs.main(arguments(only=("01",))) == 1 and Ended.codes == [0]
+    assert runs.run(arguments(only=("01",))) == 1 and Ended.codes == [0]
 
 
 def test_changed_parameters_make_a_finished_notebook_run_again(place, ended):
     ended(0, 0)
     for value in ("0.1", "0.1", "0.2"):
-        assert runs.main(arguments(only=("01",), parameters=[["epsilon", value]], jobs=2)) == 0
+        assert runs.run(arguments(only=("01",), parameters=[["epsilon", value]], jobs=2)) == 0
     assert [told["epsilon"] for told, _ in Ended.seen] == [0.1, 0.2] and all(int(n) >= 1 for _, n in Ended.seen)
 
 
@@ -272,7 +272,7 @@ def test_changed_code_makes_a_finished_notebook_run_again(place, ended, monkeypa
     ended(0, 0)
     for code in ("before", "before", "after"):
         monkeypatch.setattr(runs, "code", lambda code=code: code)
-        assert runs.main(arguments(only=("01",))) == 0
+        assert runs.run(arguments(only=("01",))) == 0
     assert len(Ended.seen) == 2
 
 
@@ -293,12 +293,12 @@ def test_what_the_code_is_changes_with_every_module_and_record(tmp_path, monkeyp
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe"])
 def test_broken_files_of_a_finished_run_are_made_again(place, ended, broken, content):
     ended(0, 0)
-    assert runs.main(arguments(only=("01",))) == 0
+    assert runs.run(arguments(only=("01",))) == 0
     folder = place / "runs" / "mine"
     lasting = ("01_first.ipynb", "01_first.html", "metrics.csv", "run.json", "plotly.min.js")
     before = {path.name: path.read_bytes() for path in folder.rglob("*") if path.name in lasting}
     (folder / broken).write_bytes(content)
-    assert runs.main(arguments(only=("01",))) == 0
+    assert runs.run(arguments(only=("01",))) == 0
     assert len(Ended.seen) == 1 + broken.startswith("01_first")
     assert before == {path.name: path.read_bytes() for path in folder.rglob("*") if path.name in lasting}
     assert b"What of first" in (folder / "index.html").read_bytes()
@@ -307,23 +307,23 @@ def test_broken_files_of_a_finished_run_are_made_again(place, ended, broken, con
 def test_a_broken_notebook_file_is_refused(place):
     (place / "notebooks" / "02_broken.ipynb").write_bytes(b'{"cells": [')
     with pytest.raises(WorkbookError, match="02_broken.ipynb is not a whole notebook"):
-        runs.main(arguments())
+        runs.run(arguments())
 
 
 @pytest.mark.parametrize("changes, told", [(dict(seed=5), "seed 4"), (dict(weights="shipped"), "weights train"),
                                            (dict(preset="laptop"), "preset quick")])
 def test_a_run_of_other_settings_does_not_overwrite_one_of_that_name(place, ended, changes, told):
     ended(0)
-    assert runs.main(arguments(only=("01",))) == 0
+    assert runs.run(arguments(only=("01",))) == 0
     with pytest.raises(WorkbookError, match=f"name of a run with .*{told}"):
-        runs.main(arguments(only=("01",), **changes))
+        runs.run(arguments(only=("01",), **changes))
 
 
 def test_each_dataset_has_a_run_of_its_own(place, ended):
     notebook(place / "notebooks", "04_chosen", 'dataset: str = "digits"  # images')
     ended(0, 0, 0)
     for dataset in (None, "mnist", "/some/where"):
-        assert runs.main(arguments(only=("04",), name=None, dataset=dataset)) == 0
+        assert runs.run(arguments(only=("04",), name=None, dataset=dataset)) == 0
     assert {path.name for path in (place / "runs").iterdir()} == {
         "quick-train-4", "quick-train-4-mnist", "quick-train-4-_some_where"}
 
@@ -331,8 +331,8 @@ def test_each_dataset_has_a_run_of_its_own(place, ended):
 def test_another_number_of_threads_is_said(place, ended, capsys, monkeypatch):
     monkeypatch.setattr(runs, "cores", lambda: 8)
     ended(0)
-    assert runs.main(arguments(only=("01",), jobs=4)) == 0 and "threads a notebook" not in capsys.readouterr().out
-    assert runs.main(arguments(only=("01",), jobs=2)) == 0
+    assert runs.run(arguments(only=("01",), jobs=4)) == 0 and "threads a notebook" not in capsys.readouterr().out
+    assert runs.run(arguments(only=("01",), jobs=2)) == 0
     assert "began with 2 threads a notebook and goes on with 4" in capsys.readouterr().out
 
 
