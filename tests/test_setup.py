@@ -32,6 +32,7 @@ IMPORTED_AS = {"sklearn": "scikit-learn", "PIL": "pillow", "IPython": "ipython",
 COME_ALONG = {"packaging": "pytest", "pillow": "torchvision", "ipython": "ipywidgets", "scipy": "scikit-learn",
               "nbclient": "papermill", "filelock": "torch", "traitlets": "ipywidgets",
               "jupyterlab-server": "jupyterlab", "jinja2": "jupyterlab"}
+EXTRAS = {"onnxruntime"}  # which `export` uses where it is there
 
 
 def imported() -> set[str]:
@@ -68,7 +69,7 @@ def test_core_is_what_a_bare_gpu_machine_gets():
 
 def test_what_is_imported_is_listed():
     listed = {need.name for need in packages.requirements()}
-    assert imported() - listed <= set(COME_ALONG)
+    assert imported() - listed <= {*COME_ALONG, *EXTRAS}
     assert listed - imported() <= TOOLS
     for name, parent in COME_ALONG.items():
         needs = map(packages.Requirement.parse, metadata.requires(parent))
