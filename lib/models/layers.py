@@ -121,8 +121,8 @@ class Conv2d(Weighted):
 class Linear(Weighted):
     """Fully connected layer. `slim_out=False` for a classifier, whose classes are never cut."""
 
-    def __init__(self, in_features, out_features, noisy=None, slim_out=True):
-        super().__init__((out_features, in_features), True, noisy, slim_in=True, slim_out=slim_out)
+    def __init__(self, in_features, out_features, noisy=None, slim_in=True, slim_out=True):
+        super().__init__((out_features, in_features), True, noisy, slim_in=slim_in, slim_out=slim_out)
 
     def apply_weight(self, x, weight, bias):
         return F.linear(x, weight, bias)
@@ -136,8 +136,7 @@ class FiLM(nn.Module):
 
     def __init__(self, code_size: int, channels: int):
         super().__init__()
-        self.first = Linear(code_size, 2 * channels)
-        self.first.slim_in = False
+        self.first = Linear(code_size, 2 * channels, slim_in=False)
         self.second = Linear(2 * channels, 2 * channels)
 
     def start_at_identity(self, narrowest: float):
@@ -164,9 +163,8 @@ class WidthHeads(nn.Module):
 
     def __init__(self, features: int, classes: int, widths: tuple[float, ...], noisy: str | None):
         super().__init__()
-        self.heads = nn.ModuleList(Linear(int(features * w), classes, noisy=noisy, slim_out=False) for w in widths)
-        for head in self.heads:
-            head.slim_in = False
+        self.heads = nn.ModuleList(Linear(int(features * w), classes, noisy, slim_in=False, slim_out=False)
+                                   for w in widths)
 
     def forward(self, x: Tensor, at: Conditions) -> Tensor:
         return self.heads[at.width_index](x, at)

@@ -8,13 +8,14 @@ A training's folder is for one recipe and one process at a time:
 """
 
 import json
+import math
 import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -63,7 +64,6 @@ def fit(recipe: Recipe, folder: Path | str, *, start: Network | None = None, dev
         training = Training(recipe, folder, device, start)
         training.resume()
         with stop_signals() as stop, bar(training.total, recipe.name, "step", training.step) as shown:
-            reason = "finished"
             while training.step < training.total:
                 training.advance()
                 report = training.report()
@@ -76,13 +76,9 @@ def fit(recipe: Recipe, folder: Path | str, *, start: Network | None = None, dev
                                 f"{folder / 'best.safetensors'}", file=sys.stderr)
                 if report or time.monotonic() - training.saved_at >= save_seconds:
                     training.save()
-                if stop.signal:
-                    reason = "interrupted"
+                if stop.signal or time.monotonic() - begun >= 60 * (minutes or math.inf):
                     break
-                if minutes is not None and time.monotonic() - begun >= 60 * minutes:
-                    reason = "time is up"
-                    break
-        return _close(training, reason, stop.signal)
+        return _close(training, stop.signal)
 
 
 def load_or_fit(recipe: Recipe, folder: Path | str, **options) -> Network:
@@ -108,15 +104,17 @@ def _finished(recipe: Recipe, folder: Path, device: torch.device) -> Result | No
     return Result(loaded.network, path, True, told["metrics"], told["step"], told["total"])
 
 
-def _close(training: Training, reason: str, stopped_by: int) -> Result:
+def _close(training: Training, stopped_by: int) -> Result:
     """Write the network, and the state unless all is done."""
     training.save()
     metrics = training.history[-1] if training.history else {}
     path = training.write("last.safetensors", metrics)
-    if finished := training.step == training.total:
-        (training.folder / "state.safetensors").unlink()
-    return Result(training.deployed().eval(), path, finished, metrics, training.step, training.total,
-                  "finished" if finished else reason, 0 if finished else stopped_by)
+    result = Result(training.deployed().eval(), path, training.step == training.total, metrics, training.step,
+                    training.total)
+    if not result.finished:
+        return replace(result, reason="interrupted" if stopped_by else "time is up", signal=stopped_by)
+    (training.folder / "state.safetensors").unlink()
+    return result
 
 
 @dataclass
@@ -132,21 +130,18 @@ def claimed(folder: Path, recipe: Recipe) -> Iterator[None]:
 
     Raises WorkbookError when another process trains there, the folder holds another recipe, or it may not be written.
     """
-    with locks.held(folder / ".lock", f"another process trains in {folder}; wait for it or choose another folder"):
-        _check_recipe(folder, recipe)
-        yield
-
-
-def _check_recipe(folder: Path, recipe: Recipe) -> None:
     note = folder / "recipe.json"
-    if note.exists():
-        try:
-            other = Recipe.from_json(json.loads(note.read_bytes()))
-        except (ValueError, TypeError):
-            raise WorkbookError(f"{note} is damaged; remove {folder} or choose another folder") from None
-        if other.digest() != recipe.digest():
-            raise WorkbookError(f"{folder} holds another training ({other.difference(recipe)}); choose another folder")
-    checkpoints.replace(note, (json.dumps(recipe.to_json(), indent=2) + "\n").encode())
+    with locks.held(folder / ".lock", f"another process trains in {folder}; wait for it or choose another folder"):
+        if note.exists():
+            try:
+                other = Recipe.from_json(json.loads(note.read_bytes()))
+            except (ValueError, TypeError):
+                raise WorkbookError(f"{note} is damaged; remove {folder} or choose another folder") from None
+            if other.digest() != recipe.digest():
+                raise WorkbookError(f"{folder} holds another training ({other.difference(recipe)}); choose another "
+                                    "folder")
+        checkpoints.replace(note, (json.dumps(recipe.to_json(), indent=2) + "\n").encode())
+        yield
 
 
 @contextmanager
