@@ -17,7 +17,7 @@ from lib.workbook.published import Published
 
 DASH, UNSURE = "–", "too small to tell"
 QUANTITIES = {"clean": "TA", "paper_worst": "ATA, paper's worst case", "union": "per-image worst case",
-              "paper_mflops": "MFlops as the paper counts, clean images",
+              "strong": "strong suite, first images", "paper_mflops": "MFlops as the paper counts, clean images",
               "attacked_mflops": "MFlops as the paper counts, worst form", "cumulative_macs": "true cost, M MACs",
               "paper_saving": "saving as the paper counts, %",
               "attacked_saving": "saving as the paper counts, worst form, %", "saving": "true saving, clean images, %"}
@@ -132,23 +132,28 @@ def ranged(number: Sequence[float | None], form: str = "+.1f") -> str:
     return f"{value:{form}}" + ("" if low is None else f" ({low:{form}} to {high:{form}})")
 
 
+def worst_cases(readings: Iterable[Reading]) -> tuple[str, ...]:
+    """Both worst cases, and the strong suite's where it was run on one of these."""
+    return "paper_worst", "union", *(("strong",) * any(reading.robust == "strong" for reading in readings))
+
+
 def forms(readings: Mapping[str, Reading]) -> pd.DataFrame:
-    """Accuracy in percent: a line per network, a column per view, then the two worst cases and both costs (clean)."""
-    lines = {}
+    """Accuracy in percent: a line per network, a column per view, then the worst cases and both costs (clean)."""
+    lines, worst = {}, worst_cases(readings.values())
     for label, reading in readings.items():
         line = {style.spoken(view): text(reading, view, 1) for view in reading.names}
-        for quantity in ("paper_worst", "union", "paper_mflops", "cumulative_macs"):
+        for quantity in (*worst, "paper_mflops", "cumulative_macs"):
             line[QUANTITIES[quantity]] = text(reading, quantity, 2 if quantity in COUNTED else 1)
         lines[style.label(label)] = line
     return stacked(pd.DataFrame(lines).T)
 
 
 def settings(readings: Mapping[str, Reading]) -> pd.DataFrame:
-    """Settings of one network beside each other: thresholds, TA, both worst cases, exits and costs on clean images."""
-    lines = {}
+    """Settings of one network beside each other: thresholds, TA, the worst cases, exits and costs on clean images."""
+    lines, worst = {}, worst_cases(readings.values())
     for name, reading in readings.items():
         line = {"leaves below": " ".join("closed" if t == -math.inf else f"{t:.3g}" for t in reading.thresholds)}
-        line |= {QUANTITIES[quantity]: text(reading, quantity, 1) for quantity in ("clean", "paper_worst", "union")}
+        line |= {QUANTITIES[quantity]: text(reading, quantity, 1) for quantity in ("clean", *worst)}
         line["leave at each exit, %"] = " ".join(f"{100 * share:.0f}" for share in reading.share())
         line |= {QUANTITIES[quantity]: text(reading, quantity) for quantity in (*COUNTED[:2], "saving")}
         lines[name] = line

@@ -122,8 +122,8 @@ def test_31_reads_the_released_record_only_where_nothing_else_is_named(page, mon
     assert page("31", "stretches = ", images=100)["record"].images == 100
     with pytest.raises(WorkbookError, match="of seed 0, not 7"):
         page("31", "stretches = ", seed=7)
-    found = page("31", "stretches = ", defence="standard", images=50)
-    assert found["network"] == "rdi_resnet38-digits-standard-laptop" and found["record"].images == 50
+    found = page("31", "stretches = ", defence="max_average", images=50)
+    assert found["network"] == "rdi_resnet38-digits-max_average-laptop" and found["record"].images == 50
 
 
 def test_16_counts_the_published_shapes_and_says_which_did_not_run(page):
