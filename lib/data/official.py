@@ -33,8 +33,8 @@ class Source:
     folder: str
     files: tuple[str, ...]
     read: Callable[[Path], Raw]  # given the folder
-    fetch: Callable[[Path], None]  # fills folder below the given place
-    page: str  # where a person gets the files
+    fetch: Callable[[Path], None] | None = None  # fills folder below the given place
+    page: str = "whoever made it"  # where a person gets the files
     shape: tuple[int, int, int] = (3, 32, 32)
     threat: dict[str, float] = field(default_factory=lambda: COLOUR_THREAT)
     augmentation: str = "none"
@@ -93,8 +93,9 @@ def place_files(name: str, source: Source, download: bool) -> Path:
     """Fills the source's folder: everything is made in a folder beside it and moved in when it is complete."""
     folder = lib.DATASETS / source.folder
     archive = lib.DATASETS / source.archive if source.archive else None
-    if not download and not (archive and archive.is_file()):
-        raise missing_error(name, source, "downloading was not asked for")
+    if not (download and source.fetch) and not (archive and archive.is_file()):
+        reason = "downloading was not asked for" if source.fetch else "it is not downloaded"
+        raise missing_error(name, source, reason)
     try:
         with one_at_a_time(name) as scratch:
             if source.missing(folder):
