@@ -125,12 +125,10 @@ def cost(args) -> None:
     print(pandas.DataFrame(rows).drop(columns=[] if slim else ["width"]).to_string(index=False))
     print("paper MFlops: convolutions / 2^20, the exit's own head only; true MACs: convolutions and linear layers, "
           "every head on the way")
-    parts = ("paper_mflops", "cumulative_macs")
-    counts = {width: {"parameters": c.parameters, "macs": c.macs,
-                      "exits": [{part: getattr(e, part) for part in parts} for e in c.exits]}
-              for width, c in costs.items()}
-    slims = {"widths": {f"{w:g}": c for w, c in counts.items()}} if slim else {}
-    write_json(args.json, {**counts[widths[0]], **slims})
+    counts = {f"{width:g}": {"parameters": c.parameters, "macs": c.macs, "exits": [
+        {part: getattr(e, part) for part in ("paper_mflops", "cumulative_macs")} for e in c.exits]}
+        for width, c in costs.items()}
+    write_json(args.json, counts[f"{widths[0]:g}"] | ({"widths": counts} if slim else {}))
 
 
 def bench(args) -> None:

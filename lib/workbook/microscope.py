@@ -53,30 +53,23 @@ def as_pixels(images) -> np.ndarray:
     return np.broadcast_to(array.transpose(0, 2, 3, 1), (*array.shape[:1], *array.shape[2:], 3))
 
 
-def answers(reading: Reading, view: str, sample: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(exit, answer) of the sampled images in a view's first draw."""
+def in_a_row(reading: Reading, view: str, sample: np.ndarray, row: int = 0) -> list[Cell]:
+    """The sampled images side by side, with the answers to a view's first draw."""
+    sample = sample[sample < reading.record.images]
     leaving = reading.leaving[view][0][sample]
-    return leaving, routing.at_exit(reading.record.prediction[reading.first(view)][:, sample], leaving)
+    answer = routing.at_exit(reading.record.prediction[reading.first(view)][:, sample], leaving)
+    return [Cell(row, place, int(i), int(a), bool(a == reading.record.labels[i]))
+            for place, (i, a) in enumerate(zip(sample, answer, strict=True))]
 
 
 def by_exit(reading: Reading, view: str, sample: np.ndarray, left: int, columns: int) -> list[Cell]:
     """A row per exit with the images that leave there, surest first, in `columns` columns from `left` on."""
-    sample = sample[sample < reading.record.images]
-    leaving, answer = answers(reading, view, sample)
-    entropy, labels, cells = reading.record.entropy[reading.first(view)], reading.record.labels, []
-    for row in range(reading.record.num_exits):
-        here = np.flatnonzero(leaving == row)
-        for place, k in enumerate(here[np.argsort(entropy[row, sample[here]], kind="stable")][:columns]):
-            cells.append(Cell(row, left + place, int(sample[k]), int(answer[k]), bool(answer[k] == labels[sample[k]])))
-    return cells
-
-
-def in_a_row(reading: Reading, view: str, sample: np.ndarray, row: int) -> list[Cell]:
-    """The sampled images side by side."""
-    sample = sample[sample < reading.record.images]
-    answer = answers(reading, view, sample)[1]
-    return [Cell(row, place, int(i), int(a), bool(a == reading.record.labels[i]))
-            for place, (i, a) in enumerate(zip(sample, answer, strict=True))]
+    cells, leaving = in_a_row(reading, view, sample), reading.leaving[view][0]
+    placed: list[Cell] = []
+    for row, entropy in enumerate(reading.record.entropy[reading.first(view)]):
+        here = sorted((entropy[cell.index], place, cell) for place, cell in enumerate(cells) if leaving[cell.index] == row)
+        placed += [cell._replace(row=row, column=left + place) for place, (*_, cell) in enumerate(here[:columns])]
+    return placed
 
 
 def picture(cells: list[Cell], rows: int, columns: int, pixels: dict[int, np.ndarray]) -> str:
