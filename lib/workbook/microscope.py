@@ -66,9 +66,9 @@ def by_exit(reading: Reading, view: str, sample: np.ndarray, left: int, columns:
     """A row per exit with the images that leave there, surest first, in `columns` columns from `left` on."""
     cells, leaving = in_a_row(reading, view, sample), reading.leaving[view][0]
     placed: list[Cell] = []
-    for row, entropy in enumerate(reading.record.entropy[reading.first(view)]):
-        here = sorted((entropy[cell.index], place, cell) for place, cell in enumerate(cells) if leaving[cell.index] == row)
-        placed += [cell._replace(row=row, column=left + place) for place, (*_, cell) in enumerate(here[:columns])]
+    for row, doubt in enumerate(reading.record.entropy[reading.first(view)]):
+        here = sorted((doubt[cell.index], cell) for cell in cells if leaving[cell.index] == row)
+        placed += [cell._replace(row=row, column=left + place) for place, (_, cell) in enumerate(here[:columns])]
     return placed
 
 

@@ -11,7 +11,6 @@ import pandas as pd
 from lib.evaluation.record import Record
 
 TUNED_ON = ("mnist", "cifar10")  # whose networks the published thresholds were tuned for
-DEFENCES = ("standard", "main", "average", "max_average")
 VALUES = pd.read_csv(Path(__file__).with_name("published.csv"), keep_default_na=False)
 
 

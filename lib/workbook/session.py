@@ -1,6 +1,6 @@
 """A notebook's session: its parameters, and the networks, records and readings that they lead to.
 
-    wb = session.open(globals(), "12_rdi_resnet38", {"rdi_resnet38": DEFENCES}, images=…)
+    wb = session.open(globals(), "12_rdi_resnet38", {"rdi_resnet38": RDI}, images=…)
     readings = wb.readings(wb.load_all({"main": ("rdi_resnet38", "main"), …}))    # at thresholds
     members = wb.members(wb.load_all(("float", "dual_bn")))                       # at operating points
     wb.write(readings)
@@ -88,11 +88,11 @@ class Session(Settings):
         return dataclasses.replace(recipes.compose(network, dataset or self.dataset, defence, preset), seed=self.seed)
 
     def shipped(self, network: str, defence: str, dataset: str | None = None) -> Path | None:
-        """Its weights, or else its record, at the preset or the nearest size; "main-laptop-r007": that very file."""
+        """Its weights or its record, at the preset or nearest size ("main-laptop-r007": that file); None in training."""
         family, sizes = f"{network}-{dataset or self.dataset}-{defence}", [f"-{size}" for size in (self.preset, *SIZES)]
         files = (place / f"{family}{size}.safetensors" for size in (sizes if "-" not in defence else [""])
                  for place in (lib.CHECKPOINTS, lib.ATLASES))
-        return next(filter(Path.is_file, files), None)
+        return next(filter(Path.is_file, files), None) if self.weights == "shipped" else None
 
     def load(self, network: str, defence: str, dataset: str | None = None) -> Trained:
         """The network of one recipe: shipped, or trained once per run."""
