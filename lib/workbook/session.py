@@ -88,7 +88,7 @@ class Session(Settings):
         return dataclasses.replace(recipes.compose(network, dataset or self.dataset, defence, preset), seed=self.seed)
 
     def shipped(self, network: str, defence: str, dataset: str | None = None) -> Path | None:
-        """Its weights or its record, at the preset or nearest size ("main-laptop-r007": that file); None in training."""
+        """Its weights or its record, at the preset or nearest size ("main-laptop-r007": that file); None to train."""
         family, sizes = f"{network}-{dataset or self.dataset}-{defence}", [f"-{size}" for size in (self.preset, *SIZES)]
         files = (place / f"{family}{size}.safetensors" for size in (sizes if "-" not in defence else [""])
                  for place in (lib.CHECKPOINTS, lib.ATLASES))
