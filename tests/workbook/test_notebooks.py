@@ -52,7 +52,7 @@ def test_where_no_slider_lives_a_page_says_how_to_get_them(path):
     code, text = ("\n".join("".join(cell["source"]) for cell in notebooks.cells(path) if cell["cell_type"] == kind)
                   for kind in ("code", "markdown"))
     came = [name for name in json.loads(path.read_bytes())["metadata"].get("shows", ())
-            if name.startswith("atlases/") and "repeats" not in name]
+            if name.startswith("atlases/")]
     if "panel.show(" in code and came:
         (named,) = re.findall(r"`python3 -m lib page data/(\S+) page\.html`", text)
         assert named in came
