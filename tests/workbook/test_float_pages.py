@@ -59,8 +59,9 @@ def test_at_paper_size_all_test_images_are_attacked_as_many_as_a_dataset_has(ste
 
 
 def attackers(preset: str) -> dict[str, Threat]:
-    colour = SimpleNamespace(threat=dict(epsilon=8 / 255))
-    names = dict(wb=SimpleNamespace(data=lambda: colour, preset=preset), Threat=Threat)
+    colour = SimpleNamespace(threat=Threat(8 / 255, 2 / 255, 7))
+    wb = SimpleNamespace(recipe=lambda *asked: colour, network="resnet20", preset=preset, weights="train")
+    names = dict(wb=wb, Threat=Threat)
     exec(next(cell for cell in pages.code("24") if "threats = {" in cell), names)
     return names["threats"]
 
