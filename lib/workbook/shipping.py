@@ -147,7 +147,8 @@ def bare(found: Record) -> Record:
     """What pages read of it: with one exit who is right, and nothing else; with more what each exit said, and fewer
     held-out images."""
     if found.num_exits > 1:
-        return replace(found.lightened(), held_out=found.held_out.select(images=slice(HELD_OUT // 2)).lightened())
+        held = found.held_out
+        return replace(found.lightened(), held_out=held and held.select(images=slice(HELD_OUT // 2)).lightened())
     return replace(found, prediction=None, entropy=None, logits=None, held_out=None,
                    meta=found.meta | {"missing": "logits, answers and entropies"})
 
