@@ -30,6 +30,17 @@ def test_a_notebook_is_fit_to_be_committed(path):
 
 
 @pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
+def test_a_head_says_what_was_found_in_numbers_of_its_own_outputs(path):
+    """A number of the finding with a decimal point stands in a table or line of the page, perhaps with more zeros."""
+    cells = notebooks.cells(path)
+    outputs = json.dumps([cell.get("outputs", []) for cell in cells], ensure_ascii=False)
+    found = re.findall(r"\*\*Found\*\* \(.*?(?=\n\n)", "".join(cells[0]["source"]), re.DOTALL)
+    assert len(found) == 1 or "This page makes no claim of\nits own" in "".join(cells[0]["source"])
+    said = re.findall(r"\d+\.\d+", "".join(found))
+    assert [number for number in said if not re.search(rf"(?<![\d.]){re.escape(number)}0*(?!\d)", outputs)] == []
+
+
+@pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
 def test_what_a_notebook_calls_is_there(path):
     """Every name of the library in its cells, and every method of its session."""
     code = ("".join(cell["source"]) for cell in notebooks.cells(path) if cell["cell_type"] == "code")
