@@ -283,7 +283,7 @@ class Trainings:
     def __getattr__(self, attribute: str):
         if attribute in ("right", "spent", "share", "alone"):
             return lambda *args: np.stack([getattr(reading, attribute)(*args) for reading in self.each])
-        if attribute in ("record", "point", "threat", "names", "suite", "draws", "source"):  # the same for all
+        if attribute in ("record", "point", "threat", "names", "suite", "survived", "draws", "source"):
             return getattr(self.each[0], attribute)
         if attribute in ("flag", "bound"):  # marked where one of them is
             return lambda quantity: max(getattr(reading, attribute)(quantity) for reading in self.each)

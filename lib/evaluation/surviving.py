@@ -80,7 +80,10 @@ def _check(record: Record, network: Network, images: torch.Tensor, labels: np.nd
         point = record.views[clean].evaluated_at
         with attack_mode(network, "eval"):
             said = torch.cat([network(part, point) for part in images.split(250)], dim=1).float().cpu()
-        alike = said.argmax(-1).numpy() == record.prediction[clean][:, :len(labels)]
+        answers = said.argmax(-1).numpy()
+        alike = (answers == labels) == (record.right[clean][:, :len(labels)] > 0)
+        if record.prediction is not None:
+            alike &= answers == record.prediction[clean][:, :len(labels)]
         if record.entropy is not None:
             alike &= np.abs(entropy(said).numpy() - record.entropy[clean][:, :len(labels)]) < 0.02
         same = alike.mean() >= SAME

@@ -6,6 +6,7 @@
     python -m lib.workbook.shipping released           records of the RDI authors' released weights on lossless images
     python -m lib.workbook.shipping images [--images N]     the first lossless CIFAR-10 test images
     python -m lib.workbook.shipping RECIPE --strong N  adds the strong suite on the first N images to its shipped record
+                                                       (repeats/RECIPE-seedS-suite: to that of one of its trainings)
     python -m lib.workbook.shipping made:WHICH --folder RUN     records that a page made and calls WHICH (24: attackers)
 
 The weights are stored in half precision and every number is computed from the stored file. A killed recording goes on.
@@ -182,7 +183,8 @@ def add_strong(name: str, images: int, folder: Path | None = None, device: str =
     """
     target = ATLASES / f"{name}.safetensors"
     found, ours = Record.load(target), name != released.NAME
-    loaded = checkpoints.load(CHECKPOINTS / target.name if ours else DATASETS / f"{name}.pth.tar", device)
+    loaded = checkpoints.load(CHECKPOINTS / f"{name.removesuffix('-suite')}.safetensors" if ours
+                              else DATASETS / f"{name}.pth.tar", device)
     network = loaded.network.to(memory_format=torch.channels_last)
     dataset = data.load(found.meta["dataset"] if ours else DATASETS / "cifar10_png", device=device,
                         shape=network.input_shape)

@@ -106,29 +106,35 @@ def test_another_setting_joins_and_foreign_weights_images_and_counts_are_refused
     with pytest.raises(WorkbookError, match="on images .0, 20. already"):
         surviving.add(added, network, images[:10], threat, [(None, "paper")])
     other = zoo.build(**network.config).eval()
-    for wrong, shown in ((network, images[1:21]), (other, images[:20])):
+    bare = replace(record, prediction=None, entropy=None, logits=None, held_out=None,
+                   meta={k: v for k, v in record.meta.items() if k != "weights"})
+    for held, wrong, shown in ((record, network, images[1:21]), (record, other, images[:20]),
+                               (bare, other, images[:20])):
         with pytest.raises(WorkbookError, match="does not answer as the record says"):
-            surviving.add(record, wrong, shown, threat, [(None, "paper")])
+            surviving.add(held, wrong, shown, threat, [(None, CLOSED)])
+    assert surviving.add(bare, network, images[:20], threat, [(None, CLOSED)]).strong.images == 20
 
 
-def test_the_command_adds_it_to_a_shipped_record_at_both_ends_of_lambda(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("name, weights", [(KNOB, KNOB), (f"repeats/{KNOB}-seed0-suite", f"repeats/{KNOB}-seed0")])
+def test_the_command_adds_it_to_a_shipped_record_at_both_ends_of_lambda(name, weights, tmp_path, monkeypatch, capsys):
     """With fresh noise: shares of draws, at noise 1 alone."""
-    for name in ("CHECKPOINTS", "ATLASES"):
-        monkeypatch.setattr(shipping, name, tmp_path / name.lower())
-        (tmp_path / name.lower()).mkdir()
+    for place in ("CHECKPOINTS", "ATLASES"):
+        monkeypatch.setattr(shipping, place, tmp_path / place.lower())
+        (tmp_path / place.lower() / "repeats").mkdir(parents=True)
+    record, file = tmp_path / f"atlases/{name}.safetensors", tmp_path / f"checkpoints/{weights}.safetensors"
     before = load(KNOB)[0]
-    before.save(tmp_path / "atlases" / f"{KNOB}.safetensors")
-    (tmp_path / "checkpoints" / f"{KNOB}.safetensors").symlink_to(CHECKPOINTS / f"{KNOB}.safetensors")
-    shipping.main([KNOB, "--strong", "6", "--folder", str(tmp_path / "run")])
-    after = Record.load(tmp_path / "atlases" / f"{KNOB}.safetensors")
+    before.save(record)
+    file.symlink_to(CHECKPOINTS / f"{KNOB}.safetensors")
+    shipping.main([name, "--strong", "6", "--folder", str(tmp_path / "run")])
+    after = Record.load(record)
     assert np.array_equal(after.right, before.right) and after.strong.images == 6
     assert {(v.point.noise, v.point.batch_norm, v.draws) for v in after.strong.views} == {
         (0.0, 0.0, 1), (1.0, 1.0, strong.DRAWS)}
     assert read(after, OperatingPoint(noise=1.0, batch_norm=1.0)).right("strong").shape == (6,)
-    (tmp_path / "checkpoints" / f"{KNOB}.safetensors").unlink()
-    (tmp_path / "checkpoints" / f"{KNOB}.safetensors").symlink_to(CHECKPOINTS / f"{EXITS}.safetensors")
+    file.unlink()
+    file.symlink_to(CHECKPOINTS / f"{EXITS}.safetensors")
     with pytest.raises(WorkbookError, match="was recorded from weights"):
-        shipping.main([KNOB, "--strong", "6"])
+        shipping.main([name, "--strong", "6"])
 
 
 def test_what_the_record_holds_of_a_setting_is_gone_on_with(added, shipped, monkeypatch):
