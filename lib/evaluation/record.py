@@ -125,12 +125,12 @@ class Record:
 
     @property
     def model(self) -> str:
-        """The network in a few words: "rdi_smallcnn", "resnet34 float x0.25"; the checkpoint's hash says the rest."""
-        config = self.meta["model"]
-        exits, conditioning, times = (config.get(*a) for a in (
-            ("exits", "none"), ("conditioning", "none"), ("width_multiplier", 1)))
-        words = [config["name"] if exits == "none" else f"{exits}_{config['name']}"]
-        return " ".join(words + [conditioning] * (conditioning != "none") + [f"x{times:g}"] * (times != 1))
+        """In a few words: "rdi_smallcnn", "resnet34 float x0.25", "resnet38 inner 403"; the hash says more."""
+        exits, conditioning, times, inner, factorised = (self.meta["model"].get(*a) for a in (
+            ("exits", "none"), ("conditioning", "none"), ("width_multiplier", 1), ("inner", ()), ("factorised", False)))
+        return " ".join(filter(None, (
+            f"{exits}_" * (exits != "none") + self.meta["model"]["name"], inner and f"inner {sum(map(sum, inner))}",
+            factorised and "factorised", conditioning * (conditioning != "none"), f"x{times:g}" * (times != 1))))
 
     def costs(self, point: OperatingPoint | None = None) -> dict[str, np.ndarray]:
         """At the point's width, (exits,) each: "paper_mflops", and the true MACs "trunk" (to the tap) and "heads"."""

@@ -18,16 +18,17 @@ from lib.models.network import Network
 from lib.operating_point import OperatingPoint
 from lib.workbook import style, tables
 
-OTHERS = ("#56b4e9", "#0072b2", "#d55e00", "#b8860b", "#6b7785")
+OTHERS = ("#56b4e9", "#0072b2", "#b8860b", "#d55e00", "#6b7785")
 SYMBOLS = ("circle", "diamond", "square", "cross", "triangle-up")
 PERCENT = dict(range=[-2, 102], tickvals=[0, 25, 50, 75, 100])
 AXES = {"paper_mflops": "MFlops as the paper counts", "cumulative_macs": "true cost, M MACs"}
 Series = Mapping[str, Mapping[str, Sequence[float | None]]]  # {name: {group: (value, low, high)}}
 
 
-def colour(label: str, place: int) -> str:
-    """A network's own colour, else one that none of those has."""
-    return style.DEFENCES.get(label, OTHERS[place % len(OTHERS)])
+def colour(label: str, place: int, others: Sequence[str] = OTHERS) -> str:
+    """A network's own colour, by its key or as it is spoken, else the one of its place."""
+    own = {style.label(key): tint for key, tint in style.DEFENCES.items()}
+    return own.get(style.label(label), others[place % len(others)])
 
 
 def _bar(numbers: Iterable[Sequence[float | None]], **look) -> tuple[np.ndarray, dict]:
@@ -57,7 +58,7 @@ def bars(series: Series, title: str, caption: str, axis: str, span: tuple[float,
     fig = style.figure(title, caption, barmode="group")
     for place, (name, entries) in enumerate(series.items()):
         value, error = _bar(entries.values(), width=3, color=style.MUTED)
-        fig.add_bar(x=list(entries), y=value, name=name, marker_color=style.CYCLE[place % len(style.CYCLE)],
+        fig.add_bar(x=list(entries), y=value, name=name, marker_color=colour(name, place, style.CYCLE),
                     error_y=error, hovertemplate=f"{name}, %{{x}}: %{{y:.3g}}<extra></extra>")
     fig.update_xaxes(type="category", showgrid=False, ticks="")
     return fig.update_yaxes(title_text=axis, zeroline=True, zerolinecolor=style.GHOST, range=span)

@@ -58,7 +58,7 @@ _VARIANTS = {"image folder cifar10_jpeg": "JPEG copy", "image folder cifar10_png
 def dataset(meta: dict) -> str:
     """What a record's images are, by its metadata: "digits, embedded", "CIFAR-10, lossless"."""
     name, variant = meta.get("dataset", "dataset not stated"), meta.get("data_variant", "variant not stated")
-    return f"{_DATASETS.get(name, name)}, {_VARIANTS.get(variant, variant)}"
+    return f"{_DATASETS.get(name, name)}, {_VARIANTS.get(variant, variant.replace('training images', 'for training'))}"
 
 
 def label(network: str) -> str:

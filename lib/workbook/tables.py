@@ -190,8 +190,7 @@ def stacked(*tables: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(tables).fillna(DASH)
 
 
-def verdict(claim: str, first: np.ndarray, second: np.ndarray, unit: str = "points",
-            draws: int = 1) -> dict:
+def verdict(claim: str, first: np.ndarray, second: np.ndarray, unit: str = "points", draws: int = 1) -> dict:
     """Is `first` larger than `second` on the same images? "held", "did not hold", or "too small to tell".
 
     (N,) images each, or (S, N) of S trainings, see `stats.paired_difference`; means over so many draws of the noise.
@@ -245,4 +244,4 @@ def learned(*readings: Reading) -> bool:
 
 def claims(*lines: dict | None) -> pd.DataFrame:
     """A line per claim; None is a claim about what is not there."""
-    return pd.DataFrame([line for line in lines if line]).set_index("claim").fillna(DASH)
+    return pd.DataFrame([line for line in lines if line], dtype=object).set_index("claim").fillna(DASH)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lib import WorkbookError, checkpoints, randomness
+from lib import ATLASES, WorkbookError, checkpoints, randomness
 from lib.attacks import forms as attack_forms
 from lib.attacks.steps import Threat
 from lib.data import Split
@@ -361,3 +361,10 @@ def test_a_mixture_of_networks_goes_on_from_its_kept_parts(tmp_path, split):
     views = suite(both, Threat(0.1, 0.1, 1), ("clean", "main"))
     first, again = (record(both, images, views, folder=tmp_path) for _ in range(2))
     assert np.array_equal(first.prediction, again.prediction)
+
+
+def test_networks_of_one_backbone_that_were_built_differently_have_different_names():
+    """So that no page takes the plain, the pruned and the factorised one for three trainings of one network."""
+    names = ("", "-r007", "-atmc_365838_8bit")
+    models = [Record.load(ATLASES / f"resnet38-cifar10_jpeg-main-laptop{name}.safetensors").model for name in names]
+    assert models == ["resnet38", "resnet38 inner 403", "resnet38 factorised"]
