@@ -74,11 +74,11 @@ def test_a_record_without_its_weights_is_read_and_cannot_be_attacked(asked, tmp_
 
 
 def test_a_training_of_a_page_s_own_is_read_where_it_came_along(asked, tmp_path, monkeypatch):
-    recipe = dataclasses.replace(recipes.find("resnet38-digits-main-laptop"), name="resnet38-digits-main-laptop-mine",
+    recipe = dataclasses.replace(recipes.find("resnet20-digits-float-laptop"), name="resnet20-digits-float-laptop-mine",
                                  learning_rate=0.01)
-    shutil.copy(lib.CHECKPOINTS / "resnet38-digits-main-laptop.safetensors", tmp_path / f"{recipe.name}.safetensors")
+    shutil.copy(lib.CHECKPOINTS / "resnet20-digits-float-laptop.safetensors", tmp_path / f"{recipe.name}.safetensors")
     monkeypatch.setattr(lib, "CHECKPOINTS", tmp_path)
-    assert asked().train(recipe).weights == "shipped" and asked().shipped("resnet38", "main-laptop-mine")
+    assert asked().train(recipe).weights == "shipped" and asked().shipped("resnet20", "float-laptop-mine")
     monkeypatch.setattr(loop, "load_or_fit", lambda *args, **told: pytest.fail("it was trained"))
     for other in (asked(weights="train"), asked()):
         with pytest.raises(pytest.fail.Exception, match="trained"):

@@ -106,6 +106,21 @@ def test_what_is_said_of_oat_and_of_the_released_weights_is_in_their_records():
     assert percent(released, "strong", True) in said and percent(released, "paper_worst") in said
 
 
+def test_what_an_attacker_takes_of_the_saving_is_in_the_records():
+    saved, lost, kept = [], [], []
+    for defence in ("main", "average", "max_average"):
+        record = Record.load(ATLASES / f"repeats/rdi_resnet38-cifar10_jpeg-{defence}-laptop-slow.safetensors")
+        found = read(record, thresholds=next(v.thresholds_used for v in record.views if v.form == "gate_aware"))
+        spent = [100 * found.cost("cumulative_macs", view) / found.plain("trunk") for view in found.names]
+        saved.append(100 - spent[0])
+        lost.append(max(spent) - 100)
+        kept.append(100 * found.right("slow_keep").mean())
+    said = said_of("What early exits save")
+    assert f"save {min(saved):.1f} to {max(saved):.1f} %" in said
+    assert f"cost {min(lost):.1f} to {max(lost):.1f} %" in said
+    assert f"at least {min(kept):.1f} %" in said
+
+
 def test_what_autoattack_took_behind_the_suites_own_attacks_is_in_the_records():
     left, taken, networks, beyond = 0, 0, set(), []
     for path in (*ATLASES.glob("*cifar10*.safetensors"), ATLASES / "rdi_resnet38_released.safetensors"):
