@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout  # torch brings it along
@@ -35,3 +35,8 @@ def held(path: Path, refusal: str | None = None) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def beside(made: Path) -> AbstractContextManager[None]:
+    """Hold what is made at `made`: whoever comes second waits, and then finds it there."""
+    return held(made.with_name(f".{made.name}.lock"))

@@ -129,7 +129,7 @@ def one_at_a_time(name: str) -> Iterator[Path]:
     """An empty folder for one download, which other processes wait for; what a killed one left is removed first."""
     lib.writable(lib.DATASETS, "name another place with WORKBOOK_DATA").mkdir(parents=True, exist_ok=True)
     scratch = lib.DATASETS / f".{name}.part"
-    with locks.held(lib.DATASETS / f".{name}.lock"):
+    with locks.beside(lib.DATASETS / name):
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir()
         try:

@@ -7,7 +7,6 @@ from functools import lru_cache
 import numpy as np
 
 from lib import WorkbookError
-from lib.attacks.steps import Threat
 from lib.evaluation import points, routing
 from lib.evaluation.reading import SUITE, Reading, read, relation
 from lib.evaluation.record import Record
@@ -103,10 +102,9 @@ def _at(record: Record, point: OperatingPoint) -> Record:
 
 
 @lru_cache(maxsize=256)
-def reading_at(record: Record, point: OperatingPoint, thresholds: tuple[float, ...],
-               threat: Threat | None = None) -> Reading:
+def reading_at(record: Record, point: OperatingPoint, thresholds: tuple[float, ...]) -> Reading:
     """`read`, remembered: what sliders go through again and again."""
-    return read(_at(record, point), point, thresholds, threat=threat)
+    return read(_at(record, point), point, thresholds)
 
 
 @lru_cache(maxsize=64)

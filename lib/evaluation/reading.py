@@ -134,12 +134,11 @@ class Reading:
     @cached_property
     def leaving(self) -> dict[str, np.ndarray]:
         """{view: (draws, N)} the exit each image leaves by, 0-based."""
-        record = self.record
-        if record.num_exits == 1:
-            return {called: np.zeros((1, record.images), int) for called in self.views}
-        if record.entropy is None or any(record.views[v].draws > 1 for vs in self.views.values() for v in vs):
+        if self.record.num_exits == 1:
+            return {called: np.zeros((1, self.record.images), int) for called in self.views}
+        if self.record.entropy is None or any(self.record.views[v].draws > 1 for vs in self.views.values() for v in vs):
             raise WorkbookError("this record kept no entropies of each draw, so it routes no images; record it again")
-        return {called: routing.decide(record.entropy[places], self.thresholds)
+        return {called: routing.decide(self.record.entropy[places], self.thresholds)
                 for called, places in self.views.items()}
 
     @cached_property
@@ -222,7 +221,8 @@ class Reading:
         return min(called, key=lambda one: self._right[one].sum())
 
     def share(self, view: str = "clean") -> np.ndarray:
-        """(exits,) the share of the images that leaves at each exit."""
+        """(exits,) the share of the images that leaves at each exit. Raises as `view`."""
+        self.first(view)
         return np.bincount(self.leaving[view].ravel(), minlength=self.record.num_exits) / self.leaving[view].size
 
     def alone(self, view: str = "clean") -> np.ndarray:

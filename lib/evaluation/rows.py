@@ -96,7 +96,7 @@ def append(path: Path | str, rows) -> None:
     A half line at its end is dropped. Raises WorkbookError when the file is some other table.
     """
     table, path = frame(rows), Path(path)
-    with locks.held(path.with_name(f".{path.name}.lock")):
+    with locks.beside(path):
         text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
         kept = text[:text.rfind("\n") + 1]
         if kept and kept.splitlines()[0] != ",".join(COLUMNS):

@@ -16,7 +16,7 @@ TIPS = {"λ_n": "FLOAT's knob, from most accurate (0) to most robust (1); above 
         "λ_th": "where λ_n switches the batch norm from clean (BN_C) to adversarial (BN_A)",
         "noise s": "scale of the weight noise; 1 is as trained", "BN mix": "0 = BN_C, 1 = BN_A, between: outputs mixed",
         "network": "one trained network, or a method with one for each λ; λ and width stay where the next one has them",
-        "budget": "what the attack may change of each pixel (ε), and in how many steps",
+        "attacker": "what steps, how far it may change each pixel (ε), in how many steps and of what length",
         "attack": "what the images were attacked with; 'on main exit' is an attack, 'main branch' a defence",
         "thresholds": "equal share: as many held-out images leave at each exit; budget: the thresholds with most clean "
                       "held-out images right at no more than this mean true cost",

@@ -116,8 +116,9 @@ def against_cost(readings: Mapping[str, Reading], caption: str, swept: Iterable[
         at = (costs or {}).get(label, tables.measured(reading, unit).value)
         for quantity, symbol, dash in (("clean", "circle-open", "dot"), (robust, "circle", "solid")):
             if curve:
-                fig.add_scatter(**_line(curve, unit, quantity), mode="lines", showlegend=False, hoverinfo="skip",
-                                line=dict(color=tint, width=1.5, dash=dash))
+                fig.add_scatter(x=[tables.measured(r, unit).value for r in curve],
+                                y=[_accuracy(r, quantity) for r in curve], mode="lines", showlegend=False,
+                                hoverinfo="skip", line=dict(color=tint, width=1.5, dash=dash))
             fig.add_scatter(x=[at], y=[_accuracy(reading, quantity)], mode="markers", name=name,
                             showlegend=quantity == robust,
                             marker=dict(symbol=symbol, size=11, color=tint, line=dict(width=2)),
@@ -128,10 +129,6 @@ def against_cost(readings: Mapping[str, Reading], caption: str, swept: Iterable[
                       annotation_position="right", annotation_font=dict(size=11, color=style.MUTED))
     fig.update_xaxes(rangemode="tozero", title_text=f"{AXES[unit]}, mean over the clean images")
     return fig.update_yaxes(PERCENT)
-
-
-def _line(curve: Sequence[Reading], unit: str, quantity: str) -> dict:
-    return dict(x=[tables.measured(r, unit).value for r in curve], y=[_accuracy(r, quantity) for r in curve])
 
 
 def _accuracy(reading: Reading, quantity: str) -> float:

@@ -71,7 +71,7 @@ class Panel:
         self.network = widgets.Dropdown(options=list(explorer.subjects), description="network", tooltip=TIPS["network"],
                                         layout={"width": f"{110 + 8 * longest}px", "max_width": "100%"}, **narrow)
         self.attack = widgets.Dropdown(description="attack", tooltip=TIPS["attack"], **narrow)
-        self.threat = widgets.Dropdown(description="budget of the attack", tooltip=TIPS["budget"], **narrow)
+        self.threat = widgets.Dropdown(description="attacker", tooltip=TIPS["attacker"], **narrow)
         self.width = widgets.ToggleButtons(description="width", layout={"width": "max-content"},
                                            style={"button_width": "52px", "description_width": "initial"})
         self.lambda_n, self.lambda_th = (Dial(name, self._to(knob), high=high) for name, knob, high in (
@@ -153,7 +153,7 @@ class Panel:
         """Controls, numbers and figure, as the explorer stands."""
         explorer = self.explorer
         here, subject = explorer.here, explorer.subject
-        shape = subject.early, explorer.turns, here.network, len(subject.attacks), here.decision
+        shape = subject.early, explorer.turns, here.network, here.threat, here.decision
         if shape != self.shape:
             self._rebuild()
         self.show_controls()
@@ -187,9 +187,9 @@ class Panel:
         self.exits.children = [self.source, self.budget.box, self.decision] if self.gates else []
         attacks = [(html.unescape(view.spoken(a, subject.record.num_exits)), a) for a in subject.attacks]
         widths = [(f"{w:g}", w) for w in reversed(subject.values("width"))]
-        by = gates.supported(self.explorer.subject_of(self.explorer.here.network, self.explorer.here.lambda_n).record)
-        for control, options in ((self.attack, attacks), (self.threat, list(subject.threats)), (self.width, widths),
-                                 (self.decision, by), (self.source, subject.sources)):
+        whole = self.explorer.whole
+        for control, options in ((self.attack, attacks), (self.threat, list(whole.threats)), (self.width, widths),
+                                 (self.decision, gates.supported(whole.record)), (self.source, subject.sources)):
             if control.options != tuple(options):  # setting them anew would undo a hand's next choice
                 control.options = options
             control.layout.display = "" if len(options) > 1 else "none"

@@ -14,7 +14,6 @@ import functools
 import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 import lib
@@ -75,6 +74,11 @@ class Session(Settings):
         """The same with other parameters."""
         return Session(**vars(self) | parameters)
 
+    @property
+    def quick(self) -> bool:
+        """Whether attacks are of quick size: where networks are trained so. Shipped records hold the whole ones."""
+        return (self.preset, self.weights) == ("quick", "train")
+
     def data(self, name: str | None = None, shape: tuple[int, int, int] | None = None) -> Dataset:
         """The dataset in the shape of the preset's networks; of shipped ones what they are judged on, no download."""
         name, train = name or self.dataset, self.weights == "train"
@@ -123,7 +127,7 @@ class Session(Settings):
         if self.weights == "shipped" and (path := lib.CHECKPOINTS / f"{recipe.name}.safetensors").is_file():
             return Trained.load(path, device=self.device)
         folder = self.networks / f"{recipe.name}-{recipe.digest()}"
-        with waiting_for(folder):
+        with locks.beside(folder):
             sound(folder / "last.safetensors", "network"), sound(folder / "state.safetensors", "state")
             loop.load_or_fit(recipe, folder, start=start, device=self.device)
         return Trained.load(folder / "last.safetensors", "train", self.device, recipe.name)
@@ -131,7 +135,7 @@ class Session(Settings):
     def threat(self, dataset: Dataset) -> Threat:
         """The customary attack; at `quick` size with half the steps, each twice as long."""
         usual = customary(dataset)
-        steps = usual.steps if self.preset != "quick" else max(5, usual.steps // 2)
+        steps = usual.steps if not self.quick else max(5, usual.steps // 2)
         return dataclasses.replace(usual, step_size=usual.step_size * usual.steps / steps, steps=steps)
 
     def record(self, trained: Trained, which: str = "", *, plan: Callable | None = None, threat: Threat | None = None,
@@ -160,7 +164,7 @@ class Session(Settings):
         views = (plan or recording.suite)(trained.network, threat or self.threat(source), **options)
         told = hashlib.sha256(repr((trained.digest, views, how)).encode()).hexdigest()[:8]
         stem = f"{trained.name}-{which or trained.digest[:8]}-{len(images)}-{told}"
-        with waiting_for(path := self.run_dir.parent / "records" / f"{stem}.safetensors"):
+        with locks.beside(path := self.run_dir.parent / "records" / f"{stem}.safetensors"):
             if not sound(path, "record"):
                 held_out = _loaded(name, self.device, shape, self.weights == "train").validation  # as it was trained
                 trained.attack(source, images, views, held_out=None if "draws" in how else held_out,
@@ -282,19 +286,14 @@ def sound(path: Path, kind: str) -> bool:
         return False
 
 
-def waiting_for(folder: Path) -> AbstractContextManager[None]:
-    """Hold what is made in `folder`; whoever comes second waits and then finds it made."""
-    return locks.held(folder.with_name(f".{folder.name}.lock"))
-
-
 def subjects(shown: Mapping[str, Member | Reading]) -> dict[str, Subject | dict[float, Subject]]:
     """What the explorer shows: a subject per method, of those with a network per lambda one for each; of readings one
     per network, the last one first."""
-    found = {}
-    for m in (one for one in shown.values() if isinstance(one, Member)):
-        if m.weight is None:
-            found[m.label] = Subject.of(m.record, m.network)
+    found: dict = {}
+    for label, one in shown.items() if isinstance(next(iter(shown.values())), Member) else reversed(shown.items()):
+        subject = Subject.of(one.record, None if one.trained.weights == "record" else one.trained.network)
+        if isinstance(one, Member) and one.weight is not None:
+            found.setdefault(style.label(one.family), {})[one.weight] = subject
         else:
-            found.setdefault(style.label(m.family), {})[m.weight] = Subject.of(m.record, m.network)
-    return found or {style.label(label): Subject.of(r.record, None if r.trained.weights == "record" else
-                                                    r.trained.network) for label, r in reversed(shown.items())}
+            found[style.label(label)] = subject
+    return found

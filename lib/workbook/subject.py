@@ -5,7 +5,7 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -87,12 +87,15 @@ class Subject:
     """A record, and where they are at hand the images that it was made of and the network.
 
     source: the images, or what reads them when they are looked for; None: those that came with the repository.
+    attacker: which of several this shows alone.
     """
 
     record: Record
     source: Split | Callable[[], Split | None] | None = None
     network: Callable[[], Network] | None = None
+    attacker: str = ""
     _gates: dict = field(default_factory=dict, repr=False)
+    _parts: dict[str, "Subject"] = field(default_factory=dict, repr=False)  # by threat or decision
 
     @classmethod
     def of(cls, record: Record, network: Network | Callable[[], Network] | None = None) -> "Subject":
@@ -149,7 +152,21 @@ class Subject:
     def threats(self) -> dict[str, Threat]:
         """The attackers' budgets by name, draws of an averaging attacker aside."""
         distinct = dict.fromkeys(replace(v.threat, draws=1) for v in self.record.views if v.threat is not None)
-        return {f"{kind(t)}, ε {t.epsilon:.3g}, {t.steps} steps": t for t in distinct}
+        return {f"{kind(t)}, ε {t.epsilon:.3g}, {t.steps} steps" + (f" of {t.step_size:.3g}" if t.step_size else ""): t
+                for t in distinct}
+
+    def under(self, threat: str) -> "Subject":
+        """The same under one alone of several `threats`: the first one where none has this name."""
+        if len(self.threats) < 2:
+            return self
+        threat = threat if threat in self.threats else next(iter(self.threats))
+        if threat not in self._parts:
+            record, one = self.record, self.threats[threat]
+            views = [v for v, view in enumerate(record.views) if not view.attacked
+                     or replace(view.threat, draws=1) == one]
+            strong = record.strong if record.strong and record.strong.views[0].threat.epsilon == one.epsilon else None
+            self._parts[threat] = self._of(replace(record.take(views), strong=strong), attacker=threat)
+        return self._parts[threat]
 
     @property
     def classes(self) -> Sequence[str]:
@@ -168,7 +185,8 @@ class Subject:
 
     def title(self) -> str:
         meta, (first, stop) = self.record.meta, self.record.meta["images"]
-        return f"{self.record.images:,} images ({style.dataset(meta)}, {first} to {stop - 1}), seed {meta['seed']}"
+        said = f"{self.record.images:,} images ({style.dataset(meta)}, {first} to {stop - 1}), seed {meta['seed']}"
+        return said + (f", attacker {self.attacker}" if self.attacker else "")
 
     @property
     def usual(self) -> str:
@@ -195,9 +213,17 @@ class Subject:
                 continue
         return {name: gates for gates, name in by_gates.items()}
 
+    def _of(self, record: Record, **more) -> "Subject":
+        """The same with another record of the same images."""
+        return replace(self, record=record, source=lambda: self.images, _gates={}, _parts={}, **more)
+
     def by(self, decision: str) -> "Subject":
         """The same under another decision (see `gates.by`), of one's own thresholds."""
-        return self if decision == "entropy" else _by(self, decision)
+        if decision == "entropy":
+            return self
+        if decision not in self._parts:
+            self._parts[decision] = self._of(gates.by(self.record, decision))
+        return self._parts[decision]
 
     @cached_property
     def pixels(self) -> dict[int, np.ndarray] | None:
@@ -210,7 +236,9 @@ class Subject:
     def examine(self, index: int, view: View, at: OperatingPoint, thresholds: tuple) -> microscope.Look:
         """An image of the dataset attacked as a view was, at a point. Raises WorkbookError without it or network."""
         network = self._network()
-        image, _ = data.match(self._image(index).to(_place(network)), network.class_names, network.classes)
+        if self.images is None or index >= len(self.images):
+            raise WorkbookError(f"image {index} is not here: {self.missing}")
+        image, _ = data.match(self.images[index].to(_place(network)), network.class_names, network.classes)
         return microscope.look(network, image, index, view.form, view.threat, point=at,
                                thresholds=thresholds if view.thresholds_used is not None else None)
 
@@ -218,12 +246,6 @@ class Subject:
         if self.network is None:
             raise WorkbookError("this needs the network, and here is only its record")
         return self.network()
-
-    def _image(self, index: int) -> Split:
-        """One image of the dataset. Raises WorkbookError where it is not at hand."""
-        if self.images is None or index >= len(self.images):
-            raise WorkbookError(f"image {index} is not here: {self.missing}")
-        return self.images[index]
 
     def gates(self, at: OperatingPoint, source: str | float | tuple) -> tuple[float, ...]:
         """Thresholds from this source at a point: chosen on the held-out images at the nearest recorded one."""
@@ -270,11 +292,6 @@ class Subject:
                                           audited=0 if parts else recording.BRIEF))
         progress(total, total)
         return join(parts)
-
-
-@lru_cache(maxsize=64)
-def _by(subject: Subject, decision: str) -> Subject:
-    return replace(subject, record=gates.by(subject.record, decision), _gates={})
 
 
 def _place(network: Network) -> torch.device:

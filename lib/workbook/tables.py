@@ -96,7 +96,8 @@ def beside(published: Published | Sequence[Published], readings: Mapping[str, Re
 
 def printed(published: Published, ways: Mapping[str, Mapping[str, Reading]]) -> pd.DataFrame:
     """A table as the paper prints it, whole: a line per quantity; for each of its networks the paper's number and ours,
-    measured in one or several ways {name: {label: reading}}; a dash where it does not stand there or was not run."""
+    measured in one or several ways {name: {label: reading}}; a dash where it does not stand there or was not run.
+    Beside a cost stands ours of attacked images where there are early exits."""
     if any(reading.trained.quick for readings in ways.values() for reading in readings.values()):
         print(QUICK)
     columns, order = {}, {what: None for row in published.values() for what in row}
@@ -105,14 +106,10 @@ def printed(published: Published, ways: Mapping[str, Mapping[str, Reading]]) -> 
         for way, readings in ways.items():
             ours = readings.get(label)
             columns[style.label(label), way] = [
-                DASH if not ours or ours.trained.quick else text(ours, _counted(what, ours), 1, True) for what in order]
+                DASH if not ours or ours.trained.quick else
+                text(ours, ATTACKED.get(what, what) if ours.record.num_exits > 1 else what, 1, True) for what in order]
     named = [QUANTITIES.get(what, style.spoken(what)).removesuffix(", clean images") for what in order]
     return pd.DataFrame(columns, pd.Index(named))
-
-
-def _counted(quantity: str, reading: Reading) -> str:
-    """Ours, beside a cost that the paper states: of attacked images where there are early exits."""
-    return ATTACKED.get(quantity, quantity) if reading.record.num_exits > 1 else quantity
 
 
 def number(value: float | None, digits: int = 2) -> str:

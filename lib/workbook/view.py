@@ -47,14 +47,7 @@ def lines(explorer: Explorer) -> list[str]:
 
 
 def drawn(explorer: Explorer) -> go.Figure:
-    """The figure at the present setting."""
-    figure = build(explorer)
-    update(figure, explorer)
-    return figure
-
-
-def build(explorer: Explorer) -> go.Figure:
-    """Everything that does not move."""
+    """The figure at the present setting: everything that does not move, and `update`."""
     subject, exits = explorer.subject, explorer.subject.record.num_exits
     panels = ["accuracy", *["along"] * explorer.turns, "cost" if subject.early else "plane"]
     under = [{}, {"colspan": len(panels) - 1}] if subject.early else [{"colspan": len(panels)}, None]
@@ -76,6 +69,7 @@ def build(explorer: Explorer) -> go.Figure:
     for column, panel in enumerate(panels, 1):
         PANELS[panel](fig, explorer, column)
     _pictures_panel(fig, explorer, 1 + bool(subject.early))
+    update(fig, explorer)
     return fig
 
 
@@ -153,7 +147,7 @@ def _pictures_panel(fig: go.Figure, explorer: Explorer, column: int):
 
 def update(fig: go.Figure, explorer: Explorer):
     """Move what moves. Raises WorkbookError where nothing is recorded around the present setting."""
-    trace, here, pinned = {t.name: t for t in fig.data}, explorer.spot(), explorer.pinned
+    trace, here, before = {t.name: t for t in fig.data}, explorer.spot(), None
     subject, attack, every = explorer.subject, explorer.here.attack, lines(explorer)
     value, low, high = (100 * np.array([here.number(line) for line in every]).T).tolist()
     trace["now"].x = value
@@ -161,12 +155,9 @@ def update(fig: go.Figure, explorer: Explorer):
     trace["now"].marker.update(
         color=[COLOURS.get(line, style.ATTACKED) for line in every],
         size=[12 if line == attack else 8 for line in every])
-    before = None
-    try:
-        before = explorer.spot(pinned)
-        trace["reference"].x = [100 * before.number(line).value for line in every]
-    except (WorkbookError, TypeError):  # pinned where this attack was not met, or on a network with other exits
-        trace["reference"].x = [None] * len(every)
+    with contextlib.suppress(WorkbookError):
+        before = explorer.spot(explorer.pinned)
+    trace["reference"].x = [_percent(before, line) for line in every]
     if "knob" in trace:
         for name, values in explorer.along(ALONG).items():
             trace[f"{name} along"].y = [v if v is None else 100 * v for v in values]
@@ -179,6 +170,12 @@ def update(fig: go.Figure, explorer: Explorer):
     _update_pictures(fig, trace["pictures"], explorer, here, before)
 
 
+def _percent(spot: Spot | None, what: str) -> float | None:
+    """None on a pinned network that was not attacked so."""
+    with contextlib.suppress(WorkbookError):
+        return spot and 100 * spot.number(what).value
+
+
 def _update_exits(fig: go.Figure, trace: dict, explorer: Explorer, here, before):
     attack, record = explorer.here.attack, explorer.subject.record
     curve = threshold_curve(record, nearest(record, explorer.here.at))  # of the nearest recorded point
@@ -188,7 +185,7 @@ def _update_exits(fig: go.Figure, trace: dict, explorer: Explorer, here, before)
     for name, spot in (("here", here), ("pinned", before)):
         if spot is not None:
             trace[name].x = [spot.cost("cumulative_macs") / 1e6] * 3
-            trace[name].y = [100 * spot.number(what).value for what in ("clean", attack, "union")]
+            trace[name].y = [_percent(spot, what) for what in ("clean", attack, "union")]
     cost = tuple(reading.cost("cumulative_macs") / 1e6 for reading in curve)
     for name, what in (("clean", "clean"), ("attacked", attack), ("union", "union")):
         line = tuple(100 * Spot(((1.0, reading),)).number(what).value for reading in curve)
@@ -204,7 +201,7 @@ def _update_plane(fig: go.Figure, trace: dict, explorer: Explorer, here, before)
         line.x, line.y = ([100 * pair[axis] for pair in known] for axis in (1, 0))
     for name, spot in (("here", here), ("pinned", before)):
         if spot is not None:
-            trace[name].x, trace[name].y = ([100 * spot.number(what).value] for what in (attack, "clean"))
+            trace[name].x, trace[name].y = ([_percent(spot, what)] for what in (attack, "clean"))
     shown = [trace[name] for name in (*map(style.plain, explorer.subjects), "here")]
     _zoom(fig, trace["here"], [t.y for t in shown])
     _zoom(fig, trace["here"], [t.x for t in shown], "xaxis")
@@ -228,7 +225,7 @@ def _update_pictures(fig: go.Figure, pictures, explorer: Explorer, here, before)
     else:
         sample = sample[::max(1, len(sample) // WIDE)][:WIDE]
         for row, (spot, view) in enumerate((spot, view) for spot in (before, here) for view in ("clean", attack)):
-            if spot is not None:
+            if _percent(spot, view) is not None:
                 cells += microscope.in_a_row(spot.nearest, view_for(spot.nearest, view), sample, row)
     first, names = record.meta["images"][0], [style.plain(name) for name in subject.classes]
     pictures.x, pictures.y = [c.column + 0.5 for c in cells], [c.row + 0.5 for c in cells]

@@ -31,6 +31,7 @@ from lib.workbook.panel import Panel
 from lib.workbook.subject import Subject
 from tests.helpers.made_members import IMAGES, THREAT, accuracy, member
 from tests.helpers.made_record import every_knob, made
+from tests.helpers.made_record import view as made_view
 from tests.helpers.networks import small
 
 FORMS = ("clean", "single1", "single2", "main", "average", "max_average")
@@ -96,6 +97,51 @@ def shown(live, name):
 
 
 # Where it stands, and what the record says there.
+
+
+def test_a_pinned_network_that_was_attacked_otherwise_stands_beside_as_far_as_it_goes(tmp_path):
+    plain = Subject(recorded(exits=1, forms=("clean", "main"), paper_thresholds=None))
+    explorer = Explorer({"plain": plain, "exits": Subject(recorded())}, tmp_path)
+    live = Panel(explorer)
+    live.network.value, live.attack.value = "exits", "average"
+    assert not live.errors.value
+    reference = dict(zip(view.lines(explorer), shown(live, "reference").x, strict=True))
+    assert {line for line, value in reference.items() if value is not None} == {
+        "clean", "main", "paper_worst", "union"}
+    assert shown(live, "pinned").y[1] is None and shown(live, "here").y[1] is not None
+    live.pin.click()
+    live.network.value = "plain"
+    assert not live.errors.value and shown(live, "reference").x[0] is not None
+
+
+def test_one_record_under_attackers_of_several_kinds_and_budgets(tmp_path):
+    """Each by itself, as a reading under its threat alone says; nothing is mixed, and nothing of them is lost."""
+    attacked, threats = FORMS[1:], (THREAT, replace(THREAT, step_size=0.01), Threat(0.3, algorithm="fgsm"))
+    forms = ("clean", *attacked * 3, "random")
+    views = [made_view("clean"), *(made_view(form, threat=threat) for threat in threats for form in attacked),
+             made_view("random", threat=THREAT)]
+    record = replace(recorded(forms=forms), views=tuple(views))
+    explorer = Explorer(Subject(record), tmp_path)
+    live = Panel(explorer)
+    assert len(live.threat.options) == 3 and live.threat.layout.display == "" and not live.errors.value
+    for name, threat in zip(live.threat.options, threats, strict=True):
+        live.threat.value = name
+        assert not live.errors.value and [a for _, a in live.attack.options] == [
+            "union", "paper_worst", *attacked, *(["random"] if threat == THREAT else [])]
+        alone = read(record, thresholds=explorer.here.thresholds, threat=threat)
+        for attack in ("average", "union", "paper_worst"):
+            live.attack.value = attack
+            assert not live.errors.value and explorer.spot().number(attack) == alone.measured(attack)
+        last = read(record, thresholds=(-math.inf,) * 2, threat=threat)
+        assert explorer.recorded("network") == [(last.measured("clean").value, last.measured("paper_worst").value)]
+        assert explorer.best().reading.right("union").sum() == read(
+            record, thresholds=explorer.best().reading.thresholds, threat=threat).right("union").sum()
+    live.threat.value, live.attack.value = live.threat.options[0], "random"
+    explorer.restore(explorer.export())
+    live.threat.value = live.threat.options[2]  # whose record has no such form
+    assert explorer.here.attack == "union" and not live.errors.value
+    explorer.choose()
+    assert explorer.here.threat == live.threat.options[2]
 
 
 def test_every_knob_of_one_network_moves_its_point_numbers_and_answers(every, tmp_path):
@@ -277,8 +323,8 @@ def test_another_network_keeps_lambda_and_width(every, methods, tmp_path):
 
 
 @pytest.mark.parametrize("wrong, said", [
-    (dict(width=0.3), "width 0.3 was not recorded"), (dict(lambda_m=1), "unknown knob lambda_m"),
-    (dict(network="x"), "no network 'x'"), (dict(attack="square"), "not recorded under attack 'square'"),
+    (dict(width=0.3), "width 0.3 was not recorded"), (dict(lambda_m=1), "unknown knob 'lambda_m'.*lambda_n"),
+    (dict(network="x"), "unknown network 'x'"), (dict(attack="square"), "attack square was not recorded"),
     (dict(lambda_n=-1.0), "below 0"), (dict(noise=0.5, network="control"), "has no knob noise"),
     (dict(code=0.2), "has no knob code")])
 def test_what_is_not_there_is_refused_and_changes_nothing(knob, wrong, said):

@@ -102,6 +102,15 @@ def test_figures_have_a_mark_for_every_point(members):
     assert [list(c.y) for c in curve] == [[90.0, 60.0]] * 2 and [c.line.dash for c in curve] == ["dot"] * 2
 
 
+def test_a_member_whose_weights_did_not_come_is_explored_by_its_record_alone(members):
+    """Its network has shapes, but no numbers: nothing can be attacked with it."""
+    one = members["float"]
+    bare = replace(one, trained=replace(one.trained, weights="record"))
+    [shown] = session.subjects({"float": bare}).values()
+    with pytest.raises(WorkbookError, match="needs the network"):
+        shown.examine(0, one.record.views[-1], FULL, ())
+
+
 def test_the_explorer_reads_images_when_it_looks_for_them(members, monkeypatch):
     asked = []
     monkeypatch.setattr(subject, "at_hand", lambda name, **options: asked.append(name))
