@@ -18,7 +18,7 @@ from lib.models.network import Network
 from lib.operating_point import OperatingPoint
 from lib.workbook import style, tables
 
-OTHERS = ("#56b4e9", "#0072b2", "#b8860b", "#d55e00", "#6b7785")
+OTHERS = ("#0072b2", "#d55e00", "#b8860b", "#56b4e9", "#6b7785")
 SYMBOLS = ("circle", "diamond", "square", "cross", "triangle-up")
 PERCENT = dict(range=[-2, 102], tickvals=[0, 25, 50, 75, 100])
 AXES = {"paper_mflops": "MFlops as the paper counts", "cumulative_macs": "true cost, M MACs"}
