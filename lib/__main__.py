@@ -79,7 +79,7 @@ def add_fleet(add):
     verb = add("fleet", "train the workbook's networks on CIFAR-10, the most wanted first; the same command goes on")
     verb.add_argument("--list", action="store_true", help="show how far each is and stop")
     verb.add_argument("--only", type=names, metavar="WORDS", help="only trainings with one of these in their name")
-    verb.add_argument("--minutes", type=number, metavar="M", help="stop cleanly after M minutes")
+    verb.add_argument("--minutes", type=minutes, metavar="M", help="stop cleanly after M minutes")
     verb.add_argument("--jobs", type=count, default=1, metavar="N", help="trainings at a time (default 1)")
     verb.add_argument("--device", help="cpu, cuda, cuda:1 (default: the GPU if there is one)")
 

@@ -85,6 +85,7 @@ BAD = [
     (["train"], "train --list"),
     (["train", "x", "--minutes", "nine"], "'nine' is not a number"),
     (["train", "x", "--minutes", "-1"], "at least 0"),
+    (["fleet", "--minutes", "0"], "at least 0.01"),
     (["evaluate", "x"], "--dataset"),
     (["evaluate", "--dataset", "digits"], "CHECKPOINT"),
     (["evaluate", "x", "--dataset", "d", "--epsilon", "8/0"], "write 0.03 or 8/255"),

@@ -89,7 +89,7 @@ def run(fleet: Sequence[Member], *, minutes: float | None = None, jobs: int = 1,
     members cleanly; returns the signal, or 0. A member that fails is left and the others go on; at the end
     WorkbookError says which failed.
     """
-    end = time.monotonic() + 60 * (minutes or float("inf"))
+    end = time.monotonic() + 60 * (float("inf") if minutes is None else minutes)
     waiting, running, failed, shown = [m for m in fleet if not m.finished()], {}, [], -float("inf")
     with stop_signals() as stop:
         while running or waiting:

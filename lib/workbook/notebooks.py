@@ -204,6 +204,8 @@ def main(argv: list[str] | None = None):
     parser.add_argument("--run", action="store_true", help="execute first, and note how long it took")
     args = parser.parse_args(argv)
     chosen = [p for p in paths() if not args.names or p.stem in args.names or p.stem[:2] in args.names]
+    if strange := set(args.names) - {name for p in chosen for name in (p.stem, p.stem[:2])}:
+        parser.error(f"there is no notebook '{min(strange)}'")
     for path in chosen:
         if args.run:
             run(path)

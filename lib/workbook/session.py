@@ -253,7 +253,7 @@ class Session(Settings):
         """What every number of these stands on, in one line."""
         first = next(iter(shown.values()))
         record, trainings, sources = first.record, "", {r.source for r in shown.values() if isinstance(r, Reading)}
-        threat = next((view.threat for view in record.views if view.attacked), None)
+        threat = getattr(first, "threat", None) or next((view.threat for view in record.views if view.attacked), None)
         attack = f"{threat.algorithm.upper()}-{threat.steps}" if threat else "no attack"
         if isinstance(first, Member):
             draws = max(m.read(p).draws for m in shown.values() for p in m.record.points)

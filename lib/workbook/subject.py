@@ -57,12 +57,12 @@ def at_hand(name: str, **options) -> data.Dataset | None:
 
 
 def explorable(folder: Path | str) -> dict[str, "Subject"]:
-    """Every record below `folder`: name -> what an explorer shows; with its network where that was shipped."""
+    """Every record below `folder`, by its place there, as an explorer shows it; with its network where that came."""
     found = {}
     for path in sorted(Path(folder).rglob("*.safetensors")):
-        weights = lib.CHECKPOINTS / path.name
+        weights, name = lib.CHECKPOINTS / path.name, path.relative_to(folder).with_suffix("").as_posix()
         with contextlib.suppress(WorkbookError):  # weights and states of the same run
-            found[path.stem] = Subject.of(Record.load(path), functools.partial(
+            found[name] = Subject.of(Record.load(path), functools.partial(
                 lambda file: checkpoints.load(file).network, weights) if weights.is_file() else None)
     if not found:
         raise WorkbookError(f"there is no record in {folder}; run one with `python3 -m lib run`, or record one with "

@@ -61,7 +61,8 @@ def comparable(reading: Reading) -> bool:
     if dataset not in AS_IN_THE_PAPER or not reading.trained.name.endswith(("-paper", "_released")):
         return False
     steps = data.SOURCES[recipes.COPIES.get(dataset, dataset)].threat["steps"]
-    return all(v.threat.steps == steps for v in reading.record.views if v.threat and v.threat.algorithm == "pgd")
+    threats = [reading.view(attack).threat for attack in reading.attacks]
+    return all(threat.steps == steps for threat in threats if threat.algorithm == "pgd")
 
 
 def beside(published: Published | Sequence[Published], readings: Mapping[str, Reading],

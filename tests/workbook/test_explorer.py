@@ -28,7 +28,7 @@ from lib.workbook import live, microscope, panel, style, tables, view
 from lib.workbook.controls import Chooser, choose
 from lib.workbook.explorer import Explorer
 from lib.workbook.panel import Panel
-from lib.workbook.subject import Subject
+from lib.workbook.subject import Subject, explorable
 from tests.helpers.made_members import IMAGES, THREAT, accuracy, member
 from tests.helpers.made_record import every_knob, made
 from tests.helpers.made_record import view as made_view
@@ -97,6 +97,14 @@ def shown(live, name):
 
 
 # Where it stands, and what the record says there.
+
+
+def test_records_of_one_name_in_two_folders_are_both_explored(tmp_path):
+    for folder, seed in (("a", 0), ("b/c", 1)):
+        recorded(seed=seed).save(tmp_path / folder / "same.safetensors")
+    found = explorable(tmp_path)
+    assert list(found) == ["a/same", "b/c/same"]
+    assert not np.array_equal(*(one.record.entropy for one in found.values()))
 
 
 def test_a_pinned_network_that_was_attacked_otherwise_stands_beside_as_far_as_it_goes(tmp_path):

@@ -207,6 +207,12 @@ def test_the_cleaner_mends_what_a_run_leaves_and_links_neighbours(tmp_path):
 
 
 @pytest.mark.slow
+def test_the_cleaner_refuses_a_notebook_that_is_not_there(capsys):
+    with pytest.raises(SystemExit):
+        notebooks.main(["99"])
+    assert "there is no notebook '99'" in capsys.readouterr().err
+
+
 def test_a_notebook_says_how_long_it_took_and_how_much_it_trained(tmp_path, monkeypatch):
     path, other = made(tmp_path), made(tmp_path, "02_y")
     monkeypatch.setattr(notebooks, "OPENING", tmp_path / "opening.json")

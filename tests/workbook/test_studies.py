@@ -51,6 +51,16 @@ def test_the_caption_of_every_figure_says_whose_attacks_are_doubted():
     assert "trust" not in wb.caption({"main": sound})
 
 
+def test_a_reading_under_one_of_several_attackers_is_called_and_compared_by_that_one():
+    usual, other = Threat(0.3, 0.01, 40), Threat(0.2, 0.05, 7)
+    views = ["clean", *(view("main", threat=threat) for threat in (usual, other)), view("average", threat=usual)]
+    found = reading("rdi_smallcnn-mnist-main-paper", views[:2] + views[3:] + views[2:3] + ["random"])
+    of_usual, of_other = (replace(found, threat=threat) for threat in (usual, other))
+    wb = Session(preset="paper")
+    assert "PGD-40" in wb.caption({"main": of_usual}) and "PGD-7" in wb.caption({"main": of_other})
+    assert tables.comparable(of_usual) and not tables.comparable(of_other)
+
+
 def test_the_papers_union_leaves_other_attacks_out():
     found = reading(views=(*VIEWS, "random"))
     found.record.right[5] = 0
