@@ -29,7 +29,9 @@ def export(args) -> None:
     check_output(folder / "card.json", inputs=[args.checkpoint])
     network, point = loaded.network, point if point.draw is not None or not point.noise else point.replace(draw=0)
     images = torch.rand(COMPARED, *network.input_shape, generator=randomness.generator(0, "export"))
-    files = write(stages(network, point), images[:2], folder, onnx=not args.no_onnx)
+    parts = stages(network, point)
+    (folder / "card.json").unlink(missing_ok=True)  # one of earlier programs says nothing of these
+    files = write(parts, images[:2], folder, onnx=not args.no_onnx)
     programs, gates = {"torch.export": [torch.export.load(path).module() for path in files]}, opened(network, point)
     if not args.no_onnx and find_spec("onnxruntime"):
         programs["onnxruntime"] = [served(path.with_suffix(".onnx")) for path in files]

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from lib import CHECKPOINTS, WorkbookError, __main__, checkpoints
+from lib import CHECKPOINTS, WorkbookError, __main__, checkpoints, exporting
 from lib.models import exits, export, zoo
 from lib.operating_point import OperatingPoint
 
@@ -59,6 +59,16 @@ def test_what_no_program_can_hold_is_refused(every, tmp_path, capsys):
         assert __main__.main(["export", str(EVERY), str(tmp_path / "x"), "--at", at]) == 2
         assert told in capsys.readouterr().err
     assert not (tmp_path / "x" / "card.json").exists()
+
+
+def test_the_card_of_an_earlier_export_does_not_stand_beside_other_programs(tmp_path, monkeypatch):
+    card = tmp_path / "card.json"
+    card.write_text("{}")
+    assert __main__.main(["export", str(EVERY), str(tmp_path), "--at", '{"width": 0.3}']) == 2 and card.is_file()
+    monkeypatch.setattr(exporting, "write", lambda *args, **options: pytest.fail("stopped"))
+    with pytest.raises(pytest.fail.Exception):
+        __main__.main(["export", str(EVERY), str(tmp_path), "--at", '{"noise": 0, "batch_norm": 0, "width": 1}'])
+    assert not card.exists()
 
 
 @pytest.mark.slow
