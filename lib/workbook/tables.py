@@ -226,13 +226,20 @@ def saves(claim: str, reading: Reading, view: str = "clean") -> dict:
 
 def compared(claim: str, first: Reading, second: Reading, what: str = "union", other: str | None = None) -> dict:
     """`verdict` on two readings; a network that still answers at chance on clean images decides nothing."""
-    line = verdict(claim, first.right(what), second.right(other or what), draws=max(first.draws, second.draws))
+    line = verdict(claim, *_paired(first, second, what, other or what), draws=max(first.draws, second.draws))
     return line if learned(first, second) else line | {"verdict": "too small to tell: one of them has hardly learned"}
 
 
 def gain(first: Reading, second: Reading, what: str = "union") -> Number:
     """What the first has more on the same images, in points, and its 95 % interval."""
-    return paired_difference(first.right(what), second.right(what)).times(100)
+    return paired_difference(*_paired(first, second, what, what)).times(100)
+
+
+def _paired(first: Reading, second: Reading, *what: str) -> list[np.ndarray]:
+    """Who is right; under the strong suite on the first images that it met in both records."""
+    right = [reading.right(one) for reading, one in zip((first, second), what, strict=True)]
+    met = min(one.shape[-1] for one in right) if "strong" in what else None
+    return [one[..., :met] for one in right]
 
 
 def learned(*readings: Reading) -> bool:

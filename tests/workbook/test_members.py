@@ -12,12 +12,14 @@ import lib
 from lib import WorkbookError
 from lib.data import Split
 from lib.evaluation import points, recording
+from lib.evaluation.reading import read
 from lib.evaluation.record import Record
 from lib.evaluation.stats import interval
 from lib.operating_point import OperatingPoint
 from lib.training import methods
 from lib.workbook import figures, once_for_all, session, style, subject, tables
 from lib.workbook.once_for_all import SIZES, Member, Trained
+from lib.workbook.published import suited
 from lib.workbook.session import Session
 from tests.helpers import notebook_cells as pages
 from tests.helpers.made_members import IMAGES, THREAT, recorded, repeated, study
@@ -83,6 +85,17 @@ def test_a_network_at_chance_decides_nothing(members):
     lost = replace(reading, record=replace(reading.record, right=0 * reading.record.right))
     assert tables.compared("x", reading, lost)["verdict"].startswith("too small to tell")
     assert tables.compared("x", reading, members["float"].read(0.0))["verdict"] == "held here"
+
+
+def test_under_the_strong_suite_two_networks_are_compared_on_the_images_that_both_met():
+    exits, dense = (read(record, thresholds=suited(record)) for record in (
+        Record.load(lib.ATLASES / f"{name}-laptop{more}.safetensors") for name, more in (
+            ("rdi_resnet38-cifar10_jpeg-max_average", ""), ("resnet38-cifar10_jpeg-main", "-atmc_365838_8bit"))))
+    line, (value, *_) = tables.compared("x", dense, exits, "strong"), tables.gain(dense, exits, "strong")
+    kept = dense.right("strong").mean() - exits.right("strong")[:100].mean()
+    assert line["images"] == 100 and abs(value - 100 * kept) < 1e-9
+    with pytest.raises(WorkbookError, match="same images twice"):
+        tables.gain(dense, replace(exits, record=exits.record.select(images=slice(0, 90))))
 
 
 def test_figures_have_a_mark_for_every_point(members):
