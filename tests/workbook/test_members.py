@@ -70,6 +70,7 @@ def test_tables_and_claims_read_the_records(members):
 def test_what_is_not_there_is_a_dash_or_no_line(members):
     assert once_for_all.claim(members, "x", ("float", 1.0), ("pni", 1.0)) is None
     assert once_for_all.claim(members, "x", ("float", 0.3), ("float", 1.0)) is None  # was not recorded
+    assert once_for_all.claim(members, "x", ("float", 1.0), ("float", 0.0), "strong") is None  # did not meet it
     line = tables.verdict("a", np.ones(4), np.zeros(4))
     assert len(tables.claims(line, None)) == 1
     assert once_for_all.accuracies({"dual_bn": members["dual_bn"]})["draw known"].tolist() == ["–", "–"]
