@@ -243,8 +243,7 @@ def find(members: Members, method: str, *where) -> Reading | Trainings | None:
 
 def claim(members: Members, text: str, first: tuple, second: tuple, what: str = "union",
           other: str | None = None) -> dict | None:
-    """`tables.compared` of two (method, *where); None where one of them is not there, or did not meet the strong suite
-    that is asked for."""
+    """`tables.compared` of two (method, *where); None where one is not there, or lacks the strong suite asked for."""
     pair = [find(members, *side) for side in (first, second)]
     there = all(pair) and (what != "strong" or all(reading.survived for reading in pair))
     return tables.compared(text, *pair, what, other) if there else None

@@ -6,7 +6,6 @@
     python -m lib.workbook.shipping released           records of the RDI authors' released weights on lossless images
     python -m lib.workbook.shipping images [--images N]     the first lossless CIFAR-10 test images
     python -m lib.workbook.shipping RECIPE --strong N  adds the strong suite on the first N images to its shipped record
-                                                       (repeats/RECIPE-seedS-suite: to that of one of its trainings)
     python -m lib.workbook.shipping made:WHICH --folder RUN     records that a page made and calls WHICH (24: attackers)
 
 The weights are stored in half precision and every number is computed from the stored file. A killed recording goes on.
@@ -177,10 +176,9 @@ def ship_released(folder: Path | None = None) -> Path:
 
 
 def add_strong(name: str, images: int, folder: Path | None = None, device: str = "cpu") -> Path:
-    """Add the strong suite on the first `images` to the shipped record `name`, at the settings that README shows: the
-    one point, or `once_for_all.ends`; with exits at its suited thresholds, with a lambda also at the last exit alone.
-    Nothing else in the record changes. Raises WorkbookError where weights or images are not its own.
-    """
+    """Add the strong suite on the first `images` to a shipped record ("…-laptop", "repeats/…-laptop-seed0-suite"), at
+    the settings of README: its point or `once_for_all.ends`, at suited thresholds and, with a λ, the last exit alone.
+    Nothing else changes. Raises WorkbookError where weights or images are not its own."""
     target = ATLASES / f"{name}.safetensors"
     found, ours = Record.load(target), name != released.NAME
     loaded = checkpoints.load(CHECKPOINTS / f"{name.removesuffix('-suite')}.safetensors" if ours
@@ -208,8 +206,7 @@ def with_held_out(found: Record, network: Network) -> Record:
     """The record with the test images behind its own, of the JPEG copy of CIFAR-10, as held-out ones."""
     first, copy = found.meta["images"][1], data.load(DATASETS / "cifar10_jpeg")
     told = f"JPEG copy, test images {first + 1:,} to {len(copy.test):,}"
-    held = recording.hold_out(network, copy.test[first:], first=first, split="test",
-                              data_variant=told).lightened()
+    held = recording.hold_out(network, copy.test[first:], first=first, split="test", data_variant=told).lightened()
     return replace(found, held_out=held, meta={**found.meta, "held_out_variant": told})
 
 
