@@ -74,9 +74,9 @@ class Panel:
         self.threat = widgets.Dropdown(description="attacker", tooltip=TIPS["attacker"], **narrow)
         self.width = widgets.ToggleButtons(description="width", layout={"width": "max-content"},
                                            style={"button_width": "52px", "description_width": "initial"})
-        self.lambda_n, self.lambda_th = (Dial(name, self._to(knob), high=high) for name, knob, high in (
-            ("λ_n", "lambda_n", 1.0), ("λ_th", "lambda_th", 0.95)))
-        self.noise, self.mix = Dial("noise s", self._to("noise")), Dial("BN mix", self._to("batch_norm"))
+        self.lambda_n, self.noise = Dial("λ_n", self._to("lambda_n")), Dial("noise s", self._to("noise"))
+        self.lambda_th = Dial("λ_th", self._to("lambda_th"), high=0.95)
+        self.mix = Dial("BN mix", self._to("batch_norm"))
         self.source = widgets.ToggleButtons(tooltips=[TIPS["thresholds"]] * 5, style={"button_width": "106px"})
         self.decision = widgets.Dropdown(description="leaves by", tooltip=TIPS["leaves by"], **narrow)
         self.most = widgets.FloatText(1.0, description="at most", tooltip=TIPS["choose"],
@@ -257,10 +257,9 @@ class Panel:
 
     def _moved(self):
         """A gate or a box: thresholds by hand, as the fields say; a gate that was never set opens where it stands."""
-        now = self.explorer.here.thresholds
         gates = tuple(gate.value or 10**gate.slider.value if opened.value else -math.inf
                       for gate, opened in zip(self.gates, self.opens, strict=True))
-        if gates != now:
+        if gates != self.explorer.here.thresholds:
             self.explorer.set(thresholds=gates)
 
     def look_at(self, index: int):
