@@ -71,12 +71,13 @@ def paired_difference(first: np.ndarray, second: np.ndarray, seed: int = 0, resa
 
 def interval(values: np.ndarray) -> Number:
     """Mean of shares over images (N,), Wilson's interval (too wide rather than too narrow for means over draws); of
-    (S, N) over S trainings, as in `paired_difference`, cut to [0, 1]."""
+    (S, N) over S trainings, as in `paired_difference`, cut to [0, 1]; Wilson's where all are alike in all of them."""
     values = np.asarray(values, float)
-    if values.ndim == 2:
+    if values.ndim == 2 and values.any() and not values.all():
         value, low, high = paired_difference(values, np.zeros_like(values))
         return Number(value, max(0.0, low), min(1.0, high))
-    return Number(float(values.mean()), *wilson(float(values.sum()), len(values)))
+    images = values.shape[-1]
+    return Number(float(values.mean()), *wilson(float(values.sum()) * images / values.size, images))
 
 
 def auroc(score: np.ndarray, positive: np.ndarray, seed: int = 0, resamples: int = 1000) -> Number:

@@ -58,6 +58,8 @@ def test_several_trainings_make_a_t_interval_of_their_differences():
     assert [found.low, found.high] == pytest.approx([each.mean() - half, each.mean() + half], abs=2e-3)
     same = stats.paired_difference(better[:1], worse[:1])  # a single training: an interval over images alone
     assert same == stats.paired_difference(better[0], worse[0])
+    nobody = stats.interval(np.zeros((3, 20)))  # alike in all trainings: that says nothing of other images
+    assert nobody == stats.interval(np.zeros(20)) and nobody.high == pytest.approx(0.1611, abs=5e-5)
     shares = stats.interval(better)
     half = 4.302653 * better.mean(1).std(ddof=1) / 3**0.5
     assert shares.high == 1 and shares.low == pytest.approx(0.7 - half, abs=0.03)
