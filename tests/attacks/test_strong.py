@@ -112,11 +112,11 @@ def test_every_network_meets_as_many_attacks_and_none_towards_a_closed_exit():
 
 def test_fresh_noise_is_judged_over_its_draws_and_the_worst_images_are_kept(monkeypatch):
     pytest.importorskip("pyautoattack")
-    network = checkpoints.load(CHECKPOINTS / "resnet20-digits-pni-laptop.safetensors").network
+    network = checkpoints.load(CHECKPOINTS / "resnet20-digits-float-laptop.safetensors").network
     monkeypatch.setattr(strong, "names", lambda *_: ("gate_aware", "margin"))
     monkeypatch.setattr(strong, "STEPS", 5)
     x, y = data.load("digits", shape=network.input_shape).test[:24].floats()
-    at = OperatingPoint(noise=1.0)
+    at = OperatingPoint(noise=1.0, batch_norm=1.0)
     before = torch.full((24,), strong.DRAWS)
     for _, made, right in strong.attacked(network, x, y, Threat(0.15, 0.01, 1), point=at):
         counted = sum((network(made, at.replace(draw=d))[-1].argmax(-1) == y).int() for d in range(strong.DRAWS))
