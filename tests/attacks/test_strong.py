@@ -142,6 +142,7 @@ def test_the_best_iterate_is_kept_and_never_worse_than_the_last():
 
 def test_rerouting_breaks_what_the_gates_hide():
     """The last exit cannot be broken; the first is wrong but unsure, and surer only where the last is surer too."""
+    pytest.importorskip("pyautoattack")
     ones = torch.ones(4)
     network = linear_network(torch.stack([torch.stack([10 * ones, 0 * ones]), torch.stack([0 * ones, 5 * ones])]),
                              [[-19.0, 0.0], [0.0, 0.0]])
