@@ -11,8 +11,9 @@ from lib import ATLASES, ROOT
 from lib.evaluation.reading import read
 from lib.evaluation.record import Record
 from lib.operating_point import OperatingPoint
-from lib.workbook import readme
+from lib.workbook import readme, tables
 from lib.workbook.published import suited
+from lib.workbook.session import Session
 
 KNOBS = "cheap_resnet38-cifar10_jpeg-float_slim-laptop"
 
@@ -106,6 +107,16 @@ def test_what_is_said_of_oat_and_of_the_released_weights_is_in_their_records():
         assert percent(end, "clean") in said and value in said and f"({low}–{high})" in said
     said = said_of("The released RDI-ResNet38")
     assert percent(released, "strong", True) in said and percent(released, "paper_worst") in said
+
+
+def test_what_is_said_of_the_noise_is_in_the_records_of_its_trainings():
+    said, wb = said_of("FLOAT's two batch norms"), Session(
+        seed=0, weights="shipped", network="resnet20", dataset="fashion_mnist")
+    for which, what in (("pgd", "union"), ("suite", "strong")):
+        ours, control = (member.read(1.0) for member in wb.repeats(("float", "dual_bn"), which).values())
+        value, low, high = (f"{part:+.1f}".replace("-", "−") for part in tables.gain(ours, control, what))
+        assert value in said and f"({low} to {high}; " in said
+        assert f"{ours.right(what).shape[-1]:,} images" in said
 
 
 def test_what_an_attacker_takes_of_the_saving_is_in_the_records():
