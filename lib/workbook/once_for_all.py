@@ -55,10 +55,10 @@ class Trained:
     @classmethod
     def load(cls, path: Path, weights: str = "shipped", device: str = "cpu", name: str | None = None) -> "Trained":
         """The network of a file, or of its record alone; it is called as its recipe, unless `name` says otherwise."""
-        if path.parent == lib.ATLASES:
+        if path.is_relative_to(lib.ATLASES):
             meta = Record.load(path).meta
             with torch.device("meta"):
-                return cls(path.stem, zoo.build(**meta["model"], seed=None), meta["checkpoint"], "record")
+                return cls(name or path.stem, zoo.build(**meta["model"], seed=None), meta["checkpoint"], "record")
         loaded = checkpoints.load(path, device)
         return cls(name or path.stem, loaded.network, loaded.digest, weights)
 

@@ -119,10 +119,10 @@ def _member(name: str, record: Record) -> Member:
 
 def _repeats() -> list[tuple[str, Member]]:
     """Of FLOAT and its control, trained several times."""
-    asked = Session(seed=0, weights="shipped", network="resnet20", dataset="fashion_mnist")
-    found = asked.repeats(("float", "dual_bn"), "suite")
-    return [(f"{m.trained.name.rsplit('-', 2)[0]}, {len(m.runs)} training{'s' * (len(m.runs) > 1)}", m)
-            for m in found.values()]
+    asked = Session(seed=0, weights="shipped", network="resnet20")
+    found = [m for dataset, which in (("cifar10_jpeg", "pgd"), ("fashion_mnist", "suite"))
+             for m in asked.replace(dataset=dataset).repeats(("float", "dual_bn"), which).values()]
+    return [(f"{m.trained.name.rsplit('-', 2)[0]}, {len(m.runs)} trainings", m) for m in found]
 
 
 def coverage() -> str:

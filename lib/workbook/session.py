@@ -224,17 +224,18 @@ class Session(Settings):
                 if not which or one.weights == "train" or one.shipped_record(which).is_file()}
 
     def repeats(self, methods: Sequence[str], which: str, plan: Callable | None = None) -> dict[str, Member]:
-        """{method: its trainings}: those that were shipped, with the records `which`, or `seeds` of each trained and
-        recorded in this run (plan: see `record`), alike in all but the method."""
+        """{method: its trainings}: those whose records `which` came along, with weights or without, or `seeds` of each
+        trained and recorded in this run (plan: see `record`), alike in all but the method."""
         if self.weights == "shipped":
             def files(seed: int) -> list[tuple[Path, Path]]:
                 names = (f"{self.network}-{self.dataset}-{method}-laptop-seed{seed}" for method in methods)
                 return [(lib.CHECKPOINTS / f"repeats/{name}.safetensors",
                          lib.ATLASES / f"repeats/{name}-{which}.safetensors") for name in names]
 
-            seeds = self.trainings(lambda seed: itertools.chain(*files(seed)))
-            runs = [{method: Member(method, one := Trained.load(weights), self.cut(one.own(Record.load(kept))))
-                     for method, (weights, kept) in zip(methods, files(seed), strict=True)} for seed in seeds]
+            seeds = self.trainings(lambda seed: (kept for _, kept in files(seed)))
+            runs = [{m: Member(m, one := Trained.load(weights if weights.is_file() else kept, name=weights.stem),
+                               self.cut(one.own(Record.load(kept))))
+                     for m, (weights, kept) in zip(methods, files(seed), strict=True)} for seed in seeds]
         else:
             each = [self.replace(seed=seed) for seed in range(self.seed, self.seed + self.seeds)]
             runs = [own.members(own.load_all(methods), plan=plan) for own in each]

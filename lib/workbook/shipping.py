@@ -181,7 +181,7 @@ def add_strong(name: str, images: int, folder: Path | None = None, device: str =
     Nothing else changes. Raises WorkbookError where weights or images are not its own."""
     target = ATLASES / f"{name}.safetensors"
     found, ours = Record.load(target), name != released.NAME
-    loaded = checkpoints.load(CHECKPOINTS / f"{name.removesuffix('-suite')}.safetensors" if ours
+    loaded = checkpoints.load(CHECKPOINTS / f"{name.removesuffix('-suite').removesuffix('-pgd')}.safetensors" if ours
                               else DATASETS / f"{name}.pth.tar", device)
     network = loaded.network.to(memory_format=torch.channels_last)
     dataset = data.load(found.meta["dataset"] if ours else DATASETS / "cifar10_png", device=device,

@@ -281,3 +281,15 @@ def test_shipped_repeats_are_those_of_the_seeds_asked_for(wb):
     vars(wb).update(dataset="digits")
     with pytest.raises(WorkbookError, match="not enough came"):
         wb.repeats(("float",), "pgd")
+
+
+def test_shipped_repeats_whose_weights_stayed_away_are_read_from_their_records(wb):
+    vars(wb).update(dataset="cifar10_jpeg", named=frozenset())
+    found = wb.repeats(("float", "dual_bn"), "pgd")
+    assert {run.trained.weights for member in found.values() for run in member.runs} == {"record"}
+    assert [run.trained.name for run in found["float"].runs] == [
+        f"resnet20-cifar10_jpeg-float-laptop-seed{seed}" for seed in range(3)]
+    clean = found["float"].read(1.0).measured("clean")
+    assert 0.5 < clean.low < clean.value < clean.high < 0.8
+    with pytest.raises(WorkbookError, match="its weights did not"):
+        wb.record(found["float"].trained, draws=3)

@@ -110,10 +110,11 @@ def test_what_is_said_of_oat_and_of_the_released_weights_is_in_their_records():
 
 
 def test_what_is_said_of_the_noise_is_in_the_records_of_its_trainings():
-    said, wb = said_of("FLOAT's two batch norms"), Session(
-        seed=0, weights="shipped", network="resnet20", dataset="fashion_mnist")
-    for which, what in (("pgd", "union"), ("suite", "strong")):
-        ours, control = (member.read(1.0) for member in wb.repeats(("float", "dual_bn"), which).values())
+    said, wb = said_of("FLOAT's two batch norms"), Session(seed=0, weights="shipped", network="resnet20")
+    for dataset, which, what in (("fashion_mnist", "pgd", "union"), ("fashion_mnist", "suite", "strong"),
+                                 ("cifar10_jpeg", "pgd", "union"), ("cifar10_jpeg", "pgd", "strong")):
+        found = wb.replace(dataset=dataset).repeats(("float", "dual_bn"), which)
+        ours, control = (member.read(1.0) for member in found.values())
         value, low, high = (f"{part:+.1f}".replace("-", "−") for part in tables.gain(ours, control, what))
         assert value in said and f"({low} to {high}; " in said
         assert f"{ours.right(what).shape[-1]:,} images" in said
