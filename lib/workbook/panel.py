@@ -99,7 +99,8 @@ class Panel:
         self.chose = None  # the setting that was chosen for a budget
         self.gates: list[Dial] = []
         self.opens: list[widgets.Checkbox] = []
-        self.dials, self.canvas = widgets.HBox(layout={"flex_flow": "row wrap"}), widgets.VBox()
+        self.canvas, self.dials = widgets.VBox(), widgets.GridBox(
+            layout={"grid_template_columns": "repeat(auto-fill, 400px)"})
         self.figure, self.shape = go.Figure(), None
         self.exits = widgets.HBox([self.source], layout={"flex_flow": "row wrap"})
         self.box = widgets.VBox([
@@ -192,7 +193,7 @@ class Panel:
                                  (self.decision, gates.supported(whole.record)), (self.source, subject.sources)):
             if control.options != tuple(options):  # setting them anew would undo a hand's next choice
                 control.options = options
-            control.layout.display = "" if len(options) > 1 else "none"
+            control.layout.display = "flex" if len(options) > 1 else "none"
         self.network.layout.display = "" if len(self.explorer.subjects) > 1 else "none"
         first, stop = subject.record.meta["images"]
         self.number.min, self.number.max = 0, stop - 1

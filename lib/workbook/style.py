@@ -38,17 +38,14 @@ TEMPLATE = go.layout.Template(
 
 _SPOKEN = {"clean": "clean images", "main": "on main exit", "average": "average", "max_average": "max-average",
            "random": "random", "gate_aware": "gate-aware", "slow_keep": "slowed, label kept",
-           "slow_break": "slowed, label broken", "slow_free": "slowed"}
+           "slow_break": "slowed, label broken", "slow_free": "slowed", "strong": "strong suite"}
 
 _LABELS = {"main": "main branch", "max_average": "max-average", "resnet38": "ResNet-38", "smallcnn": "SmallCNN",
-           "mobilenet_v2": "MobileNetV2", "atmc": "ATMC",
-           "float": "FLOAT", "dual_bn": "control (dual BN, no noise)",
-           "share_stats": "two affines, one statistics", "share_affine": "two statistics, one affine",
-           "oat": "OAT", "pni": "PNI", "pgd_at": "PGD-AT",
-           "mixed": "two networks mixed", "float_slim": "FLOAT-slim", "dual_bn_slim": "slim control (no noise)",
-           "oats": "OATS", "float_narrow": "FLOAT, half as wide, by itself",
+           "mobilenet_v2": "MobileNetV2", "atmc": "ATMC", "float": "FLOAT", "dual_bn": "control (dual BN, no noise)",
+           "share_stats": "two affines, one statistics", "share_affine": "two statistics, one affine", "oat": "OAT",
+           "pni": "PNI", "pgd_at": "PGD-AT", "mixed": "two networks mixed", "float_slim": "FLOAT-slim",
+           "dual_bn_slim": "slim control (no noise)", "oats": "OATS", "float_narrow": "FLOAT, half as wide, by itself",
            "float_slim_heads": "FLOAT-slim, a head per width", "oats_heads": "OATS, a head per width (SOLAR)"}
-
 
 _DATASETS = {"mnist": "MNIST", "fashion_mnist": "Fashion-MNIST", "cifar10": "CIFAR-10", "svhn": "SVHN",
              "cifar10_jpeg": "CIFAR-10", "cifar10_png": "CIFAR-10"}

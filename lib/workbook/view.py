@@ -33,7 +33,7 @@ TERMS = {"TA": "accuracy on clean images", "ATA": "accuracy under an attack",
 
 def spoken(attack: str, exits: int = 2) -> str:
     """An attack as people say it: "on main exit", "average, EOT"; with one exit "PGD", "EOT-PGD"."""
-    names = {"union": "worst of all, per image", "paper_worst": "paper's worst case", "worst": "right in every draw"}
+    names = {"union": "worst per image", "paper_worst": "paper's worst case", "worst": "right in every draw"}
     if exits == 1:
         names |= {"main": "PGD", "EOT": "EOT-PGD", "noise-free transfer": "transfer from no noise"}
     form, _, who = attack.partition(", ")
@@ -43,7 +43,8 @@ def spoken(attack: str, exits: int = 2) -> str:
 def lines(explorer: Explorer) -> list[str]:
     """What the accuracy panel lists, top to bottom."""
     single = [attack for attack in explorer.subject.attacks if attack not in ("union", "paper_worst")]
-    return ["clean", *single, *(a for a in ("paper_worst", "union") if a in explorer.subject.attacks)]
+    last = [attack for attack in ("paper_worst", "union") if attack in explorer.subject.attacks]
+    return ["clean", *single, *last, *["strong"] * (explorer.subject.record.strong is not None)]
 
 
 def drawn(explorer: Explorer) -> go.Figure:
@@ -149,11 +150,12 @@ def update(fig: go.Figure, explorer: Explorer):
     """Move what moves. Raises WorkbookError where nothing is recorded around the present setting."""
     trace, here, before = {t.name: t for t in fig.data}, explorer.spot(), None
     subject, attack, every = explorer.subject, explorer.here.attack, lines(explorer)
-    value, low, high = (100 * np.array([here.number(line) for line in every]).T).tolist()
-    trace["now"].x = value
-    trace["now"].error_x.update(array=np.subtract(high, value).tolist(), arrayminus=np.subtract(value, low).tolist())
+    value, low, high = ([_percent(here, line, part) for line in every] for part in ("value", "low", "high"))
+    trace["now"].x = value  # the strong suite was not run at every setting
+    trace["now"].error_x.update({side: [None if v is None else abs(end - v) for v, end in zip(value, ends, strict=True)]
+                                 for side, ends in (("array", high), ("arrayminus", low))})
     trace["now"].marker.update(
-        color=[COLOURS.get(line, style.ATTACKED) for line in every],
+        color=[COLOURS.get(line, style.UNION if line == "strong" else style.ATTACKED) for line in every],
         size=[12 if line == attack else 8 for line in every])
     with contextlib.suppress(WorkbookError):
         before = explorer.spot(explorer.pinned)
@@ -170,10 +172,10 @@ def update(fig: go.Figure, explorer: Explorer):
     _update_pictures(fig, trace["pictures"], explorer, here, before)
 
 
-def _percent(spot: Spot | None, what: str) -> float | None:
-    """None on a pinned network that was not attacked so."""
+def _percent(spot: Spot | None, what: str, part: str = "value") -> float | None:
+    """None where it was not attacked so."""
     with contextlib.suppress(WorkbookError):
-        return spot and 100 * spot.number(what).value
+        return spot and 100 * getattr(spot.number(what), part)
 
 
 def _update_exits(fig: go.Figure, trace: dict, explorer: Explorer, here, before):

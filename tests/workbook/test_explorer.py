@@ -131,7 +131,7 @@ def test_one_record_under_attackers_of_several_kinds_and_budgets(tmp_path):
     record = replace(recorded(forms=forms), views=tuple(views))
     explorer = Explorer(Subject(record), tmp_path)
     live = Panel(explorer)
-    assert len(live.threat.options) == 3 and live.threat.layout.display == "" and not live.errors.value
+    assert len(live.threat.options) == 3 and live.threat.layout.display != "none" and not live.errors.value
     for name, threat in zip(live.threat.options, threats, strict=True):
         live.threat.value = name
         assert not live.errors.value and [a for _, a in live.attack.options] == [
@@ -194,8 +194,15 @@ def test_the_worst_case_is_the_strong_suites_where_it_was_run_at_this_very_setti
     told = view.tiles(explorer)
     assert explorer.spot().robust == "strong" and "strong suite, 100 images" in told
     assert f"{100 * met.measured('strong').value:.1f} %" in told
+    figure = view.drawn(explorer)
+    now = next(trace for trace in figure.data if trace.name == "now")
+    at, (value, low, high) = now.y.index("strong suite"), (100 * part for part in met.measured("strong"))
+    assert (now.x[at], now.x[at] - now.error_x.arrayminus[at], now.x[at] + now.error_x.array[at]) == pytest.approx(
+        (value, low, high))
     explorer.set(thresholds=(0.5, 0.5))
     assert explorer.spot().robust == "union" and "strong suite" not in view.tiles(explorer)
+    view.update(figure, explorer)
+    assert now.x[at] is None and None not in now.x[:at]
 
 
 def test_the_views_of_every_knob_name_the_gates_of_each_point(network):
