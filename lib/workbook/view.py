@@ -82,7 +82,8 @@ def _accuracy_panel(fig: go.Figure, explorer: Explorer, column: int):
                         hovertemplate="%{y}: %{x:.1f} %" + f" ({name})<extra></extra>")
     fig.data[-1].error_x = dict(type="data", symmetric=False, thickness=1.4, width=0, color=style.MUTED)
     fig.update_xaxes(range=[-2, 102], tickvals=[0, 25, 50, 75, 100], row=1, col=column)
-    fig.update_yaxes(range=[len(names) - 0.4, -0.6], row=1, col=column, ticks="")
+    fig.update_yaxes(range=[len(names) - 0.4, -0.6], row=1, col=column, ticks="", dtick=1,
+                     tickfont_size=min(12, 150 // len(names)))
 
 
 def _along_panel(fig: go.Figure, explorer: Explorer, column: int):
@@ -154,9 +155,8 @@ def update(fig: go.Figure, explorer: Explorer):
     trace["now"].x = value  # the strong suite was not run at every setting
     trace["now"].error_x.update({side: [None if v is None else abs(end - v) for v, end in zip(value, ends, strict=True)]
                                  for side, ends in (("array", high), ("arrayminus", low))})
-    trace["now"].marker.update(
-        color=[COLOURS.get(line, style.UNION if line == "strong" else style.ATTACKED) for line in every],
-        size=[12 if line == attack else 8 for line in every])
+    trace["now"].marker.update(size=[12 if line == attack else 8 for line in every], color=[
+        COLOURS.get(line, style.UNION if line == "strong" else style.ATTACKED) for line in every])
     with contextlib.suppress(WorkbookError):
         before = explorer.spot(explorer.pinned)
     trace["reference"].x = [_percent(before, line) for line in every]
