@@ -8,7 +8,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from lib.workbook import live
+from lib.workbook import live, style
 
 FIGURE = '{"data": [{"y": [1, 2]}], "layout": {}}'
 BROWSERS = {"exits": "exit 1", "hangs": "exec sleep 98765", "talks": "echo nonsense; exec sleep 98765"}
@@ -26,6 +26,20 @@ def test_a_smaller_picture_looks_the_same():
     file = io.BytesIO()
     Image.fromarray(noise).save(file, "png")
     assert len(live.small(file.getvalue())) < len(file.getvalue()) / 2
+
+
+def test_a_few_marks_keep_their_colours_beside_photographs():
+    photographs = np.random.default_rng(0).integers(0, 256, (200, 600, 3)).astype("uint8")
+    page = np.concatenate([np.full((200, 600, 3), 255, "uint8"), photographs])
+    colours = np.array([[int(c[k:k + 2], 16) for k in (1, 3, 5)] for c in style.CYCLE])
+    for place, colour in enumerate(colours):
+        page[50:55, 50 * place + 20:50 * place + 25] = colour
+    file = io.BytesIO()
+    Image.fromarray(page).save(file, "png")
+    made = np.asarray(Image.open(io.BytesIO(live.small(file.getvalue()))).convert("RGB")).astype(int)
+    kept = np.array([made[52, 50 * place + 22] for place in range(len(colours))])
+    away = np.linalg.norm(kept[:, None] - colours, axis=-1)
+    assert away.argmin(1).tolist() == list(range(len(colours))) and away.diagonal().max() < 40
 
 
 @pytest.mark.parametrize("kind", BROWSERS)
