@@ -97,7 +97,7 @@ def test_a_page_of_shipped_records_opens_no_dataset(stem, tmp_path, monkeypatch)
     assert "test images of" in found["caption"] and (tmp_path / "run" / "x" / "metrics.csv").is_file()
     if stem == "30":
         lines = pages.value("30", "own, claim = ", found)
-        assert len(lines) == 19 and set(lines["over"]) == {"3 trainings, 5 draws", "3 trainings"}
+        assert len(lines) == 30 and set(lines["over"]) == {"3 trainings, 5 draws", "3 trainings"}
     else:
         lines = pages.value(stem, "claim = partial(", found)
         assert len(lines) == {"20": 24, "21": 11, "22": 8}[stem]
