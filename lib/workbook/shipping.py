@@ -176,7 +176,7 @@ def ship_released(folder: Path | None = None) -> Path:
 
 
 def add_strong(name: str, images: int, folder: Path | None = None, device: str = "cpu") -> Path:
-    """Add the strong suite on the first `images` to a shipped record ("…-laptop", "repeats/…-laptop-seed0-suite"), at
+    """Add the strong suite on the first `images` to a shipped record ("…-laptop", "repeats/…-laptop-seed0-pgd"), at
     the settings of README: its point or `once_for_all.ends`, at suited thresholds and, with a λ, the last exit alone.
     Nothing else changes. Raises WorkbookError where weights or images are not its own."""
     target = ATLASES / f"{name}.safetensors"
